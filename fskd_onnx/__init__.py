@@ -1,0 +1,1 @@
+"""Make compressed neural networks accurate again, without training."""

@@ -1,0 +1,48 @@
+"""One exception tree; the message of each is the sentence that the user sees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from fskd_onnx.report import FitReport
+
+
+class FskdError(Exception):
+    """Base of everything that this package raises on purpose.
+
+    The message is one sentence: the file or node, what is wrong, what to do about it.
+    """
+
+    exit_status: ClassVar[int] = 1
+
+
+class ModelError(FskdError):
+    """A model cannot be read, checked, run or written."""
+
+
+class SamplesError(FskdError):
+    """Samples or labels cannot be read, or do not fit the model's inputs."""
+
+
+class PreprocessError(FskdError):
+    """Images were given without a usable description of how they become tensors."""
+
+
+class ProviderError(FskdError):
+    """An execution provider that was asked for cannot be used on this machine."""
+
+
+class MatchError(FskdError):
+    """Teacher and student have no block in common, or a pair is impossible."""
+
+
+class NoImprovementError(FskdError):
+    """The fit did not bring the student closer to the teacher on held-out samples."""
+
+    exit_status: ClassVar[int] = 3
+
+    def __init__(self, message: str, report: FitReport) -> None:
+        """Keep the report, which says what happened to each block."""
+        super().__init__(message)
+        self.report = report

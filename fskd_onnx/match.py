@@ -1,0 +1,298 @@
+"""Teacher x student -> block pairs and channel pairs, or the reason why there is none.
+
+Blocks are paired by the names that survive an export or a pruning tool. Channels are then followed
+through the student in the order of its nodes: which of the teacher's channels a tensor carries is
+known for the inputs (all of them), stays the same through whatever works channel by channel, and is
+found anew at each linear node by comparing its rows with the teacher's rows, cut down to the
+channels that the node's input carries. A layer that was pruned on both sides is thus an exact slice
+again. Where no weights say it, activations have to (``channels_from_moments``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from fskd_onnx.moments import Array, Moments
+from fskd_onnx.passes.linear import Linear, Refusal, find_linear
+
+Channels = NDArray[np.intp]
+
+# A pruned row is its teacher's row up to rounding, and up to the scale of a folded BatchNormalization.
+_WEIGHTS_AGREE = 0.98
+# Below this a student's channel has no counterpart among the teacher's activations.
+_ACTIVATIONS_AGREE = 0.2
+
+_MERGES = {"Add", "Sub", "Mul", "Div", "Sum", "Max", "Min", "Mean"}
+_PERMUTES_CHANNELS = {"Transpose", "Gather", "Slice", "Split", "DepthToSpace", "SpaceToDepth"}
+
+
+@dataclass(frozen=True)
+class BlockPair:
+    """A block of the student and what it is aligned to.
+
+    Attributes:
+        student: name of the student's linear node.
+        op: its operator.
+        teacher: the teacher's block output, or None where the block has no counterpart.
+        channels: teacher channel of each student channel; None until activations decide.
+        teacher_width: number of channels of the teacher's block output.
+        evidence: what the channels were found by: "weights", "width" or "activations".
+        confidence: 0..1, of the least certain channel.
+        reason: why the block is left alone; empty where it is not.
+    """
+
+    student: str
+    op: str
+    teacher: str | None
+    channels: tuple[int, ...] | None
+    teacher_width: int | None
+    evidence: str
+    confidence: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Matching:
+    """All blocks of a student in the order of its nodes."""
+
+    pairs: tuple[BlockPair, ...]
+
+    @property
+    def usable(self) -> tuple[BlockPair, ...]:
+        """The pairs that can be fitted."""
+        return tuple(pair for pair in self.pairs if not pair.reason)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The teacher channels that a student tensor carries, out of how many."""
+
+    channels: Channels
+    total: int
+
+
+def match_models(
+    teacher: gs.Graph, student: gs.Graph, known: Mapping[str, tuple[Channels, float]] | None = None
+) -> Matching:
+    """Pair the blocks of two canonical graphs and find the channels that the student kept.
+
+    Args:
+        teacher: the original network.
+        student: the compressed network.
+        known: channels that activations have decided, with their confidence, by the name of the
+            student's node.
+    """
+    partners = _Partners(teacher)
+    linears = {id(_last_node(view)): view for view in find_linear(student)}
+    kept: dict[int, _Kept] = {}
+    pairs = []
+    for node in student.nodes:
+        view = linears.get(id(node))
+        if view is None:
+            carried = _carry(node, kept)
+        else:
+            pair = _match_block(view, partners, kept, known or {})
+            pairs.append(pair)
+            carried = None
+            if pair.channels is not None and pair.teacher_width is not None:
+                carried = _Kept(np.array(pair.channels), pair.teacher_width)
+        if carried is not None:
+            kept |= {id(tensor): carried for tensor in node.outputs}
+    return Matching(tuple(pairs))
+
+
+def channels_from_moments(moments: Moments) -> tuple[Channels, float]:
+    """Find the teacher channel of each student channel from the correlation of their activations.
+
+    Args:
+        moments: of one group, with all channels of the teacher's block as targets.
+
+    Returns:
+        (n,) channels, each taken once, and the correlation of the least certain one.
+    """
+    return _assign(moments.correlation()[0])
+
+
+def uncertain(confidence: float) -> bool:
+    """Whether activations say too little to align a block by them."""
+    return confidence < _ACTIVATIONS_AGREE
+
+
+class _Partners:
+    """The teacher's linear nodes, by every name that a student's node may share with them."""
+
+    def __init__(self, teacher: gs.Graph) -> None:
+        self._by_name: dict[tuple[str, str], Linear] = {}
+        for linear in find_linear(teacher):
+            if isinstance(linear, Linear):
+                for key in _names(linear):
+                    self._by_name.setdefault(key, linear)
+
+    def find(self, linear: Linear) -> Linear | None:
+        found = (self._by_name.get(key) for key in _names(linear))
+        return next((partner for partner in found if partner is not None), None)
+
+
+def _names(linear: Linear) -> list[tuple[str, str]]:
+    return [
+        ("output", linear.output.name),
+        ("node", linear.name),
+        ("weight", linear.weight.name),
+    ]
+
+
+def _last_node(view: Linear | Refusal) -> gs.Node:
+    return view.output.inputs[0] if isinstance(view, Linear) else view.node
+
+
+def _match_block(
+    view: Linear | Refusal,
+    partners: _Partners,
+    kept: Mapping[int, _Kept],
+    known: Mapping[str, tuple[Channels, float]],
+) -> BlockPair:
+    if isinstance(view, Refusal):
+        return _alone(view.name, str(view.node.op), view.reason)
+    if view.shared_with is not None:
+        reason = f"its weights are also those of '{view.shared_with}'"
+        return _alone(view.name, view.op, reason)
+    partner = partners.find(view)
+    if partner is None:
+        return _alone(view.name, view.op, "no node of the teacher shares a name with it")
+    if view.width > partner.width:
+        reason = f"it is wider than the teacher's '{partner.name}'"
+        return _alone(view.name, view.op, reason)
+    if view.name in known:
+        (channels, confidence), evidence = known[view.name], "activations"
+    else:
+        found = _channels_from_weights(view, partner, kept.get(id(view.input)))
+        if found is None and view.width != partner.width:
+            return BlockPair(
+                student=view.name,
+                op=view.op,
+                teacher=partner.output.name,
+                channels=None,
+                teacher_width=partner.width,
+                evidence="activations",
+                confidence=0.0,
+                reason="",
+            )
+        if found is None:
+            channels, evidence, confidence = np.arange(view.width), "width", 0.5
+        else:
+            (channels, confidence), evidence = found, "weights"
+    return BlockPair(
+        student=view.name,
+        op=view.op,
+        teacher=partner.output.name,
+        channels=tuple(int(channel) for channel in channels),
+        teacher_width=partner.width,
+        evidence=evidence,
+        confidence=confidence,
+        reason="",
+    )
+
+
+def _alone(name: str, op: str, reason: str) -> BlockPair:
+    return BlockPair(name, op, None, None, None, "", 0.0, reason)
+
+
+def _channels_from_weights(
+    student: Linear, teacher: Linear, kept: _Kept | None
+) -> tuple[Channels, float] | None:
+    """Match rows of weights, the teacher's cut down to the inputs that the student kept."""
+    rows, columns = student.matrix, teacher.matrix
+    if student.kernel_shape != teacher.kernel_shape:
+        return None
+    if student.groups != teacher.groups:
+        return _depthwise_channels(student, teacher, kept)
+    taps = int(np.prod(student.kernel_shape))
+    have, want = rows.shape[2] // taps, columns.shape[2] // taps
+    inputs = _inputs_kept(kept, have, want) if student.groups == 1 else np.arange(want)
+    if inputs is None or len(inputs) != have:
+        return None
+    sliced = columns.reshape(*columns.shape[:2], want, taps)[:, :, inputs]
+    similarity = _cosine(rows, sliced.reshape(*columns.shape[:2], -1))
+    found = [_assign(block) for block in similarity]
+    confidence = min(certainty for _, certainty in found)
+    if confidence < _WEIGHTS_AGREE:
+        return None
+    per_group = teacher.width // teacher.groups
+    channels = [group * per_group + part for group, (part, _) in enumerate(found)]
+    return np.concatenate(channels), confidence
+
+
+def _depthwise_channels(
+    student: Linear, teacher: Linear, kept: _Kept | None
+) -> tuple[Channels, float] | None:
+    """A depthwise node of fewer groups carries, in order, what its input carries."""
+    multiplier = student.width // student.groups
+    if kept is None or teacher.width != multiplier * teacher.groups:
+        return None
+    if kept.total != teacher.groups or len(kept.channels) != student.groups:
+        return None
+    followers = kept.channels[:, np.newaxis] * multiplier + np.arange(multiplier)
+    return followers.reshape(-1), 1.0
+
+
+def _inputs_kept(kept: _Kept | None, have: int, want: int) -> Channels | None:
+    """Return the teacher inputs of a linear node, of which it has ``have`` out of ``want``.
+
+    A flattened tensor has several inputs per channel, in the order of its channels.
+    """
+    if kept is None:
+        return np.arange(want) if have == want else None
+    repeat, rest = divmod(have, len(kept.channels))
+    if rest or repeat * kept.total != want:
+        return None
+    inputs = kept.channels[:, np.newaxis] * repeat + np.arange(repeat)
+    return inputs.reshape(-1)
+
+
+def _cosine(rows: Array, others: Array) -> Array:
+    """Return the (groups, n, m) cosines; two rows of zeros agree, a dead filter with a dead one."""
+    lengths = [np.linalg.norm(part, axis=2, keepdims=True) for part in (rows, others)]
+    unit = [
+        np.divide(part, length, out=np.zeros_like(part), where=length > 0)
+        for part, length in zip((rows, others), lengths, strict=True)
+    ]
+    both_dead = (lengths[0] == 0) & np.swapaxes(lengths[1] == 0, 1, 2)
+    return unit[0] @ np.swapaxes(unit[1], 1, 2) + both_dead
+
+
+def _assign(similarity: Array) -> tuple[Channels, float]:
+    """Give each row a column of its own, the similarities summing to the most."""
+    # Columns in rising order where they are equally similar, as pruning tools leave them.
+    rows, columns = similarity.shape
+    order = np.abs(np.arange(rows)[:, np.newaxis] / rows - np.arange(columns) / columns)
+    chosen = linear_sum_assignment(similarity - 1e-9 * order, maximize=True)[1]
+    return chosen, float(similarity[np.arange(rows), chosen].min())
+
+
+def _carry(node: gs.Node, kept: Mapping[int, _Kept]) -> _Kept | None:
+    """Return the teacher channels that the outputs of a node carry, where its inputs tell."""
+    inputs = [kept.get(id(t)) for t in node.inputs if not isinstance(t, gs.Constant)]
+    if not inputs or node.op in _PERMUTES_CHANNELS:
+        return None
+    if node.op == "Concat":
+        return _concatenate(node, inputs)
+    if node.op in _MERGES:
+        # A gate of one channel (squeeze-and-excitation) carries as many as what it scales.
+        return max(filter(None, inputs), key=lambda carried: carried.total, default=None)
+    return inputs[0]
+
+
+def _concatenate(node: gs.Node, inputs: list[_Kept | None]) -> _Kept | None:
+    if node.attrs.get("axis") != 1 or any(carried is None for carried in inputs):
+        return None
+    parts, total = [], 0
+    for carried in filter(None, inputs):
+        parts.append(total + carried.channels)
+        total += carried.total
+    return _Kept(np.concatenate(parts), total)

@@ -1,0 +1,37 @@
+"""What a user may choose; the same names as on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fskd_onnx.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How samples are read and models are run, for every command.
+
+    Attributes:
+        providers: execution providers in order, or ``("auto",)``: CUDA where it works, else CPU.
+        max_samples: use at most this many samples, drawn with ``seed``; ``None`` uses all.
+        batch_size: samples per run; ``None`` lets the engine choose.
+        seed: everything random comes from it.
+        preprocess: how pixels become tensors.
+    """
+
+    providers: tuple[str, ...] = ("auto",)
+    max_samples: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    preprocess: Preprocess = field(default_factory=Preprocess)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a student is fitted.
+
+    Attributes:
+        run: how samples are read and models are run.
+    """
+
+    run: RunOptions = field(default_factory=RunOptions)

@@ -1,0 +1,123 @@
+"""Choose ONNX Runtime execution providers that really work, or say which library is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx
+import onnxruntime
+
+from fskd_onnx.errors import ProviderError
+
+logger = logging.getLogger(__name__)
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_FATAL = 4
+_ERROR = 3
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """ONNX Runtime on chosen providers.
+
+    Attributes:
+        providers: full names, in order; the CPU always stands last, for nodes no other takes.
+        device: where tensors between runs are kept, as ONNX Runtime calls it.
+    """
+
+    providers: tuple[str, ...]
+    device: str
+
+    def session(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+        """Make a session of a model.
+
+        Raises:
+            Exception: whatever the runtime raises; callers know which file it is about.
+        """
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERROR
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=list(self.providers)
+        )
+
+
+def open_runtime(names: Sequence[str]) -> Runtime:
+    """Resolve provider names.
+
+    Args:
+        names: short ("cuda") or full ("CUDAExecutionProvider") names in any case, in order, or
+            ``("auto",)``: CUDA where it really works, else the CPU.
+
+    Raises:
+        ProviderError: a named provider is unknown to the installed runtime or does not load.
+    """
+    if [name.lower() for name in names] == ["auto"]:
+        problem = _why_not(_CUDA)
+        chosen = [_CPU] if problem else [_CUDA, _CPU]
+        logger.info("running on %s", "the CPU: " + problem if problem else "CUDA")
+    else:
+        chosen = [_full_name(name) for name in names]
+        for provider in chosen:
+            if problem := _why_not(provider):
+                msg = (
+                    f"provider '{provider}' cannot be used: {problem}; "
+                    f"install what is missing, or choose --providers cpu"
+                )
+                raise ProviderError(msg)
+        if _CPU not in chosen:
+            chosen.append(_CPU)
+    return Runtime(tuple(chosen), "cuda" if chosen[0] == _CUDA else "cpu")
+
+
+def _full_name(name: str) -> str:
+    available = onnxruntime.get_available_providers()
+    for full in available:
+        if name.lower() in (full.lower(), full.lower().removesuffix("executionprovider")):
+            return str(full)
+    short = ", ".join(full.removesuffix("ExecutionProvider").lower() for full in available)
+    msg = f"provider '{name}' is not part of the installed ONNX Runtime; it has: {short}"
+    raise ProviderError(msg)
+
+
+def _why_not(provider: str) -> str | None:
+    """Return why a provider does not load, or None where it does.
+
+    The runtime lists providers that it was built with, and falls back to the CPU in silence when
+    one does not load, so a session of one node has to be made and asked.
+    """
+    if provider not in onnxruntime.get_available_providers():
+        return "the installed ONNX Runtime was built without it"
+    if provider == _CPU:
+        return None
+    said = io.StringIO()
+    with _quiet(), contextlib.redirect_stdout(said):
+        if provider == _CUDA and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+        try:
+            session = onnxruntime.InferenceSession(_PROBE, providers=[provider])
+        except Exception as error:
+            return str(error).splitlines()[0]
+    if provider in session.get_providers():
+        return None
+    missing = re.findall(r"Failed to load (\S+?):", said.getvalue())
+    return f"{missing[0]} is missing" if missing else "no device that it supports was found"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the runtime's own report of a failed load, several coloured lines, off the terminal."""
+    onnxruntime.set_default_logger_severity(_FATAL)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(_ERROR)
+
+
+_PROBE = onnx.parser.parse_model(
+    '<ir_version: 8, opset_import: ["": 13]> probe (float[1] x) => (float[1] y) { y = Relu(x) }'
+).SerializeToString()

@@ -1,0 +1,187 @@
+"""What every pass is: a small class that rewrites one graph and says whether it did.
+
+A pass has two entrances. ``apply`` works in place on an onnx-graphsurgeon graph, so that several
+passes can follow each other without a round trip through protobuf. Calling the pass works on a
+``ModelProto`` and returns a new one: the given model is never modified, and everything that the
+pass did not touch survives as it was, including what a graphsurgeon export drops.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, MutableSequence
+from dataclasses import dataclass
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import numpy_helper
+from onnx_graphsurgeon.logger import G_LOGGER
+
+# Its warnings (nodes that share a name, an absent package for colours) ask nothing of our user.
+G_LOGGER.severity = G_LOGGER.ERROR
+
+
+class PassError(Exception):
+    """A pass cannot do its work; the message names the node and the reason."""
+
+
+class PreconditionError(PassError):
+    """The graph or the arguments are not what the pass requires."""
+
+
+class PostconditionError(PassError):
+    """The pass broke what it ensures: a defect of the pass, never of the input."""
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass returns.
+
+    Attributes:
+        model: the rewritten model.
+        changed: whether anything differs from the model that was given.
+        notes: one sentence for each thing done or refused.
+    """
+
+    model: onnx.ModelProto
+    changed: bool
+    notes: tuple[str, ...]
+
+
+class Pass(ABC):
+    """A graph rewrite with a contract: ``requires`` before, ``apply``, ``ensures`` after."""
+
+    def requires(self, graph: gs.Graph) -> None:
+        """Raise ``PreconditionError`` where ``apply`` would have to guess."""
+
+    @abstractmethod
+    def apply(self, graph: gs.Graph) -> list[str]:
+        """Rewrite the graph in place; return one note per change, none if nothing changed."""
+
+    def ensures(self, graph: gs.Graph) -> None:
+        """Raise ``PostconditionError`` if the rewritten graph is not what was promised."""
+
+    def run(self, graph: gs.Graph) -> list[str]:
+        """Check, rewrite in place, check again; return the notes of ``apply``."""
+        self.requires(graph)
+        notes = self.apply(graph)
+        self.ensures(graph)
+        return notes
+
+    def __call__(self, model: onnx.ModelProto) -> PassResult:
+        """Run on a copy of the model.
+
+        Raises:
+            PreconditionError: the model is not what the pass requires.
+            PostconditionError: the pass is defective.
+        """
+        graph = gs.import_onnx(model)
+        notes = self.run(graph)
+        if not notes:
+            return PassResult(model, changed=False, notes=())
+        return PassResult(export(graph, like=model), changed=True, notes=tuple(notes))
+
+
+def export(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
+    """Export a rewritten graph with everything of its origin that the rewrite did not touch.
+
+    A graphsurgeon export alone loses metadata, doc strings, quantization annotations, inputs that
+    have an initializer, and attributes of kinds that it does not know. So the original is the
+    default here, field by field, and the export only supplies what differs.
+
+    Args:
+        graph: the rewritten graph, imported from ``like``.
+        like: the model that the graph came from.
+
+    Returns:
+        A new model; ``like`` is not modified.
+    """
+    exported = gs.export_onnx(graph, do_type_check=False).graph
+    model = onnx.ModelProto()
+    _copy_fields(like, model, except_for={"graph"})
+    rebuilt = {"node", "initializer", "input", "value_info", "quantization_annotation"}
+    _copy_fields(like.graph, model.graph, except_for=rebuilt)
+
+    origins = {_identity(node): node for node in like.graph.node}
+    for node in exported.node:
+        model.graph.node.append(_restore_node(node, origins.get(_identity(node))))
+
+    values = {tensor.name: tensor for tensor in exported.initializer}
+    dropped = set(_names_read(like.graph)) - set(_names_read(model.graph))
+    for tensor in like.graph.initializer:
+        if tensor.name not in dropped:
+            now = values.get(tensor.name, tensor)
+            model.graph.initializer.append(tensor if _same_values(now, tensor) else now)
+    before = {tensor.name for tensor in like.graph.initializer}
+    model.graph.initializer.extend(t for t in exported.initializer if t.name not in before)
+
+    model.graph.input.extend(i for i in like.graph.input if i.name not in dropped & before)
+    alive = {name for node in model.graph.node for name in node.output}
+    alive |= {tensor.name for tensor in model.graph.initializer}
+    alive |= {value.name for value in model.graph.input}
+    model.graph.value_info.extend(v for v in like.graph.value_info if v.name in alive)
+    model.graph.quantization_annotation.extend(
+        a for a in like.graph.quantization_annotation if a.tensor_name in alive
+    )
+    return model
+
+
+def _copy_fields(
+    source: onnx.ModelProto | onnx.GraphProto,
+    target: onnx.ModelProto | onnx.GraphProto,
+    except_for: set[str],
+) -> None:
+    for field, value in source.ListFields():
+        if field.name in except_for:
+            continue
+        if isinstance(value, MutableSequence):
+            getattr(target, field.name).extend(value)
+        elif field.message_type is not None:
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
+def _identity(node: onnx.NodeProto) -> tuple[str, str]:
+    """Return what stays the same of a node while it is rewritten: its name, or else its output."""
+    return node.op_type, node.name or "".join(node.output[:1])
+
+
+def _restore_node(node: onnx.NodeProto, origin: onnx.NodeProto | None) -> onnx.NodeProto:
+    """Return the node as exported, with what graphsurgeon does not carry taken from its origin."""
+    if origin is None:
+        return node
+    restored = onnx.NodeProto()
+    restored.CopyFrom(origin)
+    for field in ("input", "output"):
+        if list(getattr(node, field)) != list(getattr(origin, field)):
+            restored.ClearField(field)
+            getattr(restored, field).extend(getattr(node, field))
+    kept = {attribute.name: attribute for attribute in restored.attribute}
+    for attribute in node.attribute:
+        if attribute.name not in kept:
+            restored.attribute.append(attribute)
+        elif attribute.type in (onnx.AttributeProto.FLOAT, onnx.AttributeProto.INT):
+            # The only attributes that a pass rewrites are numbers (Gemm's alpha and beta).
+            kept[attribute.name].CopyFrom(attribute)
+    return restored
+
+
+def _names_read(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the names of all tensors that nodes, bodies of control flow or outputs read."""
+    yield from (output.name for output in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _names_read(attribute.g)
+            for body in attribute.graphs:
+                yield from _names_read(body)
+
+
+def _same_values(now: onnx.TensorProto, before: onnx.TensorProto) -> bool:
+    if now is before or now == before:
+        return True
+    if now.data_type != before.data_type or list(now.dims) != list(before.dims):
+        return False
+    return numpy_helper.to_array(now).tobytes() == numpy_helper.to_array(before).tobytes()
