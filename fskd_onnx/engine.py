@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnxruntime import OrtValue
 
 from fskd_onnx.passes.segment import Segment, extract, plan_segments
 from fskd_onnx.providers import Runtime
+from fskd_onnx.samples import Samples
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
@@ -72,8 +74,9 @@ def default_batch_size(sample: Tensors) -> int:
 class Network:
     """One network on its way through its segments, all batches in step.
 
-    ``enter`` a stage, ``step`` every batch through it, ``leave`` it: then the tensors that nobody
-    reads any more are gone. What was changed in the graph behind the current cut takes effect.
+    ``enter`` a stage, ask for ``tensors`` of every batch (the first time runs the segment), ``leave``
+    it: then what nobody reads any more is gone. What was changed in the graph behind the current
+    cut takes effect.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class Network:
         Args:
             runtime: where to run.
             graph: the network; nodes behind the current cut may be rewritten between stages.
-            stops: for each stage, the tensors that ``step`` returns.
+            stops: for each stage, the tensors that have to exist at it.
             feeds: for each batch, the inputs of the graph.
         """
         self._runtime = runtime
@@ -98,6 +101,7 @@ class Network:
         self._cut = [dict(feed) for feed in feeds]
         self._stage = -1
         self._session: onnxruntime.InferenceSession | None = None
+        self._pending: set[int] = set()
 
     @property
     def _segment(self) -> Segment:
@@ -106,17 +110,18 @@ class Network:
     def enter(self) -> None:
         """Go to the next stage and compile its segment as the graph is now."""
         self._stage += 1
-        self._session = None
         if self._segment.outputs:
             types = {name: self._type_of(name) for name in self._segment.inputs}
             self._session = self._runtime.session(extract(self._graph, self._segment, types))
+            self._pending = set(range(len(self._cut)))
 
-    def step(self, batch: int) -> dict[str, OrtValue]:
-        """Run the segment for one batch; return the tensors of this stage's stop."""
+    def tensors(self, batch: int) -> dict[str, OrtValue]:
+        """Return the tensors of this stage's stop for one batch."""
         cut = self._cut[batch]
-        if self._session is not None:
+        if self._session is not None and batch in self._pending:
             feeds = {name: cut[name] for name in self._segment.inputs}
             cut |= run(self._session, feeds, self._segment.outputs, self._runtime.device)
+            self._pending.remove(batch)
         return {name: cut[name] for name in self._stops[self._stage]}
 
     def leave(self) -> None:
@@ -127,10 +132,55 @@ class Network:
         self._session = None
 
     def _type_of(self, name: str) -> onnx.TypeProto:
-        """Return the type of a tensor of the cut; an axis is fixed where all batches agree on it."""
+        """Return the type of a tensor of the cut; an axis is fixed where all batches agree."""
         shapes = [cut[name].shape() for cut in self._cut]
-        shape = [extents[0] if len(set(extents)) == 1 else None for extents in zip(*shapes)]
+        axes = zip(*shapes, strict=True)
+        shape = [extents[0] if len(set(extents)) == 1 else None for extents in axes]
         return onnx.helper.make_tensor_type_proto(self._cut[0][name].element_type(), shape)
+
+
+class Lockstep:
+    """Student and teacher side by side, stage by stage, over the same batches."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        student: gs.Graph,
+        teacher: gs.Graph,
+        stops: Sequence[tuple[Sequence[str], Sequence[str]]],
+        samples: Samples,
+        batches: Sequence[Batch],
+    ) -> None:
+        """Plan both networks and load the samples.
+
+        Args:
+            runtime: where to run.
+            student: the compressed network, corrected as the stages go on.
+            teacher: the original network; takes the same inputs in the same order.
+            stops: for each stage, tensors of the student and tensors of the teacher.
+            samples: the samples, named as the teacher's inputs are.
+            batches: which samples run together.
+        """
+        self.batches = tuple(batches)
+        feeds = [upload(samples.take(batch.samples), runtime.device) for batch in batches]
+        names = [tensor.name for tensor in student.inputs]
+        renamed = [dict(zip(names, feed.values(), strict=True)) for feed in feeds]
+        self._student = Network(runtime, student, [mine for mine, _ in stops], renamed)
+        self._teacher = Network(runtime, teacher, [theirs for _, theirs in stops], feeds)
+
+    @contextmanager
+    def stage(self) -> Iterator[None]:
+        """Enter the next stage; leave it with the block."""
+        networks = (self._student, self._teacher)
+        for network in networks:
+            network.enter()
+        yield
+        for network in networks:
+            network.leave()
+
+    def tensors(self, index: int) -> tuple[dict[str, OrtValue], dict[str, OrtValue]]:
+        """Return the student's and the teacher's tensors of this stage, for one batch."""
+        return self._student.tensors(index), self._teacher.tensors(index)
 
 
 def run(

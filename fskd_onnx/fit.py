@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import logging
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
+from fskd_onnx.adapt import BlockFit, fit_block
+from fskd_onnx.clock import Clock
 from fskd_onnx.compare import Outputs, agreement, check_same_interface, forward
-from fskd_onnx.engine import Network, default_batch_size, plan_batches, upload
+from fskd_onnx.engine import Batch, Lockstep, default_batch_size, plan_batches
 from fskd_onnx.errors import FskdError, MatchError, NoImprovementError, SamplesError
 from fskd_onnx.match import (
     BlockPair,
@@ -35,15 +34,20 @@ from fskd_onnx.model_io import (
     load_model,
     source_name,
 )
-from fskd_onnx.moments import MomentStream
+from fskd_onnx.moments import Affine, total
 from fskd_onnx.options import FitOptions, RunOptions
 from fskd_onnx.passes import Adapter, Canonicalize, FuseAdapter, InsertAdapter
 from fskd_onnx.passes.base import export
+from fskd_onnx.passes.capture import Columns
 from fskd_onnx.passes.linear import Linear, find_linear
+from fskd_onnx.passes.replace_weights import ReplaceWeights, Weights
+from fskd_onnx.passes.segment import ancestors
 from fskd_onnx.providers import Runtime, open_runtime
+from fskd_onnx.readout import Readout, read_out
 from fskd_onnx.report import Agreement, BlockReport, FitReport, Seconds
 from fskd_onnx.samples import Samples, SampleSource, load_samples
-from fskd_onnx.solve import solve_pointwise
+from fskd_onnx.solve import Family
+from fskd_onnx.stream import BlockStream, BlockTensors
 
 logger = logging.getLogger(__name__)
 
@@ -84,11 +88,11 @@ def fit(
         FskdError: a file, the samples or the machine cannot be used.
     """
     options = options or FitOptions()
-    clock = _Clock()
+    clock = Clock()
     task = _prepare(teacher, student, samples, options.run)
-    fitted = _fit_blocks(task, clock)
+    fitted = _fit_blocks(task, options, clock)
     with clock("fuse"):
-        model = export(fitted.graph, like=task.student.canonical)
+        model = export(fitted.student, like=task.student.canonical)
     with clock("verify"):
         before, after = _verify(task, fitted, model)
     report = FitReport(
@@ -99,12 +103,15 @@ def fit(
         providers=task.runtime.providers,
         sample_count=len(task.samples),
         held_out_count=len(task.held_out),
-        blocks=fitted.blocks,
+        blocks=fitted.reports,
         before=before,
         after=after,
         parameters_student=count_parameters(task.student.model),
         parameters_fused=count_parameters(model),
-        seconds=clock.report(),
+        seconds=Seconds(
+            total=clock.total,
+            **{stage: clock.spent(stage) for stage in ("capture", "solve", "fuse", "verify")},
+        ),
         versions=_versions(),
     )
     if not after.relative_mse < before.relative_mse:
@@ -138,7 +145,8 @@ def match(
     task = _prepare(teacher, student, samples, options or RunOptions())
     if all(pair.channels is not None for pair in task.matching.usable):
         return task.matching
-    return _fit_blocks(task, _Clock()).matching
+    fitted = _fit_blocks(task, FitOptions(run=task.options, adapter="pointwise"), Clock())
+    return fitted.matching
 
 
 @dataclass(frozen=True)
@@ -167,19 +175,48 @@ class _Task:
     matching: Matching
     runtime: Runtime
     samples: Samples
-    folds: list[NDArray[np.intp]]
+    batches: list[Batch]
     held_out: NDArray[np.intp]
     options: RunOptions
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Fitted:
-    """What comes out of the blocks."""
+    """The student as corrected so far, and how."""
 
-    graph: gs.Graph
-    adapters: dict[str, Adapter]
-    blocks: tuple[BlockReport, ...]
+    student: gs.Graph
     matching: Matching
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    weights: dict[str, Weights] = field(default_factory=dict)
+    known: dict[str, tuple[Channels, float]] = field(default_factory=dict)
+    blocks: dict[str, BlockReport] = field(default_factory=dict)
+
+    def pair(self, name: str) -> BlockPair:
+        """Return the pair of a student's node."""
+        return next(pair for pair in self.matching.pairs if pair.student == name)
+
+    def correct(self, name: str, linear: Linear, block: BlockFit) -> None:
+        """Apply a fit to the graph, and keep it for the explicit form of the whole."""
+        if block.family.name == "pointwise":
+            self.adapters[name] = Adapter(block.adapter.matrix, block.adapter.shift.reshape(-1))
+            InsertAdapter({name: self.adapters[name]}).run(self.student)
+            FuseAdapter().run(self.student)
+        else:
+            self.weights[name] = Weights(block.adapter.matrix, block.adapter.shift.reshape(-1))
+            ReplaceWeights({name: self.weights[name]}).run(self.student)
+
+    def explicit(self, canonical: onnx.ModelProto) -> onnx.ModelProto:
+        """Return the corrected student with its pointwise adapters as nodes of their own."""
+        replaced = ReplaceWeights(self.weights)(canonical).model
+        return InsertAdapter(self.adapters)(replaced).model
+
+    @property
+    def reports(self) -> tuple[BlockReport, ...]:
+        """A line for every linear node of the student, in order."""
+        alone = {
+            pair.student: _kept(pair, pair.reason) for pair in self.matching.pairs if pair.reason
+        }
+        return tuple((self.blocks | alone)[pair.student] for pair in self.matching.pairs)
 
 
 def _prepare(
@@ -208,131 +245,160 @@ def _prepare(
     shuffled = np.random.default_rng(options.seed).permutation(len(loaded))
     held_out = max(1, round(_HELD_OUT * len(loaded)))
     rest = shuffled[held_out:]
+    specs = [spec for network in networks for spec in input_specs(network.model)]
+    batches = plan_batches(
+        np.array_split(rest, min(_FOLDS, len(rest))),
+        options.batch_size or default_batch_size(loaded.take(rest[:1])),
+        fixed_batch_size(specs),
+    )
     return _Task(
         teacher=networks[0],
         student=networks[1],
         matching=matching,
         runtime=open_runtime(options.providers),
         samples=loaded,
-        folds=np.array_split(rest, min(_FOLDS, len(rest))),
+        batches=batches,
         held_out=np.sort(shuffled[:held_out]),
         options=options,
     )
 
 
-def _fit_blocks(task: _Task, clock: _Clock) -> _Fitted:
+def _fit_blocks(task: _Task, options: FitOptions, clock: Clock) -> _Fitted:
     """Advance both networks block by block, correcting the student's before it runs on."""
-    teacher, student = (
-        gs.import_onnx(network.canonical) for network in (task.teacher, task.student)
+    student, teacher = (
+        gs.import_onnx(network.canonical) for network in (task.student, task.teacher)
     )
-    references = {
-        view.output.name: view for view in find_linear(teacher) if isinstance(view, Linear)
-    }
-    usable = task.matching.usable
-    inputs = {pair.student: _find(student, pair.student).input.name for pair in usable}
-    walk = _Lockstep(
-        task,
-        teacher,
+    plans = _plan_blocks(task.matching, student, teacher)
+    lockstep = Lockstep(
+        task.runtime,
         student,
-        [(inputs[pair.student], str(pair.teacher)) for pair in usable],
+        teacher,
+        [(list(p.tensors.of_student.values()), list(p.tensors.of_teacher.values())) for p in plans],
+        task.samples,
+        task.batches,
     )
-    matching = task.matching
-    known: dict[str, tuple[Channels, float]] = {}
-    adapters: dict[str, Adapter] = {}
-    blocks: dict[str, BlockReport] = {}
-    for index, name in enumerate(pair.student for pair in usable):
-        pair = next(pair for pair in matching.pairs if pair.student == name)
-        linear = _find(student, name)
-        stream = MomentStream(
-            task.runtime,
-            linear,
-            references[str(pair.teacher)],
-            None if pair.channels is None else np.array(pair.channels),
-            walk.batches,
-            (task.options.seed, index),
+    state = _Fitted(student, task.matching)
+    for plan in plans:
+        # Systems of this size lose more by being handed round among threads than they gain.
+        with clock("capture"), lockstep.stage(), clock("solve"), threadpool_limits(1):
+            state.blocks[plan.name] = _fit_one(task, options, state, plan, lockstep, clock)
+    return state
+
+
+def _fit_one(
+    task: _Task,
+    options: FitOptions,
+    state: _Fitted,
+    plan: _BlockPlan,
+    lockstep: Lockstep,
+    clock: Clock,
+) -> BlockReport:
+    """Fit one block and correct it in the student's graph, or say why it is kept."""
+    linear = find_block(state.student, plan.name)
+    seed = (task.options.seed, plan.index)
+    try:
+        if state.pair(plan.name).channels is None:
+            columns = plan.columns(linear, None, outputs=True)
+            stream = BlockStream(task.runtime, lockstep, plan.tensors, columns, seed, clock)
+            channels, confidence = channels_from_moments(total(stream.sums()[0]))
+            if uncertain(confidence):
+                correlation = f"by {confidence:.2f}" if confidence > 0 else "not at all"
+                return _kept(
+                    state.pair(plan.name),
+                    f"one of its channels correlates with the teacher's {correlation}",
+                )
+            state.known[plan.name] = channels, confidence
+            state.matching = _rematch(task, state.known)
+        pair = state.pair(plan.name)
+        outputs = options.adapter == "pointwise"
+        columns = plan.columns(linear, np.array(pair.channels), outputs)
+        stream = BlockStream(task.runtime, lockstep, plan.tensors, columns, seed, clock)
+        block = fit_block(stream, columns, _families(linear, options.adapter), plan.readout)
+    except MatchError as error:
+        return _kept(state.pair(plan.name), str(error))
+    if not block.improves:
+        return _kept(pair, "no adapter is better on held-out folds", block.error_before)
+    with clock("fuse"):
+        state.correct(plan.name, linear, block)
+    logger.info("%s: %.4g -> %.4g", plan.name, block.error_before, block.error_after)
+    return BlockReport(
+        student=plan.name,
+        teacher=pair.teacher,
+        op=pair.op,
+        adapter=block.family.name,
+        ridge=block.ridge,
+        channels=pair.channels or (),
+        error_before=block.error_before,
+        error_after=block.error_after,
+        status="fitted",
+        reason="",
+        teacher_width=pair.teacher_width,
+    )
+
+
+@dataclass(frozen=True)
+class _BlockPlan:
+    """What is known of a block before anything runs."""
+
+    index: int
+    name: str
+    partner: Linear
+    tensors: BlockTensors
+    readout: Readout
+
+    def columns(self, linear: Linear, channels: NDArray[np.intp] | None, outputs: bool) -> Columns:
+        """Say how to cut columns: with all of the teacher's channels while none are chosen."""
+        return Columns(
+            linear=linear,
+            outputs=outputs,
+            groups=1 if channels is None else linear.groups,
+            channels=np.arange(self.partner.width) if channels is None else channels,
+            targets_width=self.partner.width,
+            targets_last=self.partner.op == "MatMul",
+            residual=self.readout.total is not None,
         )
-        try:
-            with clock("capture"):
-                walk.advance(stream)
-        except MatchError as error:
-            blocks[name] = _kept(pair, str(error))
-            continue
-        with clock("solve"):
-            folds = stream.folds
-            if pair.channels is None:
-                channels, confidence = channels_from_moments(sum(folds[1:], start=folds[0]))
-                if uncertain(confidence):
-                    reason = (
-                        f"its channels correlate too little with the teacher's ({confidence:.2f})"
-                    )
-                    blocks[name] = _kept(pair, reason)
-                    continue
-                known[name] = channels, confidence
-                matching = _rematch(task, known)
-                pair = next(pair for pair in matching.pairs if pair.student == name)
-                folds = [fold.select(linear.groups, channels) for fold in folds]
-            solution = solve_pointwise(folds)
-        if not solution.improves:
-            blocks[name] = _kept(
-                pair, "no adapter is better on held-out folds", solution.error_before
+
+
+def _plan_blocks(matching: Matching, student: gs.Graph, teacher: gs.Graph) -> list[_BlockPlan]:
+    """Look up where each block's columns come from and where its error is seen."""
+    partners = {v.output.name: v for v in find_linear(teacher) if isinstance(v, Linear)}
+    tensors = {t.name: t for node in student.nodes for t in node.outputs}
+    linears = [find_block(student, pair.student) for pair in matching.usable]
+    plans = []
+    for index, (pair, linear) in enumerate(zip(matching.usable, linears, strict=True)):
+        partner = partners[str(pair.teacher)]
+        mine, theirs = read_out(student, linear), read_out(teacher, partner)
+        readout = mine
+        if readout.total is not None:
+            later = {id(v.bias_node or v.node) for v in linears[index:]}
+            known = all(id(n) not in later for n in ancestors([tensors.get(str(mine.shortcut))]))
+            # A shortcut that is corrected later would be repaired twice.
+            if theirs.total is None or not known:
+                readout = mine.without_sum()
+        names = BlockTensors(linear.input.name, partner.output.name)
+        if readout.total is not None:
+            names = BlockTensors(
+                linear.input.name, partner.output.name, readout.shortcut, theirs.total
             )
-            continue
-        with clock("fuse"):
-            adapters[name] = Adapter(solution.matrix, solution.shift.reshape(-1))
-            InsertAdapter({name: adapters[name]}).run(student)
-            FuseAdapter().run(student)
-        blocks[name] = BlockReport(
-            student=name,
-            teacher=pair.teacher,
-            op=pair.op,
-            adapter="pointwise",
-            ridge=solution.ridge,
-            channels=pair.channels or (),
-            error_before=solution.error_before,
-            error_after=solution.error_after,
-            status="fitted",
-            reason="",
-        )
-        logger.info("%s: %.4g -> %.4g", name, solution.error_before, solution.error_after)
-    alone = {pair.student: _kept(pair, pair.reason) for pair in matching.pairs if pair.reason}
-    every = tuple((blocks | alone)[pair.student] for pair in matching.pairs)
-    return _Fitted(student, adapters, every, matching)
+        plans.append(_BlockPlan(index, pair.student, partner, names, readout))
+    return plans
 
 
-class _Lockstep:
-    """Teacher and student side by side, stage by stage, over all batches."""
+def _families(linear: Linear, adapter: str) -> list[Family]:
+    """Return the families to try, as maps of what is captured: outputs for pointwise alone."""
+    block = Affine(linear.matrix, linear.bias.reshape(linear.groups, -1))
+    if adapter == "pointwise":
+        n = linear.width // linear.groups
+        identity = np.broadcast_to(np.eye(n), (linear.groups, n, n))
+        return [Family("pointwise", Affine(identity, np.zeros((linear.groups, n))), False)]
+    kernel = Family("kernel", block, on_outputs=False)
+    return [kernel] if adapter == "kernel" else [Family("pointwise", block, True), kernel]
 
-    def __init__(
-        self, task: _Task, teacher: gs.Graph, student: gs.Graph, stops: Sequence[tuple[str, str]]
-    ) -> None:
-        specs = [input_specs(network.model) for network in (task.teacher, task.student)]
-        first = task.samples.take(task.folds[0][:1])
-        size = task.options.batch_size or default_batch_size(first)
-        fixed = max(filter(None, map(fixed_batch_size, specs)), default=None)
-        self.batches = plan_batches(task.folds, size, fixed)
-        device = task.runtime.device
-        feeds = [upload(task.samples.take(batch.samples), device) for batch in self.batches]
-        renamed = [
-            dict(zip((spec.name for spec in specs[1]), feed.values(), strict=True))
-            for feed in feeds
-        ]
-        self._stops = stops
-        self._student = Network(task.runtime, student, [(mine,) for mine, _ in stops], renamed)
-        self._teacher = Network(task.runtime, teacher, [(theirs,) for _, theirs in stops], feeds)
-        self._stage = 0
 
-    def advance(self, stream: MomentStream) -> None:
-        """Run both networks up to the next block and add up its moments."""
-        mine, theirs = self._stops[self._stage]
-        self._stage += 1
-        for network in (self._student, self._teacher):
-            network.enter()
-        for index, batch in enumerate(self.batches):
-            patches = self._student.step(index)[mine]
-            targets = self._teacher.step(index)[theirs]
-            stream.add(index, batch, patches, targets)
-        for network in (self._student, self._teacher):
-            network.leave()
+def find_block(graph: gs.Graph, name: str) -> Linear:
+    """Return the linear node of a name that is known to be there."""
+    views = (view for view in find_linear(graph) if isinstance(view, Linear))
+    return next(view for view in views if view.name == name)
 
 
 def _rematch(task: _Task, known: dict[str, tuple[Channels, float]]) -> Matching:
@@ -349,7 +415,7 @@ def _verify(task: _Task, fitted: _Fitted, model: onnx.ModelProto) -> tuple[Agree
             task.runtime, network, task.samples, task.held_out, task.options.batch_size, name
         )
 
-    explicit = InsertAdapter(fitted.adapters)(task.student.canonical).model
+    explicit = fitted.explicit(task.student.canonical)
     fused = outputs(model, f"fused {task.student.name}")
     for one, other in zip(
         fused, outputs(explicit, "the student with explicit adapters"), strict=True
@@ -372,11 +438,6 @@ def _difference(one: NDArray[np.generic], other: NDArray[np.generic]) -> float:
     return float(np.abs(a - b).max(initial=0.0)) / largest if largest else float(np.any(a))
 
 
-def _find(graph: gs.Graph, name: str) -> Linear:
-    views = (view for view in find_linear(graph) if isinstance(view, Linear))
-    return next(view for view in views if view.name == name)
-
-
 def _kept(pair: BlockPair, reason: str, error: float | None = None) -> BlockReport:
     logger.info("%s: kept, %s", pair.student, reason)
     return BlockReport(
@@ -390,27 +451,8 @@ def _kept(pair: BlockPair, reason: str, error: float | None = None) -> BlockRepo
         error_after=error,
         status="kept",
         reason=reason,
+        teacher_width=pair.teacher_width,
     )
-
-
-@dataclass
-class _Clock:
-    """Adds up wall-clock seconds per stage."""
-
-    started: float = field(default_factory=time.perf_counter)
-    spent: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        entered = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.spent[stage] += time.perf_counter() - entered
-
-    def report(self) -> Seconds:
-        stages = {stage: self.spent[stage] for stage in ("capture", "solve", "fuse", "verify")}
-        return Seconds(total=time.perf_counter() - self.started, **stages)
 
 
 def _jsonable(options: FitOptions) -> dict[str, object]:

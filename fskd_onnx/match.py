@@ -10,6 +10,7 @@ again. Where no weights say it, activations have to (``channels_from_moments``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,13 +24,18 @@ from fskd_onnx.passes.linear import Linear, Refusal, find_linear
 
 Channels = NDArray[np.intp]
 
-# A pruned row is its teacher's row up to rounding, and up to the scale of a folded BatchNormalization.
+# A pruned row is its teacher's row up to rounding, and up to a factor (BatchNormalization folded).
 _WEIGHTS_AGREE = 0.98
 # Below this a student's channel has no counterpart among the teacher's activations.
 _ACTIVATIONS_AGREE = 0.2
 
 _MERGES = {"Add", "Sub", "Mul", "Div", "Sum", "Max", "Min", "Mean"}
 _PERMUTES_CHANNELS = {"Transpose", "Gather", "Slice", "Split", "DepthToSpace", "SpaceToDepth"}
+
+# Rows that are equally similar (copies, dead filters) are told apart by their biases, then by
+# their order, which pruning tools keep. Neither may outweigh a difference between the weights.
+_BIAS_COUNTS = 1e-6
+_ORDER_COUNTS = 1e-9
 
 
 @dataclass(frozen=True)
@@ -203,56 +209,69 @@ def _alone(name: str, op: str, reason: str) -> BlockPair:
     return BlockPair(name, op, None, None, None, "", 0.0, reason)
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """Where a student's block comes from, as far as its input tells.
+
+    Attributes:
+        groups: (student's groups,) the teacher's group that each of the student's is a part of.
+        inputs: (student's groups, inputs of one) their positions among the teacher's group's.
+    """
+
+    groups: Channels
+    inputs: Channels
+
+
 def _channels_from_weights(
     student: Linear, teacher: Linear, kept: _Kept | None
 ) -> tuple[Channels, float] | None:
     """Match rows of weights, the teacher's cut down to the inputs that the student kept."""
+    taps = math.prod(student.kernel_shape)
     rows, columns = student.matrix, teacher.matrix
-    if student.kernel_shape != teacher.kernel_shape:
+    want = columns.shape[2] // taps
+    if student.kernel_shape != teacher.kernel_shape or rows.shape[1] > columns.shape[1]:
         return None
-    if student.groups != teacher.groups:
-        return _depthwise_channels(student, teacher, kept)
-    taps = int(np.prod(student.kernel_shape))
-    have, want = rows.shape[2] // taps, columns.shape[2] // taps
-    inputs = _inputs_kept(kept, have, want) if student.groups == 1 else np.arange(want)
-    if inputs is None or len(inputs) != have:
+    origin = _origin(student.groups, rows.shape[2] // taps, teacher.groups, want, kept)
+    if origin is None:
         return None
-    sliced = columns.reshape(*columns.shape[:2], want, taps)[:, :, inputs]
-    similarity = _cosine(rows, sliced.reshape(*columns.shape[:2], -1))
-    found = [_assign(block) for block in similarity]
-    confidence = min(certainty for _, certainty in found)
+    columns = columns.reshape(*columns.shape[:2], want, taps)[origin.groups]
+    columns = np.take_along_axis(columns, origin.inputs[:, np.newaxis, :, np.newaxis], axis=2)
+    biases = teacher.bias.reshape(teacher.groups, -1)[origin.groups]
+    found = [
+        _assign(similarity, _distance(*bias))
+        for similarity, *bias in zip(
+            _cosine(rows, columns.reshape(*columns.shape[:2], -1)),
+            student.bias.reshape(student.groups, -1),
+            biases,
+            strict=True,
+        )
+    ]
+    parts, confidence = np.array([part for part, _ in found]), min(sure for _, sure in found)
     if confidence < _WEIGHTS_AGREE:
-        return None
-    per_group = teacher.width // teacher.groups
-    channels = [group * per_group + part for group, (part, _) in enumerate(found)]
-    return np.concatenate(channels), confidence
+        if kept is None or want > 1 or rows.shape[1] != columns.shape[1]:
+            return None
+        # Depthwise: whatever its weights are by now, it carries what its input carries.
+        parts, confidence = np.tile(np.arange(rows.shape[1]), (student.groups, 1)), 1.0
+    return (origin.groups[:, np.newaxis] * columns.shape[1] + parts).reshape(-1), confidence
 
 
-def _depthwise_channels(
-    student: Linear, teacher: Linear, kept: _Kept | None
-) -> tuple[Channels, float] | None:
-    """A depthwise node of fewer groups carries, in order, what its input carries."""
-    multiplier = student.width // student.groups
-    if kept is None or teacher.width != multiplier * teacher.groups:
-        return None
-    if kept.total != teacher.groups or len(kept.channels) != student.groups:
-        return None
-    followers = kept.channels[:, np.newaxis] * multiplier + np.arange(multiplier)
-    return followers.reshape(-1), 1.0
-
-
-def _inputs_kept(kept: _Kept | None, have: int, want: int) -> Channels | None:
-    """Return the teacher inputs of a linear node, of which it has ``have`` out of ``want``.
+def _origin(
+    groups: int, have: int, teacher_groups: int, want: int, kept: _Kept | None
+) -> _Origin | None:
+    """Tell which teacher inputs a block reads, of which each group has ``have`` of ``want``.
 
     A flattened tensor has several inputs per channel, in the order of its channels.
     """
     if kept is None:
-        return np.arange(want) if have == want else None
-    repeat, rest = divmod(have, len(kept.channels))
-    if rest or repeat * kept.total != want:
+        kept = _Kept(np.arange(groups * have), groups * have)
+    repeat, rest = divmod(groups * have, len(kept.channels))
+    if rest or repeat * kept.total != teacher_groups * want:
         return None
     inputs = kept.channels[:, np.newaxis] * repeat + np.arange(repeat)
-    return inputs.reshape(-1)
+    group, position = np.divmod(inputs.reshape(groups, have), want)
+    if (group != group[:, :1]).any():
+        return None  # a group of the student mixes several of the teacher's
+    return _Origin(group[:, 0], position)
 
 
 def _cosine(rows: Array, others: Array) -> Array:
@@ -263,15 +282,24 @@ def _cosine(rows: Array, others: Array) -> Array:
         for part, length in zip((rows, others), lengths, strict=True)
     ]
     both_dead = (lengths[0] == 0) & np.swapaxes(lengths[1] == 0, 1, 2)
-    return unit[0] @ np.swapaxes(unit[1], 1, 2) + both_dead
+    cosine: Array = unit[0] @ np.swapaxes(unit[1], 1, 2) + both_dead
+    return cosine
 
 
-def _assign(similarity: Array) -> tuple[Channels, float]:
+def _distance(biases: Array, others: Array) -> Array:
+    """Return the (n, m) differences, each between 0 and 1."""
+    difference: Array = np.abs(biases[:, np.newaxis] - others)
+    largest = float(difference.max(initial=0.0))
+    return difference / largest if largest else difference
+
+
+def _assign(similarity: Array, bias: Array | float = 0.0) -> tuple[Channels, float]:
     """Give each row a column of its own, the similarities summing to the most."""
-    # Columns in rising order where they are equally similar, as pruning tools leave them.
     rows, columns = similarity.shape
-    order = np.abs(np.arange(rows)[:, np.newaxis] / rows - np.arange(columns) / columns)
-    chosen = linear_sum_assignment(similarity - 1e-9 * order, maximize=True)[1]
+    # Squares, so that keeping the order is strictly better than any exchange.
+    order = (np.arange(rows)[:, np.newaxis] / rows - np.arange(columns) / columns) ** 2
+    score = similarity - _BIAS_COUNTS * bias - _ORDER_COUNTS * order
+    chosen = linear_sum_assignment(score, maximize=True)[1]
     return chosen, float(similarity[np.arange(rows), chosen].min())
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from pathlib import Path
 from typing import TypeAlias
 
 import google.protobuf.message
-import numpy as np
 import onnx
-from onnx.external_data_helper import uses_external_data
+from onnx.external_data_helper import set_external_data, uses_external_data
 
 from fskd_onnx.errors import ModelError
 from fskd_onnx.files import atomic_path
 from fskd_onnx.samples import InputSpec
+
+_FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+)
 
 ModelSource: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 
@@ -37,7 +44,7 @@ def load_model(source: ModelSource) -> onnx.ModelProto:
     """
     name = source_name(source)
     try:
-        model = source if isinstance(source, onnx.ModelProto) else onnx.load(os.fspath(source))
+        model = source if isinstance(source, onnx.ModelProto) else _load(source)
         # A file is checked by its path: a model with external data may exceed protobuf's 2 GB.
         onnx.checker.check_model(
             model if isinstance(source, onnx.ModelProto) else os.fspath(source), full_check=True
@@ -64,33 +71,41 @@ def save_model(
     Args:
         model: the model.
         path: where to.
-        like: the file that the model came from; where it keeps weights outside, so does the new
-            one, in one file beside it, named after it.
+        like: the file that the model came from; the weights that it keeps outside, the new one
+            keeps outside as well, in one file beside it, named after it.
 
     Raises:
         FskdError: the file cannot be written.
     """
     path = Path(path)
-    if like is None or isinstance(like, onnx.ModelProto) or not _has_external_data(like):
+    outside = set() if like is None or isinstance(like, onnx.ModelProto) else _kept_outside(like)
+    if not any(tensor.name in outside for tensor in model.graph.initializer):
         with atomic_path(path) as temporary:
-            onnx.save_model(model, temporary)
+            onnx.save_model(model, temporary, format="protobuf")
         return
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     data = path.with_name(path.name + ".data")
+    for tensor in copy.graph.initializer:
+        if tensor.name in outside:
+            set_external_data(tensor, location=data.name)
     with (
         atomic_path(path) as temporary,
         atomic_path(data) as temporary_data,
         tempfile.TemporaryDirectory(dir=path.resolve().parent, prefix=".") as folder,
     ):
         whole = Path(folder) / path.name
-        onnx.save_model(copy, whole, save_as_external_data=True, location=data.name)
+        onnx.save_model(copy, whole, format="protobuf")
         whole.replace(temporary)
         whole.with_name(data.name).replace(temporary_data)
 
 
 def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
-    """Describe the inputs that have to be fed: those without an initializer."""
+    """Describe the inputs that have to be fed: those without an initializer.
+
+    Raises:
+        ModelError: one of them is not a tensor.
+    """
     given = {tensor.name for tensor in model.graph.initializer}
     given |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     return [_spec(value) for value in model.graph.input if value.name not in given]
@@ -108,21 +123,30 @@ def fixed_batch_size(specs: list[InputSpec]) -> int | None:
 
 
 def count_parameters(model: onnx.ModelProto) -> int:
-    """Count the numbers in floating-point initializers, biases and statistics included."""
-    floats = (
-        onnx.TensorProto.FLOAT,
-        onnx.TensorProto.DOUBLE,
-        onnx.TensorProto.FLOAT16,
-        onnx.TensorProto.BFLOAT16,
-    )
-    return sum(
-        int(np.prod(tensor.dims))
-        for tensor in model.graph.initializer
-        if tensor.data_type in floats
-    )
+    """Count the floating-point numbers that a model carries, biases and statistics included.
+
+    Whether they are initializers or come out of Constant nodes is a matter of the exporter.
+    """
+    constants = [
+        attribute
+        for node in model.graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+    ]
+    tensors = [*model.graph.initializer, *(constant.t for constant in constants)]
+    count: int = sum(math.prod(t.dims) for t in tensors if t.data_type in _FLOATS)
+    return count + sum(len(c.floats) + int(c.name == "value_float") for c in constants)
+
+
+def _load(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    return onnx.load(os.fspath(path), format="protobuf")
 
 
 def _spec(value: onnx.ValueInfoProto) -> InputSpec:
+    if not value.type.HasField("tensor_type"):
+        raise ModelError(
+            f"the model's input '{value.name}' is not a tensor; export it with tensors as inputs"
+        )
     tensor = value.type.tensor_type
     shape = tuple(
         dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
@@ -131,6 +155,7 @@ def _spec(value: onnx.ValueInfoProto) -> InputSpec:
     return InputSpec(value.name, shape, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
 
 
-def _has_external_data(path: str | os.PathLike[str]) -> bool:
-    model = onnx.load(os.fspath(path), load_external_data=False)
-    return any(uses_external_data(tensor) for tensor in model.graph.initializer)
+def _kept_outside(path: str | os.PathLike[str]) -> set[str]:
+    """Return the names of the initializers that a file keeps in other files."""
+    model = onnx.load(os.fspath(path), format="protobuf", load_external_data=False)
+    return {tensor.name for tensor in model.graph.initializer if uses_external_data(tensor)}

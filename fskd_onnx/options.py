@@ -32,6 +32,9 @@ class FitOptions:
 
     Attributes:
         run: how samples are read and models are run.
+        adapter: family of adapters: "pointwise" (the paper's 1x1), "kernel", or "auto", which
+            decides per block by held-out error.
     """
 
     run: RunOptions = field(default_factory=RunOptions)
+    adapter: str = "auto"

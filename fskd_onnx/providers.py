@@ -41,6 +41,7 @@ class Runtime:
         """
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERROR
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=list(self.providers)
         )

@@ -9,16 +9,20 @@ pass did not touch survives as it was, including what a graphsurgeon export drop
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Iterator, Mapping, MutableSequence
 from dataclasses import dataclass
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
 # Its warnings (nodes that share a name, an absent package for colours) ask nothing of our user.
 G_LOGGER.severity = G_LOGGER.ERROR
+
+# Before this version of the format, every initializer had to be an input of the graph as well.
+IR_OF_FREE_INITIALIZERS = 4
 
 
 class PassError(Exception):
@@ -87,7 +91,10 @@ def export(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
 
     A graphsurgeon export alone loses metadata, doc strings, quantization annotations, inputs that
     have an initializer, and attributes of kinds that it does not know. So the original is the
-    default here, field by field, and the export only supplies what differs.
+    default here, field by field, and the graph only supplies what differs.
+
+    An initializer that is a graph input too (old files list them all) counts as the constant that
+    it is by default: it keeps its input as long as somebody reads it.
 
     Args:
         graph: the rewritten graph, imported from ``like``.
@@ -96,26 +103,33 @@ def export(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
     Returns:
         A new model; ``like`` is not modified.
     """
-    exported = gs.export_onnx(graph, do_type_check=False).graph
     model = onnx.ModelProto()
     _copy_fields(like, model, except_for={"graph"})
     rebuilt = {"node", "initializer", "input", "value_info", "quantization_annotation"}
     _copy_fields(like.graph, model.graph, except_for=rebuilt)
 
-    origins = {_identity(node): node for node in like.graph.node}
-    for node in exported.node:
-        model.graph.node.append(_restore_node(node, origins.get(_identity(node))))
+    origins = {key: node for node in like.graph.node for key in _identities(node)}
+    for node in graph.nodes:
+        model.graph.node.append(_export_node(node, origins))
 
-    values = {tensor.name: tensor for tensor in exported.initializer}
+    constants = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Constant)}
+    for tensor in like.graph.sparse_initializer:
+        constants.pop(tensor.values.name, None)  # no pass rewrites these
     dropped = set(_names_read(like.graph)) - set(_names_read(model.graph))
+    given = {tensor.name for tensor in like.graph.initializer}
     for tensor in like.graph.initializer:
         if tensor.name not in dropped:
-            now = values.get(tensor.name, tensor)
+            constant = constants.get(tensor.name)
+            now = tensor if constant is None else OnnxExporter.export_tensor_proto(constant)
             model.graph.initializer.append(tensor if _same_values(now, tensor) else now)
-    before = {tensor.name for tensor in like.graph.initializer}
-    model.graph.initializer.extend(t for t in exported.initializer if t.name not in before)
+    new = [OnnxExporter.export_tensor_proto(t) for t in constants.values() if t.name not in given]
+    model.graph.initializer.extend(new)
+    model.graph.input.extend(i for i in like.graph.input if i.name not in dropped & given)
+    if like.ir_version < IR_OF_FREE_INITIALIZERS:
+        model.graph.input.extend(
+            onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in new
+        )
 
-    model.graph.input.extend(i for i in like.graph.input if i.name not in dropped & before)
     alive = {name for node in model.graph.node for name in node.output}
     alive |= {tensor.name for tensor in model.graph.initializer}
     alive |= {value.name for value in model.graph.input}
@@ -142,28 +156,35 @@ def _copy_fields(
             setattr(target, field.name, value)
 
 
-def _identity(node: onnx.NodeProto) -> tuple[str, str]:
-    """Return what stays the same of a node while it is rewritten: its name, or else its output."""
-    return node.op_type, node.name or "".join(node.output[:1])
+def _identities(node: onnx.NodeProto) -> Iterator[tuple[str, ...]]:
+    """Yield what tells a node from others while it is rewritten: what it writes, what it reads.
+
+    Its name alone does not, since names are optional and may repeat.
+    """
+    yield "writes", node.op_type, node.name, *node.output[:1]
+    yield "reads", node.op_type, node.name, *node.input[:2]
 
 
-def _restore_node(node: onnx.NodeProto, origin: onnx.NodeProto | None) -> onnx.NodeProto:
-    """Return the node as exported, with what graphsurgeon does not carry taken from its origin."""
+def _export_node(
+    node: gs.Node, origins: Mapping[tuple[str, ...], onnx.NodeProto]
+) -> onnx.NodeProto:
+    """Return a node as it is now, with what no pass changes taken from its origin."""
+    written = onnx.helper.make_node(
+        node.op, [t.name for t in node.inputs], [t.name for t in node.outputs], node.name
+    )
+    found = (origins.get(key) for key in _identities(written))
+    origin = next((candidate for candidate in found if candidate is not None), None)
     if origin is None:
-        return node
+        new: onnx.NodeProto = OnnxExporter.export_node(node)
+        return new
     restored = onnx.NodeProto()
     restored.CopyFrom(origin)
-    for field in ("input", "output"):
-        if list(getattr(node, field)) != list(getattr(origin, field)):
-            restored.ClearField(field)
-            getattr(restored, field).extend(getattr(node, field))
-    kept = {attribute.name: attribute for attribute in restored.attribute}
-    for attribute in node.attribute:
-        if attribute.name not in kept:
-            restored.attribute.append(attribute)
-        elif attribute.type in (onnx.AttributeProto.FLOAT, onnx.AttributeProto.INT):
-            # The only attributes that a pass rewrites are numbers (Gemm's alpha and beta).
-            kept[attribute.name].CopyFrom(attribute)
+    restored.input[:] = written.input
+    restored.output[:] = written.output
+    # The only attributes that a pass rewrites are numbers (Gemm's alpha and beta).
+    for attribute in restored.attribute:
+        if attribute.type == onnx.AttributeProto.FLOAT and not attribute.ref_attr_name:
+            attribute.f = node.attrs[attribute.name]
     return restored
 
 

@@ -1,20 +1,24 @@
 """Append the nodes that sum a block's moments, so that only small matrices leave the device.
 
-For the columns x (outputs of the student's block) and y (outputs of the teacher's) the sums are those
-of the stacked column z = (x, y), group by group::
+A column is one position of one sample. Its regressors x are the patch p of the block's input that
+the position sees, or the block's output W p + b there; its targets y are the teacher's output, for
+each of ``variants`` ways to see it (below). Summed over columns, group by group::
 
-    first = sum z        (groups, d)        d = n + targets
-    second = sum z z'    (groups, d, d)
+    gram    = sum x x'    (groups, m, m)              first_x  = sum x      (groups, m)
+    cross   = sum y x'    (variants, groups, n, m)    first_y  = sum y      (variants, groups, n)
+                                                      square_y = sum y^2    (variants, groups, n)
 
-x is not read from the student's block: it is W p + b at the sampled positions only, from the patches
-p of the block's *input*. So the block never runs uncorrected over all positions, and what is
-gathered, cast to float64 and multiplied is a sample of columns, not an activation.
+Nothing is read from the student's block itself: the patches are gathered from its *input* at the
+sampled positions only. So a block never runs uncorrected over all positions, and what is gathered,
+cast to float64 and multiplied is a sample of columns, not an activation.
 
-Which positions, the caller decides per run through index inputs (``index_inputs``)::
+Where the block output only feeds an Add with a shortcut, its error can be seen there: the variant
+"residual" has the targets (teacher's sum - student's shortcut), so that a block also repairs what
+arrives through the shortcut. Which positions are summed, the caller decides per run (``index_inputs``)::
 
-    student input ─▶ gather patches ─▶ W p + b ─▶ x ┐
-                                                    ├─ concat ─▶ float64 ─▶ sums
-    teacher output ─▶ gather channels, positions ─▶ y ┘
+    student input   ─▶ gather patches ───────────────▶ x ┐
+    teacher output  ─▶ gather channels, positions ───▶ y ├─▶ float64 ─▶ sums
+    teacher sum, student shortcut ─▶ gather, subtract ─▶ y ┘
 """
 
 from __future__ import annotations
@@ -30,7 +34,13 @@ from fskd_onnx.passes.base import Pass, PreconditionError
 from fskd_onnx.passes.linear import Linear
 from numpy.typing import NDArray
 
-FIRST, SECOND = "moments/first", "moments/second"
+# ReduceSum takes its axes as an input from 13 on, ReduceSumSquare from 18 on.
+_OPSETS = (13, 17)
+
+PATCHES, TARGETS, TOTALS, SHORTCUT = "patches", "targets", "totals", "shortcut"
+GRAM, FIRST_X = "moments/gram", "moments/first_x"
+CROSS, FIRST_Y, SQUARE_Y = "moments/cross", "moments/first_y", "moments/square_y"
+MATRIX, SHIFT, ERROR = "moments/matrix", "moments/shift", "moments/error"
 _COUNT, _PATCH, _INSIDE, _POSITION = (
     "moments/count",
     "moments/patch_index",
@@ -139,66 +149,137 @@ def index_inputs(
 
 
 @dataclass(frozen=True)
+class Columns:
+    """How the columns of a block are cut out of its tensors.
+
+    The tensors are inputs of the graph, or made by its nodes: ``PATCHES`` (the block's input),
+    ``TARGETS`` (the teacher's block output) and, with ``residual``, ``TOTALS`` (the teacher's sum)
+    and ``SHORTCUT`` (what the student adds to the block output).
+
+    Attributes:
+        linear: the student's block; its weights are copied as they are now.
+        outputs: whether regressors are the block's outputs, not its input patches.
+        groups: how many groups to sum apart; the student's outputs are divided evenly among them.
+        channels: teacher channel of each target, divided evenly among the groups.
+        targets_width: number of channels of the teacher's tensors.
+        targets_last: whether they are on the last axis (MatMul), not on axis 1.
+        residual: whether the teacher's sum and the student's shortcut are there.
+    """
+
+    linear: Linear
+    outputs: bool
+    groups: int
+    channels: NDArray[np.intp]
+    targets_width: int
+    targets_last: bool
+    residual: bool
+
+    @property
+    def variants(self) -> int:
+        """Number of ways to see the targets: the block output, and the sum behind it."""
+        return 1 + self.residual
+
+
+@dataclass(frozen=True)
 class Capture(Pass):
     """Append the moments of one block to a graph that holds both networks' tensors.
 
     Attributes:
-        linear: the student's block; its weights are copied as they are now.
-        patches: name of the tensor that holds the block's input.
-        targets: name of the tensor that holds the teacher's block output.
-        targets_width: number of channels of that tensor.
-        targets_last: whether they are on the last axis (MatMul), not on axis 1.
-        groups: how many groups to sum apart; the student's outputs are divided evenly among them.
-        channels: teacher channel of each target, divided evenly among the groups.
+        columns: what to sum.
     """
 
-    linear: Linear
-    patches: str
-    targets: str
-    targets_width: int
-    targets_last: bool
-    groups: int
-    channels: NDArray[np.intp]
+    columns: Columns
 
     def requires(self, graph: gs.Graph) -> None:
-        """Check for an opset that sums over axes given as a tensor."""
-        if graph.opset < 13:
-            msg = f"capture needs opset 13 or newer; the graph '{graph.name}' has {graph.opset}"
-            raise PreconditionError(msg)
+        """Check for an opset that has the operators used, in the form used."""
+        _require_opset(graph)
 
     def apply(self, graph: gs.Graph) -> list[str]:
         """Append in place, with the sums as outputs and the indices as inputs of the graph."""
-        tensors = {t.name: t for node in graph.nodes for t in node.outputs}
-        tensors |= {t.name: t for t in graph.inputs}
         build = _Builder(graph)
-        count = build.input(_COUNT, np.int64, [1])
-        patch_index = build.input(_PATCH, np.int64, ["patch"])
-        inside = build.input(_INSIDE, np.bool_, ["patch"])
-        position = build.input(_POSITION, np.int64, ["position"])
+        x, y, shortcut = build.columns(self.columns)
+        variants = [y["targets"]]
+        if shortcut is not None:
+            variants.append(build.node("Sub", [y["totals"], shortcut]))
+        x = build.node("Cast", [x], to=np.float64)
+        build.output("MatMul", [x, build.node("Transpose", [x], perm=[0, 2, 1])], GRAM)
+        build.output("ReduceSum", [x, build.ints(2)], FIRST_X, keepdims=0)
+        build.sum_targets(x, build.stack(variants))
+        return [f"moments of '{self.columns.linear.name}' appended"]
 
-        matrix = self.linear.matrix
-        own_groups, n, p = matrix.shape
-        work = np.float64 if self.linear.weight.dtype == np.float64 else np.float32
-        last = p if self.linear.op == "MatMul" else None
-        patches = build.columns(tensors[self.patches], last, patch_index, count)
-        patches = build.node("Cast", [patches], to=work)
-        mask = build.node("Cast", [inside], to=work)
-        patches = build.grouped(build.node("Mul", [patches, mask]), own_groups, p)
-        weight = build.constant(matrix.astype(work))
-        shift = build.constant(self.linear.bias.reshape(own_groups, n, 1).astype(work))
-        x = build.node("Add", [build.node("MatMul", [weight, patches]), shift])
-        x = build.node("Reshape", [x, build.ints(self.groups, own_groups * n // self.groups, -1)])
 
-        last = self.targets_width if self.targets_last else None
-        y = build.columns(tensors[self.targets], last, position, count)
-        y = build.node("Gather", [y, build.constant(self.channels.astype(np.int64))], axis=1)
-        y = build.grouped(y, self.groups, len(self.channels) // self.groups)
+@dataclass(frozen=True)
+class CaptureActivated(Pass):
+    """Append the moments of targets that forgive what the activation behind the block hides.
 
-        x, y = (build.node("Cast", [t], to=np.float64) for t in (x, y))
-        z = build.node("Concat", [x, y], axis=1)
-        build.output("ReduceSum", [z, build.ints(2)], FIRST, keepdims=0)
-        build.output("MatMul", [z, build.node("Transpose", [z], perm=[0, 2, 1])], SECOND)
-        return [f"moments of '{self.linear.name}' appended"]
+    Where both networks lie beyond a bound of a clipping activation (Relu: 0; Clip: 0 and 6), they
+    agree, however far apart they are. So beyond a bound the target becomes the prediction itself, as
+    far as that lies beyond it too, and least squares is repeated with the new targets (asymmetric
+    reconstruction after Zhang et al. 2016, "Accelerating very deep convolutional networks")::
+
+        u = matrix x + shift + shortcut        t = teacher
+        t' = min(u, low) where t <= low,   max(u, high) where t >= high,   t elsewhere
+
+    The prediction (``MATRIX`` (groups, n, m) and ``SHIFT`` (groups, n, 1)) are inputs of the graph, so
+    one graph serves all iterations. ``ERROR`` is sum (clip(u) - clip(t))^2, what the next layer sees.
+
+    Attributes:
+        columns: what to sum; with ``residual``, the teacher's sum is the target.
+        low: lower bound of the activation; -inf where there is none.
+        high: upper bound; inf where there is none.
+    """
+
+    columns: Columns
+    low: float
+    high: float
+
+    def requires(self, graph: gs.Graph) -> None:
+        """Check for an opset that has the operators used, in the form used."""
+        _require_opset(graph)
+
+    def apply(self, graph: gs.Graph) -> list[str]:
+        """Append in place, with the sums as outputs, the prediction and indices as inputs."""
+        build = _Builder(graph)
+        x, y, shortcut = build.columns(self.columns)
+        work = _work_type(self.columns.linear)
+        matrix, shift = (build.input(name, work, None) for name in (MATRIX, SHIFT))
+        u = build.node("Add", [build.node("MatMul", [matrix, x]), shift])
+        t = y["targets"]
+        if shortcut is not None:
+            u, t = build.node("Add", [u, shortcut]), y["totals"]
+        hidden = t
+        clipped = [u, t]
+        for bound, beyond, closer, farther in (
+            (self.low, "LessOrEqual", "Max", "Min"),
+            (self.high, "GreaterOrEqual", "Min", "Max"),
+        ):
+            if not np.isfinite(bound):
+                continue
+            limit = build.constant(np.array(bound, dtype=work))
+            free = build.node(farther, [u, limit])
+            hidden = build.node("Where", [build.node(beyond, [t, limit]), free, hidden])
+            clipped = [build.node(closer, [tensor, limit]) for tensor in clipped]
+        if shortcut is not None:
+            hidden = build.node("Sub", [hidden, shortcut])
+        x = build.node("Cast", [x], to=np.float64)
+        build.sum_targets(x, build.stack([hidden]))
+        difference = build.node("Cast", [build.node("Sub", clipped)], to=np.float64)
+        build.output("ReduceSumSquare", [difference], ERROR, keepdims=0)
+        return [f"activated moments of '{self.columns.linear.name}' appended"]
+
+
+def _require_opset(graph: gs.Graph) -> None:
+    if not _OPSETS[0] <= graph.opset <= _OPSETS[1]:
+        msg = (
+            f"moments are written in opset {_OPSETS[0]} to {_OPSETS[1]}; "
+            f"the graph '{graph.name}' has {graph.opset}"
+        )
+        raise PreconditionError(msg)
+
+
+def _work_type(linear: Linear) -> type[np.floating]:
+    """Columns stay in the network's precision, but never below float32."""
+    return np.float64 if linear.weight.dtype == np.float64 else np.float32
 
 
 @dataclass
@@ -208,7 +289,83 @@ class _Builder:
     graph: gs.Graph
     made: int = 0
 
-    def input(self, name: str, dtype: type, shape: list[int | str]) -> gs.Variable:
+    def columns(
+        self, columns: Columns
+    ) -> tuple[gs.Variable, dict[str, gs.Variable], gs.Variable | None]:
+        """Gather regressors, targets by their tensor, and the shortcut: (groups, rows, columns)."""
+        linear = columns.linear
+        tensors = {t.name: t for node in self.graph.nodes for t in node.outputs}
+        tensors |= {t.name: t for t in self.graph.inputs}
+        count = self.input(_COUNT, np.int64, [1])
+        patch_index = self.input(_PATCH, np.int64, ["patch"])
+        inside = self.input(_INSIDE, np.bool_, ["patch"])
+        position = self.input(_POSITION, np.int64, ["position"])
+        work = _work_type(linear)
+        matrix = linear.matrix
+        own_groups, n, p = matrix.shape
+        channels_last = linear.op == "MatMul"
+
+        x = self.gather(tensors[PATCHES], p if channels_last else None, patch_index, count)
+        mask = self.node("Cast", [inside], to=work)
+        x = self.node("Mul", [self.node("Cast", [x], to=work), mask])
+        x = self.grouped(x, own_groups, p)
+        if columns.outputs:
+            shift = self.constant(linear.bias.reshape(own_groups, n, 1).astype(work))
+            x = self.node("MatMul", [self.constant(matrix.astype(work)), x])
+            x = self.node("Add", [x, shift])
+            height = own_groups * n // columns.groups
+            x = self.node("Reshape", [x, self.ints(columns.groups, height, -1)])
+
+        chosen = self.constant(columns.channels.astype(np.int64))
+        height = len(columns.channels) // columns.groups
+        y = {}
+        for name in (TARGETS, TOTALS)[: columns.variants]:
+            last = columns.targets_width if columns.targets_last else None
+            gathered = self.gather(tensors[name], last, position, count)
+            gathered = self.node("Gather", [gathered, chosen], axis=1)
+            gathered = self.node("Cast", [gathered], to=work)
+            y[name] = self.grouped(gathered, columns.groups, height)
+        shortcut = None
+        if columns.residual:
+            last = linear.width if channels_last else None
+            shortcut = self.gather(tensors[SHORTCUT], last, position, count)
+            shortcut = self.node("Cast", [shortcut], to=work)
+            shortcut = self.grouped(shortcut, columns.groups, linear.width // columns.groups)
+        return x, y, shortcut
+
+    def gather(
+        self, tensor: gs.Tensor, width_if_last: int | None, index: gs.Variable, count: gs.Variable
+    ) -> gs.Variable:
+        """Gather positions of the first ``count`` samples: (samples, channels, positions)."""
+        if width_if_last is None:
+            flat = self.node("Reshape", [tensor, self.ints(0, 0, -1)])
+            gathered = self.node("Gather", [flat, index], axis=2)
+        else:
+            flat = self.node("Reshape", [tensor, self.ints(0, -1, width_if_last)])
+            gathered = self.node("Gather", [flat, index], axis=1)
+            gathered = self.node("Transpose", [gathered], perm=[0, 2, 1])
+        return self.node("Slice", [gathered, self.ints(0), count, self.ints(0)])
+
+    def grouped(self, columns: gs.Variable, groups: int, height: int) -> gs.Variable:
+        """Bring (samples, channels, k * positions) into (groups, height, samples * positions)."""
+        split = self.node("Reshape", [columns, self.ints(0, groups, height, -1)])
+        turned = self.node("Transpose", [split], perm=[1, 2, 0, 3])
+        return self.node("Reshape", [turned, self.ints(0, 0, -1)])
+
+    def stack(self, variants: list[gs.Variable]) -> gs.Variable:
+        """Stack targets along a new first axis, in float64."""
+        rows = [self.node("Unsqueeze", [variant, self.ints(0)]) for variant in variants]
+        return self.node("Cast", [self.node("Concat", rows, axis=0)], to=np.float64)
+
+    def sum_targets(self, x: gs.Variable, y: gs.Variable) -> None:
+        """Sum what depends on the targets, from x (groups, m, k) and y (variants, groups, n, k)."""
+        turned = self.node("Transpose", [x], perm=[0, 2, 1])
+        self.output("MatMul", [y, turned], CROSS)
+        self.output("ReduceSum", [y, self.ints(3)], FIRST_Y, keepdims=0)
+        square = self.node("Mul", [y, y])
+        self.output("ReduceSum", [square, self.ints(3)], SQUARE_Y, keepdims=0)
+
+    def input(self, name: str, dtype: type, shape: list[int | str] | None) -> gs.Variable:
         self.graph.inputs.append(gs.Variable(name, dtype, shape))
         return self.graph.inputs[-1]
 
@@ -229,22 +386,3 @@ class _Builder:
         result = gs.Variable(name, np.float64)
         self.graph.nodes.append(gs.Node(op, name, attrs, inputs, [result]))
         self.graph.outputs.append(result)
-
-    def columns(
-        self, tensor: gs.Tensor, width_if_last: int | None, index: gs.Variable, count: gs.Variable
-    ) -> gs.Variable:
-        """Gather positions of the first ``count`` samples: (samples, channels, positions)."""
-        if width_if_last is None:
-            flat = self.node("Reshape", [tensor, self.ints(0, 0, -1)])
-            gathered = self.node("Gather", [flat, index], axis=2)
-        else:
-            flat = self.node("Reshape", [tensor, self.ints(0, -1, width_if_last)])
-            gathered = self.node("Gather", [flat, index], axis=1)
-            gathered = self.node("Transpose", [gathered], perm=[0, 2, 1])
-        return self.node("Slice", [gathered, self.ints(0), count, self.ints(0)])
-
-    def grouped(self, columns: gs.Variable, groups: int, height: int) -> gs.Variable:
-        """Bring (samples, channels, k * positions) into (groups, height, samples * positions)."""
-        split = self.node("Reshape", [columns, self.ints(0, groups, height, -1)])
-        turned = self.node("Transpose", [split], perm=[1, 2, 0, 3])
-        return self.node("Reshape", [turned, self.ints(0, 0, -1)])

@@ -11,6 +11,7 @@ section 3.2); the bias is ours to carry along.
 from __future__ import annotations
 
 import onnx_graphsurgeon as gs
+
 from fskd_onnx.passes.base import Pass, PostconditionError, PreconditionError
 from fskd_onnx.passes.insert_adapter import ADAPTER_SUFFIX
 from fskd_onnx.passes.linear import Linear, find_linear, remove
@@ -32,12 +33,12 @@ class FuseAdapter(Pass):
             matrix = adapter.matrix @ host.matrix
             bias = (adapter.matrix @ host.bias.reshape(host.groups, -1, 1)).reshape(-1)
             bias += adapter.bias
-            output = adapter.output
+            name, output = adapter.name, adapter.output
             for node in filter(None, (adapter.node, adapter.bias_node)):
                 remove(graph, node)
             (host.bias_node or host.node).outputs = [output]
             host.write(graph, matrix, bias)
-            notes.append(f"adapter fused into '{host.name}'")
+            notes.append(f"adapter '{name}' fused into the node in front of it")
         return notes
 
     def ensures(self, graph: gs.Graph) -> None:
@@ -73,6 +74,9 @@ def _host(graph: gs.Graph, adapter: Linear) -> Linear:
     if host.shared_with is not None:
         msg = f"the weights of '{host.name}' are also those of '{host.shared_with}'"
         raise PreconditionError(msg)
+    if not _is_pointwise(adapter) or (adapter.op == "Conv") != (host.op == "Conv"):
+        msg = f"adapter '{adapter.name}' is not a 1x1 layer for '{host.name}'"
+        raise PreconditionError(msg)
     n = host.width // host.groups
     if adapter.matrix.shape != (host.groups, n, n):
         msg = (
@@ -81,3 +85,9 @@ def _host(graph: gs.Graph, adapter: Linear) -> Linear:
         )
         raise PreconditionError(msg)
     return host
+
+
+def _is_pointwise(adapter: Linear) -> bool:
+    attrs = adapter.node.attrs
+    ones = (*adapter.kernel_shape, *attrs.get("strides", ()))
+    return all(extent == 1 for extent in ones) and not any(attrs.get("pads", ()))

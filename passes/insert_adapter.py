@@ -13,14 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from fskd_onnx.passes.base import Pass, PreconditionError
-from fskd_onnx.passes.linear import Linear, find_linear, index_of
 from numpy.typing import NDArray
 
-ADAPTER_SUFFIX = "/adapter"
+from fskd_onnx.passes.base import Pass, PreconditionError
+from fskd_onnx.passes.linear import Linear, find_linear, index_of, unused_name
+
+# Not just "/adapter": networks have layers of their own that are called so.
+ADAPTER_SUFFIX = "/fskd_adapter"
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,19 @@ class Adapter:
         return Adapter(np.tile(np.eye(n), (groups, 1, 1)), np.zeros(width))
 
 
+@dataclass(frozen=True)
 class InsertAdapter(Pass):
     """Insert one adapter behind each of the named linear nodes.
 
-    Args:
-        adapters: adapter for each node, by the node's name (its output's, where it has none).
+    Attributes:
+        adapters: adapter for each node, by the node's name (its output's, where it has none of
+            its own).
     """
 
-    def __init__(self, adapters: Mapping[str, Adapter]) -> None:
-        self.adapters = dict(adapters)
+    adapters: Mapping[str, Adapter]
 
     def requires(self, graph: gs.Graph) -> None:
-        """Check that every named node is there, is linear, and has the adapter's groups and width."""
+        """Check that every named node is there, linear, and of the adapter's groups and width."""
         linears = {
             linear.name: linear for linear in find_linear(graph) if isinstance(linear, Linear)
         }
@@ -84,22 +88,27 @@ class InsertAdapter(Pass):
 
 
 def _insert(graph: gs.Graph, linear: Linear, adapter: Adapter) -> None:
-    output = linear.output
+    name, output = linear.name + ADAPTER_SUFFIX, linear.output
     last = output.inputs[0]
-    raw = gs.Variable(f"{output.name}/unadapted", output.dtype, output.shape)
+    raw = gs.Variable(unused_name(graph, f"{output.name}/unadapted"), output.dtype)
     last.outputs = [raw]
-    name = linear.name + ADAPTER_SUFFIX
     dtype = linear.weight.dtype
-    bias = gs.Constant(f"{name}/bias", adapter.shift.astype(dtype))
+    weight = gs.Constant(unused_name(graph, f"{name}/weight"), _stored(linear, adapter, dtype))
+    bias = gs.Constant(unused_name(graph, f"{name}/bias"), adapter.shift.astype(dtype))
     at = index_of(graph, last) + 1
     if linear.op == "Conv":
-        kernel = (1,) * len(linear.kernel_shape)
-        matrix = adapter.matrix.reshape(linear.width, -1, *kernel)
-        weight = gs.Constant(f"{name}/weight", matrix.astype(dtype))
-        attrs = {"group": linear.groups, "kernel_shape": list(kernel)}
+        kernel = [1] * len(linear.kernel_shape)
+        attrs = {"group": linear.groups, "kernel_shape": kernel}
         graph.nodes.insert(at, gs.Node("Conv", name, attrs, [raw, weight, bias], [output]))
         return
-    weight = gs.Constant(f"{name}/weight", np.ascontiguousarray(adapter.matrix[0].T, dtype=dtype))
-    product = gs.Variable(f"{name}/product", output.dtype, output.shape)
+    product = gs.Variable(unused_name(graph, f"{name}/product"), output.dtype)
     graph.nodes.insert(at, gs.Node("MatMul", name, {}, [raw, weight], [product]))
     graph.nodes.insert(at + 1, gs.Node("Add", f"{name}/add", {}, [product, bias], [output]))
+
+
+def _stored(linear: Linear, adapter: Adapter, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the adapter's matrix as the weight of a 1x1 Conv, or of a MatMul."""
+    if linear.op != "Conv":
+        return np.ascontiguousarray(adapter.matrix[0].T, dtype=dtype)
+    kernel = (1,) * len(linear.kernel_shape)
+    return adapter.matrix.reshape(linear.width, -1, *kernel).astype(dtype)

@@ -19,11 +19,14 @@ MatMul   (p, n)                                       the last axis
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from onnx_graphsurgeon.ir.tensor import SparseValues
 
 LINEAR_OPS = ("Conv", "Gemm", "MatMul")
 _FLOATS = (np.float32, np.float64, np.float16)
@@ -31,10 +34,22 @@ _FLOATS = (np.float32, np.float64, np.float16)
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a node that looks linear cannot be viewed as one; a value, not an error."""
+    """Why a node that looks linear cannot be viewed as one; a value, not an error.
 
-    node: str
+    Attributes:
+        node: the Conv, Gemm or MatMul.
+        reason: half a sentence about "it".
+        own_name: whether no other linear node has the node's name.
+    """
+
+    node: gs.Node
     reason: str
+    own_name: bool = True
+
+    @property
+    def name(self) -> str:
+        """Name of the node, or of its output where that names no node or several."""
+        return str((self.own_name and self.node.name) or self.node.outputs[0].name)
 
 
 @dataclass(frozen=True)
@@ -44,15 +59,17 @@ class Linear:
     Attributes:
         node: the Conv, Gemm or MatMul.
         bias_node: the Add that holds a MatMul's bias, if there is one.
+        own_name: whether no other linear node has the node's name.
     """
 
     node: gs.Node
     bias_node: gs.Node | None = None
+    own_name: bool = True
 
     @property
     def name(self) -> str:
-        """Name of the node, or of its output where the node has none."""
-        return node_name(self.node)
+        """Name of the node, or of the block output where that names no node or several."""
+        return str((self.own_name and self.node.name) or self.output.name)
 
     @property
     def op(self) -> str:
@@ -92,10 +109,8 @@ class Linear:
     @property
     def bias_constant(self) -> gs.Constant | None:
         """The constant that holds the bias, or None while the node has no bias."""
-        if self.bias_node is not None:
-            return next(t for t in self.bias_node.inputs if isinstance(t, gs.Constant))
-        has_bias = len(self.node.inputs) > 2 and not self.node.inputs[2].is_empty()
-        return self.node.inputs[2] if has_bias else None
+        node, slot = self._bias_slot
+        return node.inputs[slot] if _has_input(node, slot) else None
 
     @property
     def width(self) -> int:
@@ -118,7 +133,7 @@ class Linear:
         if self.bias_constant is None:
             return np.zeros(self.width)
         stored = np.asarray(self.bias_constant.values, dtype=np.float64)
-        beta = float(self.node.attrs.get("beta", 1.0)) if self.op == "Gemm" else 1.0
+        beta = float(self.node.attrs.get("beta", 1.0))
         return beta * np.broadcast_to(stored.reshape(-1), (self.width,))
 
     def write(
@@ -126,27 +141,27 @@ class Linear:
     ) -> None:
         """Replace weights and bias, cast once to the node's type.
 
+        What has these values already is left as it is, to the byte.
+
         Args:
             graph: the graph of the node; a MatMul that has no bias yet gets an Add in it.
             matrix: (groups, n, p), as ``self.matrix``.
             bias: (groups * n,), as ``self.bias``.
         """
-        stored = matrix[0] if self.op != "Conv" else matrix
-        if self.op != "Conv" and not self._transposed:
-            stored = stored.T
-        self._replace(self.node, 1, stored.reshape(self.weight.shape), "weight")
-        if self.op == "Gemm":
-            self.node.attrs.update({"alpha": 1.0, "beta": 1.0})
-        if self.bias_node is not None:
-            slot = next(
-                i for i, t in enumerate(self.bias_node.inputs) if isinstance(t, gs.Constant)
-            )
-            self._replace(self.bias_node, slot, bias, "bias")
-        elif self.bias_constant is not None or bias.any():
-            if self.op == "MatMul":
-                self._append_add(graph, bias)
-            else:
-                self._replace(self.node, 2, bias, "bias")
+        if not np.array_equal(matrix, self.matrix):
+            stored = matrix if self.op == "Conv" else matrix[0]
+            if self.op != "Conv" and not self._transposed:
+                stored = stored.T
+            self._replace(graph, self.node, 1, stored.reshape(self.weight.shape), "weight")
+            self._reset("alpha")
+        if np.array_equal(bias, self.bias):
+            return
+        node, slot = self._bias_slot
+        if self.op == "MatMul" and self.bias_node is None:
+            self._append_add(graph, bias)
+        else:
+            self._replace(graph, node, slot, bias, "bias")
+            self._reset("beta")
 
     @property
     def shared_with(self) -> str | None:
@@ -158,25 +173,46 @@ class Linear:
     def _transposed(self) -> bool:
         return self.op == "Gemm" and bool(self.node.attrs.get("transB", 0))
 
-    def _replace(self, node: gs.Node, slot: int, values: NDArray[np.float64], kind: str) -> None:
-        """Put a constant into an input slot, in place where nobody else reads the old one."""
-        values = np.ascontiguousarray(values, dtype=self.weight.dtype)
-        old = node.inputs[slot] if slot < len(node.inputs) else None
-        if isinstance(old, gs.Constant) and len(old.outputs) == 1:
-            old.values = values
+    @property
+    def _bias_slot(self) -> tuple[gs.Node, int]:
+        """The node that reads the bias, and at which of its inputs."""
+        if self.bias_node is None:
+            return self.node, 2
+        first = self.bias_node.inputs[0]
+        return self.bias_node, 0 if isinstance(first, gs.Constant) else 1
+
+    def _reset(self, factor: str) -> None:
+        """Make a factor one that the values just written include."""
+        if factor in self.node.attrs:
+            self.node.attrs[factor] = 1.0
+
+    def _replace(
+        self, graph: gs.Graph, node: gs.Node, slot: int, values: NDArray[np.float64], kind: str
+    ) -> None:
+        """Put values into an input slot, in place where nobody else reads the old ones.
+
+        The shape stays as well where it can: an Add may owe the rank of its output to it, and a
+        graph input of the same name may state it.
+        """
+        dtype = self.weight.dtype
+        old = node.inputs[slot] if _has_input(node, slot) else None
+        if old is not None and _is_sole_reader(graph, old) and np.prod(old.shape) == values.size:
+            old.values = np.asarray(values.reshape(old.shape), dtype, order="C")
             return
-        name = f"{self.output.name}/{kind}"
+        name = unused_name(graph, f"{self.output.name}/{kind}")
+        new = gs.Constant(name, np.asarray(values, dtype, order="C"))
         if slot < len(node.inputs):
-            node.inputs[slot] = gs.Constant(name, values)
+            node.inputs[slot] = new
         else:
-            node.inputs.append(gs.Constant(name, values))
+            node.inputs.append(new)
 
     def _append_add(self, graph: gs.Graph, bias: NDArray[np.float64]) -> None:
-        output = self.node.outputs[0]
-        product = gs.Variable(f"{output.name}/product", output.dtype, output.shape)
-        constant = gs.Constant(f"{output.name}/bias", bias.astype(self.weight.dtype))
+        name, output = self.name, self.node.outputs[0]
+        product = gs.Variable(unused_name(graph, f"{output.name}/product"), output.dtype)
+        values = bias.astype(self.weight.dtype)
+        constant = gs.Constant(unused_name(graph, f"{output.name}/bias"), values)
         self.node.outputs = [product]
-        add = gs.Node("Add", f"{self.name}/bias", inputs=[product, constant], outputs=[output])
+        add = gs.Node("Add", f"{name}/bias", inputs=[product, constant], outputs=[output])
         graph.nodes.insert(index_of(graph, self.node) + 1, add)
 
 
@@ -197,63 +233,108 @@ def remove(graph: gs.Graph, node: gs.Node) -> None:
     node.inputs.clear()
 
 
+def is_standard(node: gs.Node, op: str) -> bool:
+    """Whether a node is an ONNX operator, not its namesake of another domain."""
+    return bool(node.op == op) and node.domain in (None, "", "ai.onnx")
+
+
+def is_dense(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is a constant that is stored in full (reading a sparse one unpacks it)."""
+    return isinstance(tensor, gs.Constant) and not isinstance(tensor._values, SparseValues)
+
+
+def bodies(node: gs.Node) -> Iterator[gs.Graph]:
+    """Yield the subgraphs of a control flow node (If, Loop, Scan)."""
+    yield from (value for value in node.attrs.values() if isinstance(value, gs.Graph))
+
+
+def unused_name(graph: gs.Graph, name: str) -> str:
+    """Return the name, or one made from it, that no tensor of the graph or its bodies has."""
+    taken = {tensor.name for tensor in _tensors(graph)}
+    while name in taken:
+        name += "_"
+    return name
+
+
 def find_linear(graph: gs.Graph) -> list[Linear | Refusal]:
     """View every Conv, Gemm and MatMul of a graph, in the order of its nodes.
 
     A product of two activations (attention) is not a linear node and is not listed.
     """
+    nodes = [n for n in graph.nodes if any(is_standard(n, op) for op in LINEAR_OPS)]
+    names = Counter(node.name for node in nodes)
+    inside = {id(node) for node in graph.nodes}
     outputs = {id(tensor) for tensor in graph.outputs}
-    nodes = (node for node in graph.nodes if node.op in LINEAR_OPS and not _foreign(node))
-    return [view(node, outputs) for node in nodes if not _is_activation_product(node)]
+    views: list[Linear | Refusal] = []
+    for node in nodes:
+        if node.op == "MatMul" and not any(isinstance(t, gs.Constant) for t in node.inputs):
+            continue
+        own_name = names[node.name] == 1
+        reason = _why_not(node, outputs)
+        if reason:
+            views.append(Refusal(node, reason, own_name))
+        else:
+            views.append(Linear(node, _bias_add(node, inside, outputs), own_name))
+    return views
 
 
-def view(node: gs.Node, graph_outputs: set[int] | None = None) -> Linear | Refusal:
-    """View one Conv, Gemm or MatMul node, or say why it cannot be.
-
-    Args:
-        node: the node.
-        graph_outputs: ``id`` of each tensor that is an output of the graph; a MatMul whose product
-            is one of them keeps it, so an Add behind it is not taken for its bias.
-    """
-    name = node_name(node)
-    weight = node.inputs[1]
-    if not isinstance(weight, gs.Constant):
-        return Refusal(name, f"its weight '{weight.name}' is not an initializer")
+def _why_not(node: gs.Node, graph_outputs: set[int]) -> str:
+    """Return why a node cannot be viewed as linear, or nothing."""
+    data, weight = node.inputs[:2]
+    if isinstance(data, gs.Constant):
+        return f"its input '{data.name}' is a constant"
+    if not is_dense(weight):
+        return f"its weight '{weight.name}' is not an initializer of all its values"
     if weight.dtype not in _FLOATS:
-        return Refusal(name, f"its weight '{weight.name}' has type {weight.dtype}, not a float")
+        return f"its weight '{weight.name}' is not of type float16, float32 or float64"
     if node.op != "Conv" and len(weight.shape) != 2:
-        return Refusal(name, f"its weight '{weight.name}' is not a matrix")
+        return f"its weight '{weight.name}' is not a matrix"
+    if id(weight) in graph_outputs:
+        return f"its weight '{weight.name}' is also an output of the graph"
     if node.attrs.get("transA", 0):
-        return Refusal(name, "its input is transposed (transA), so it has no sample axis")
-    bias_node = _bias_add(node, graph_outputs or set()) if node.op == "MatMul" else None
-    if len(node.inputs) > 2 and not node.inputs[2].is_empty():
+        return "its input is transposed (transA), so it has no sample axis"
+    if _has_input(node, 2):
         bias = node.inputs[2]
-        if not isinstance(bias, gs.Constant):
-            return Refusal(name, f"its bias '{bias.name}' is not an initializer")
+        if not is_dense(bias):
+            return f"its bias '{bias.name}' is not an initializer of all its values"
         if not _is_vector(bias.shape):
-            return Refusal(name, f"its bias '{bias.name}' is not one value per channel")
-    return Linear(node, bias_node)
+            return f"its bias '{bias.name}' is not one value per channel"
+    return ""
 
 
-def _foreign(node: gs.Node) -> bool:
-    return node.domain not in (None, "", "ai.onnx")
+def _has_input(node: gs.Node, slot: int) -> bool:
+    return slot < len(node.inputs) and not node.inputs[slot].is_empty()
 
 
-def _is_activation_product(node: gs.Node) -> bool:
-    return node.op == "MatMul" and not isinstance(node.inputs[1], gs.Constant)
+def _is_vector(shape: Iterable[int]) -> bool:
+    return all(extent == 1 for extent in tuple(shape)[:-1])
 
 
-def _is_vector(shape: tuple[int, ...]) -> bool:
-    return all(extent == 1 for extent in shape[:-1])
+def _is_sole_reader(graph: gs.Graph, constant: gs.Constant) -> bool:
+    """Whether a constant that a node reads is read by nobody else."""
+    return len(constant.outputs) == 1 and not any(output is constant for output in graph.outputs)
 
 
-def _bias_add(node: gs.Node, graph_outputs: set[int]) -> gs.Node | None:
+def _bias_add(node: gs.Node, inside: set[int], graph_outputs: set[int]) -> gs.Node | None:
     """Return the Add of a constant vector that is the only reader of a MatMul's product."""
     product = node.outputs[0]
-    if id(product) in graph_outputs or len(product.outputs) != 1:
+    if node.op != "MatMul" or id(product) in graph_outputs or len(product.outputs) != 1:
         return None
     add = product.outputs[0]
-    constants = [t for t in add.inputs if isinstance(t, gs.Constant)]
-    if add.op != "Add" or len(constants) != 1 or not _is_vector(constants[0].shape):
+    # The only reader may stand in the body of an If, which is a graph of its own.
+    if id(add) not in inside or not is_standard(add, "Add"):
+        return None
+    constants = [t for t in add.inputs if is_dense(t)]
+    if len(constants) != 1 or not _is_vector(constants[0].shape):
         return None
     return add if list(constants[0].shape[-1:]) == [node.inputs[1].shape[1]] else None
+
+
+def _tensors(graph: gs.Graph) -> Iterator[gs.Tensor]:
+    yield from graph.inputs
+    yield from graph.outputs
+    for node in graph.nodes:
+        yield from node.inputs
+        yield from node.outputs
+        for body in bodies(node):
+            yield from _tensors(body)

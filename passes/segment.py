@@ -7,8 +7,8 @@ holds the nodes that stop j depends on and that no earlier segment has run::
                               │                       │
                            stop 0                  stop 1
 
-The cut after a segment is what later segments still read: one tensor in a plain chain, several where
-residual or dense connections cross it. A tensor leaves the cut after its last reader.
+The cut after a segment is what later segments still read: one tensor in a plain chain, several
+where residual or dense connections cross it. A tensor leaves the cut after its last reader.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from dataclasses import dataclass
 
 import onnx
 import onnx_graphsurgeon as gs
-from fskd_onnx.passes.base import PreconditionError
+
+from fskd_onnx.passes.base import IR_OF_FREE_INITIALIZERS, PreconditionError
+from fskd_onnx.passes.linear import bodies
 
 
 @dataclass(frozen=True)
@@ -58,24 +60,27 @@ def plan_segments(graph: gs.Graph, stops: Sequence[Sequence[str]]) -> list[Segme
 
     stage_of: dict[int, int] = {}  # node -> the stage that runs it
     born = dict.fromkeys((t.name for t in graph.inputs), -1)  # tensor -> the stage that makes it
-    last_use: dict[str, int] = {}
+    last_use = dict.fromkeys(born, 0)  # an input that nobody reads goes with the first stage
     for stage, stop in enumerate(stops):
-        for node in _ancestors([tensors[name] for name in stop], done=stage_of):
+        for node in ancestors([tensors[name] for name in stop], done=stage_of):
             stage_of[id(node)] = stage
             born |= {t.name: stage for t in node.outputs if not t.is_empty()}
             last_use |= {t.name: stage for t in reads(node)}
         last_use |= dict.fromkeys(stop, stage)
 
     segments = []
+    cut = [t.name for t in graph.inputs]
     for stage, stop in enumerate(stops):
         nodes = [node for node in graph.nodes if stage_of.get(id(node)) == stage]
         read = dict.fromkeys(t.name for node in nodes for t in reads(node))
         made = dict.fromkeys(t.name for node in nodes for t in node.outputs)
+        outputs = [name for name in made if last_use.get(name, -1) > stage or name in stop]
+        cut += outputs
         segments.append(
             Segment(
                 inputs=tuple(name for name in read if born.get(name, stage) < stage),
-                outputs=tuple(n for n in made if last_use.get(n, -1) > stage or n in stop),
-                expired=tuple(n for n in born if last_use.get(n, -1) == stage),
+                outputs=tuple(outputs),
+                expired=tuple(name for name in cut if last_use[name] == stage),
             )
         )
     return segments
@@ -97,21 +102,23 @@ def extract(
     tensors = {t.name: t for node in graph.nodes for t in node.outputs}
     border = set(segment.inputs)
     wanted = {
-        id(node) for node in _ancestors([tensors[name] for name in segment.outputs], border=border)
+        id(node) for node in ancestors([tensors[name] for name in segment.outputs], border=border)
     }
     part = gs.Graph(
         nodes=[node for node in graph.nodes if id(node) in wanted],
         inputs=[],
-        outputs=[tensors[name] for name in segment.outputs],
+        outputs=[],
         opset=graph.opset,
-        import_domains=graph.import_domains,
+        # A copy: graphsurgeon adds what it misses, and this list is that of the imported model.
+        import_domains=list(graph.import_domains),
         functions=graph.functions,
-        ir_version=graph.ir_version,
+        ir_version=max(graph.ir_version, IR_OF_FREE_INITIALIZERS),
         name="segment",
     )
-    model = gs.export_onnx(part, do_type_check=False)
+    model: onnx.ModelProto = gs.export_onnx(part, do_type_check=False)
     # Types and shapes recorded in the file may be stale or absent; the runtime infers its own.
     del model.graph.value_info[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in segment.outputs)
     model.graph.input.extend(
         onnx.helper.make_value_info(name, types[name]) for name in segment.inputs
     )
@@ -123,16 +130,13 @@ def reads(node: gs.Node) -> Iterator[gs.Tensor]:
     for tensor in node.inputs:
         if not isinstance(tensor, gs.Constant) and not tensor.is_empty():
             yield tensor
-    for body in (value for value in node.attrs.values() if isinstance(value, gs.Graph)):
+    for body in bodies(node):
         inside = {id(t) for inner in body.nodes for t in inner.outputs}
         inside |= {id(t) for t in body.inputs}
         yield from (t for inner in body.nodes for t in reads(inner) if id(t) not in inside)
-        yield from (
-            t for t in body.outputs if id(t) not in inside and not isinstance(t, gs.Constant)
-        )
 
 
-def _ancestors(
+def ancestors(
     tensors: Sequence[gs.Tensor],
     done: Mapping[int, int] | None = None,
     border: set[str] | None = None,

@@ -1,0 +1,248 @@
+"""Sum a block's moments where its tensors are, batch by batch, over a sample of columns."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnxruntime import InferenceSession, OrtValue
+
+from fskd_onnx.clock import Clock
+from fskd_onnx.engine import Batch, Lockstep, Tensors, run, upload
+from fskd_onnx.errors import MatchError
+from fskd_onnx.moments import Affine, Moments
+from fskd_onnx.passes.base import Pass
+from fskd_onnx.passes.capture import (
+    CROSS,
+    ERROR,
+    FIRST_X,
+    FIRST_Y,
+    GRAM,
+    MATRIX,
+    PATCHES,
+    SHIFT,
+    SHORTCUT,
+    SQUARE_Y,
+    TARGETS,
+    TOTALS,
+    Capture,
+    CaptureActivated,
+    Columns,
+    Geometry,
+    index_inputs,
+)
+from fskd_onnx.providers import Runtime
+
+# A regression on u unknowns needs a multiple of u columns, not every position of every sample: on
+# ResNet-20 and VGG-16 with 500 samples, ten times as many columns moved the accuracy by less
+# than two draws of the samples differ (``tests/benchmarks/columns.py``).
+_COLUMNS_PER_UNKNOWN = 20
+_LEAST_COLUMNS = 4096
+_OPSET, _IR = 17, 8
+
+
+@dataclass(frozen=True)
+class BlockTensors:
+    """Names of the tensors that a block's columns are cut from; the last two only for a residual.
+
+    Attributes:
+        patches: the student's: the block's input.
+        targets: the teacher's: its block output.
+        shortcut: the student's: what is added to the block output.
+        totals: the teacher's: the sum behind its block output.
+    """
+
+    patches: str
+    targets: str
+    shortcut: str | None = None
+    totals: str | None = None
+
+    @property
+    def of_student(self) -> dict[str, str]:
+        """The student's tensors, by their name in the capture graph."""
+        return _present({PATCHES: self.patches, SHORTCUT: self.shortcut})
+
+    @property
+    def of_teacher(self) -> dict[str, str]:
+        """The teacher's tensors, by their name in the capture graph."""
+        return _present({TARGETS: self.targets, TOTALS: self.totals})
+
+
+def _present(names: Mapping[str, str | None]) -> dict[str, str]:
+    return {key: name for key, name in names.items() if name is not None}
+
+
+class BlockStream:
+    """The columns of one block at the current stage of a lockstep, as often as they are asked for."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        lockstep: Lockstep,
+        tensors: BlockTensors,
+        columns: Columns,
+        seed: Sequence[int],
+        clock: Clock,
+    ) -> None:
+        """Prepare the sums.
+
+        Args:
+            runtime: where the tensors are.
+            lockstep: at the stage whose stop holds the tensors.
+            tensors: their names.
+            columns: how to cut columns out of them.
+            seed: for the choice of positions; each batch draws its own, so they spread over all.
+            clock: counts the time spent here as "capture".
+        """
+        self._runtime = runtime
+        self._lockstep = lockstep
+        self._tensors = tensors
+        self._columns = columns
+        self._seed = list(seed)
+        self._clock = clock
+        linear = columns.linear
+        unknowns = linear.width // columns.groups if columns.outputs else linear.matrix.shape[2]
+        samples = sum(batch.count for batch in lockstep.batches)
+        wanted = max(_COLUMNS_PER_UNKNOWN * (unknowns + 1), _LEAST_COLUMNS)
+        self._positions = math.ceil(wanted / samples)
+        self._sessions: dict[tuple[type[Pass], bool], InferenceSession] = {}
+
+    def sums(self) -> list[list[Moments]]:
+        """Return the moments of each variant of the targets, and of each fold in it."""
+        outputs = [GRAM, FIRST_X, CROSS, FIRST_Y, SQUARE_Y]
+        with self._clock("capture"):
+            per_fold = self._run(Capture(self._columns), outputs, {})
+        return [
+            [
+                Moments(
+                    fold.count,
+                    gram=fold.sums[GRAM],
+                    cross=fold.sums[CROSS][variant],
+                    first_x=fold.sums[FIRST_X],
+                    first_y=fold.sums[FIRST_Y][variant],
+                    square_y=fold.sums[SQUARE_Y][variant],
+                )
+                for fold in per_fold
+            ]
+            for variant in range(self._columns.variants)
+        ]
+
+    def activated(
+        self, folds: Sequence[Moments], fitted: Affine, columns: Columns, low: float, high: float
+    ) -> tuple[list[Moments], list[float]]:
+        """See the block through the activation behind it, as a fitted map would leave it.
+
+        Args:
+            folds: moments of the same columns; their gram is taken over.
+            fitted: the map to predict with.
+            columns: with ``residual`` the activation is behind the sum, else behind the block.
+            low: lower bound of the activation.
+            high: its upper bound.
+
+        Returns:
+            For each fold, the moments with targets that forgive what the activation hides, and the
+            sum of squared errors behind the activation.
+        """
+        kind = np.float64 if columns.linear.weight.dtype == np.float64 else np.float32
+        prediction = {
+            MATRIX: fitted.matrix.astype(kind),
+            SHIFT: fitted.shift[..., np.newaxis].astype(kind),
+        }
+        capture = CaptureActivated(columns, low, high)
+        with self._clock("capture"):
+            per_fold = self._run(capture, [CROSS, FIRST_Y, SQUARE_Y, ERROR], prediction)
+        moments = [
+            Moments(
+                fold.count,
+                gram=old.gram,
+                cross=fold.sums[CROSS][0],
+                first_x=old.first_x,
+                first_y=fold.sums[FIRST_Y][0],
+                square_y=fold.sums[SQUARE_Y][0],
+            )
+            for fold, old in zip(per_fold, folds, strict=True)
+        ]
+        return moments, [float(fold.sums[ERROR]) for fold in per_fold]
+
+    def _run(
+        self,
+        capture: Capture | CaptureActivated,
+        outputs: Sequence[str],
+        prediction: Tensors,
+    ) -> list[_FoldSums]:
+        residual = capture.columns.residual
+        constant = upload(prediction, self._runtime.device)
+        folds: defaultdict[int, _FoldSums] = defaultdict(_FoldSums)
+        for index, batch in enumerate(self._lockstep.batches):
+            student, teacher = self._lockstep.tensors(index)
+            values = {name: student[tensor] for name, tensor in self._tensors.of_student.items()}
+            values |= {name: teacher[tensor] for name, tensor in self._tensors.of_teacher.items()}
+            if not residual:
+                values = {name: values[name] for name in (PATCHES, TARGETS)}
+            indices, columns = self._choose(index, batch, values)
+            session = self._session(capture, values)
+            feeds = values | constant | upload(indices, self._runtime.device)
+            sums = run(session, feeds, outputs, self._runtime.device)
+            folds[batch.fold].add(columns, {name: value.numpy() for name, value in sums.items()})
+        return [folds[fold] for fold in sorted(folds)]
+
+    def _choose(
+        self, index: int, batch: Batch, values: Mapping[str, OrtValue]
+    ) -> tuple[Tensors, int]:
+        """Return the index inputs of one batch, and how many columns they choose."""
+        shape = values[PATCHES].shape()
+        geometry = Geometry.of(self._columns.linear, shape)
+        self._check_positions(geometry, values[TARGETS].shape())
+        # Some graphs fold positions into the first axis; a sample then has several rows.
+        rows = batch.count * shape[0] // len(batch.samples)
+        k = min(self._positions, geometry.positions)
+        rng = np.random.default_rng([*self._seed, index])
+        chosen = np.sort(rng.choice(geometry.positions, size=k, replace=False))
+        return index_inputs(geometry, rows, chosen), rows * k
+
+    def _session(
+        self, capture: Capture | CaptureActivated, values: Mapping[str, OrtValue]
+    ) -> InferenceSession:
+        key = (type(capture), capture.columns.residual)
+        if key not in self._sessions:
+            inputs = [
+                gs.Variable(
+                    name,
+                    onnx.helper.tensor_dtype_to_np_dtype(value.element_type()),
+                    [None, *value.shape()[1:]],
+                )
+                for name, value in values.items()
+            ]
+            graph = gs.Graph(inputs=inputs, opset=_OPSET, name="capture")
+            capture.run(graph)
+            self._sessions[key] = self._runtime.session(gs.export_onnx(graph, ir_version=_IR))
+        return self._sessions[key]
+
+    def _check_positions(self, geometry: Geometry, shape: Sequence[int]) -> None:
+        spatial = tuple(shape[1:-1] if self._columns.targets_last else shape[2:])
+        if math.prod(spatial) != geometry.positions:
+            msg = (
+                f"its output has {geometry.output_shape or 1} positions, "
+                f"the teacher's has {spatial or 1}"
+            )
+            raise MatchError(msg)
+
+
+class _FoldSums:
+    """What has been summed for one fold."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums: dict[str, NDArray[np.float64]] = {}
+
+    def add(self, count: int, sums: Mapping[str, NDArray[np.float64]]) -> None:
+        self.count += count
+        for name, value in sums.items():
+            old = self.sums.get(name)
+            self.sums[name] = value if old is None else old + value

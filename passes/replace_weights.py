@@ -1,0 +1,68 @@
+"""Give linear nodes new weights and biases of the shape they have. This changes the function.
+
+A kernel adapter has no explicit form: its solution *is* the new weight matrix of the node, over the
+whole kernel, so there is nothing to insert and fuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from fskd_onnx.passes.base import Pass, PreconditionError
+from fskd_onnx.passes.linear import Linear, find_linear
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a linear node computes with, as ``Linear`` views it.
+
+    Attributes:
+        matrix: (groups, n, p).
+        bias: (groups * n,).
+    """
+
+    matrix: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ReplaceWeights(Pass):
+    """Replace the weights of the named linear nodes.
+
+    Attributes:
+        weights: new weights of each node, by the node's name (its output's, where it has none).
+    """
+
+    weights: Mapping[str, Weights]
+
+    def requires(self, graph: gs.Graph) -> None:
+        """Check that every named node is there, has weights of its own, and of that shape."""
+        linears = {view.name: view for view in find_linear(graph) if isinstance(view, Linear)}
+        for name, weights in self.weights.items():
+            linear = linears.get(name)
+            if linear is None:
+                msg = f"the graph has no linear node '{name}' to give new weights"
+                raise PreconditionError(msg)
+            if linear.shared_with is not None:
+                msg = f"the weights of '{name}' are also those of '{linear.shared_with}'"
+                raise PreconditionError(msg)
+            if weights.matrix.shape != linear.matrix.shape or weights.bias.shape != (linear.width,):
+                msg = (
+                    f"the new weights of '{name}' are {weights.matrix.shape} with a bias of "
+                    f"{weights.bias.shape}; the node has {linear.matrix.shape} and {(linear.width,)}"
+                )
+                raise PreconditionError(msg)
+
+    def apply(self, graph: gs.Graph) -> list[str]:
+        """Replace in place; return one note per node."""
+        notes = []
+        for linear in find_linear(graph):
+            if isinstance(linear, Linear) and linear.name in self.weights:
+                weights = self.weights[linear.name]
+                linear.write(graph, weights.matrix, weights.bias)
+                notes.append(f"weights of '{linear.name}' replaced")
+        return notes
