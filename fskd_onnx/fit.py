@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -46,6 +48,7 @@ from fskd_onnx.providers import Runtime, open_runtime
 from fskd_onnx.readout import Readout, read_out
 from fskd_onnx.report import Agreement, BlockReport, FitReport, Seconds
 from fskd_onnx.samples import Samples, SampleSource, load_samples
+from fskd_onnx.select import select_targets
 from fskd_onnx.solve import Family
 from fskd_onnx.stream import BlockStream, BlockTensors
 
@@ -90,11 +93,16 @@ def fit(
     options = options or FitOptions()
     clock = Clock()
     task = _prepare(teacher, student, samples, options.run)
-    fitted = _fit_blocks(task, options, clock)
-    with clock("fuse"):
-        model = export(fitted.student, like=task.student.canonical)
-    with clock("verify"):
-        before, after = _verify(task, fitted, model)
+    best: _Outcome | None = None
+    for start in _starts(task, options, clock):
+        outcome = _fit_from(start, task, options, clock)
+        if best is None or outcome.after.relative_mse < best.after.relative_mse:
+            best = outcome
+    if best is None:
+        raise MatchError(
+            f"{task.student.name}: no block is narrower than its teacher's and free to carry other "
+            "channels, so there is nothing to select; choose --targets kept"
+        )
     report = FitReport(
         teacher=task.teacher.name,
         student=task.student.name,
@@ -103,25 +111,25 @@ def fit(
         providers=task.runtime.providers,
         sample_count=len(task.samples),
         held_out_count=len(task.held_out),
-        blocks=fitted.reports,
-        before=before,
-        after=after,
+        blocks=best.fitted.reports,
+        before=task.before,
+        after=best.after,
         parameters_student=count_parameters(task.student.model),
-        parameters_fused=count_parameters(model),
+        parameters_fused=count_parameters(best.model),
         seconds=Seconds(
             total=clock.total,
             **{stage: clock.spent(stage) for stage in ("capture", "solve", "fuse", "verify")},
         ),
         versions=_versions(),
     )
-    if not after.relative_mse < before.relative_mse:
+    if not best.after.relative_mse < task.before.relative_mse:
         raise NoImprovementError(
             f"{task.student.name}: the fit brought it no closer to the teacher on "
-            f"{len(task.held_out)} held-out samples (relative error {before.relative_mse:.4g} -> "
-            f"{after.relative_mse:.4g}), so nothing was written; give more samples",
+            f"{len(task.held_out)} held-out samples (relative error {task.before.relative_mse:.4g} -> "
+            f"{best.after.relative_mse:.4g}), so nothing was written; give more samples",
             report,
         )
-    return FitResult(model, report)
+    return FitResult(best.model, report)
 
 
 def match(
@@ -145,7 +153,8 @@ def match(
     task = _prepare(teacher, student, samples, options or RunOptions())
     if all(pair.channels is not None for pair in task.matching.usable):
         return task.matching
-    fitted = _fit_blocks(task, FitOptions(run=task.options, adapter="pointwise"), Clock())
+    fitted = _Fitted(gs.import_onnx(task.student.canonical), task.matching)
+    _fit_blocks(fitted, task, FitOptions(run=task.options, adapter="pointwise"), Clock())
     return fitted.matching
 
 
@@ -178,6 +187,31 @@ class _Task:
     batches: list[Batch]
     held_out: NDArray[np.intp]
     options: RunOptions
+
+    def outputs(self, model: onnx.ModelProto, name: str) -> Outputs:
+        """Run a whole model on the held-out samples."""
+        return forward(
+            self.runtime, model, self.samples, self.held_out, self.options.batch_size, name
+        )
+
+    @cached_property
+    def target(self) -> Outputs:
+        """The teacher's outputs for the held-out samples."""
+        return self.outputs(self.teacher.model, self.teacher.name)
+
+    @cached_property
+    def before(self) -> Agreement:
+        """How close the untouched student is on held-out samples."""
+        return agreement(self.target, self.outputs(self.student.model, self.student.name))
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """A fitted student and how close it came on held-out samples."""
+
+    fitted: _Fitted
+    model: onnx.ModelProto
+    after: Agreement
 
 
 @dataclass
@@ -263,26 +297,22 @@ def _prepare(
     )
 
 
-def _fit_blocks(task: _Task, options: FitOptions, clock: Clock) -> _Fitted:
+def _fit_blocks(state: _Fitted, task: _Task, options: FitOptions, clock: Clock) -> None:
     """Advance both networks block by block, correcting the student's before it runs on."""
-    student, teacher = (
-        gs.import_onnx(network.canonical) for network in (task.student, task.teacher)
-    )
-    plans = _plan_blocks(task.matching, student, teacher)
+    teacher = gs.import_onnx(task.teacher.canonical)
+    plans = _plan_blocks(state.matching, state.student, teacher)
     lockstep = Lockstep(
         task.runtime,
-        student,
+        state.student,
         teacher,
         [(list(p.tensors.of_student.values()), list(p.tensors.of_teacher.values())) for p in plans],
         task.samples,
         task.batches,
     )
-    state = _Fitted(student, task.matching)
     for plan in plans:
         # Systems of this size lose more by being handed round among threads than they gain.
         with clock("capture"), lockstep.stage(), clock("solve"), threadpool_limits(1):
             state.blocks[plan.name] = _fit_one(task, options, state, plan, lockstep, clock)
-    return state
 
 
 def _fit_one(
@@ -308,7 +338,7 @@ def _fit_one(
                     f"one of its channels correlates with the teacher's {correlation}",
                 )
             state.known[plan.name] = channels, confidence
-            state.matching = _rematch(task, state.known)
+            state.matching = _rematch(task, state)
         pair = state.pair(plan.name)
         outputs = options.adapter == "pointwise"
         columns = plan.columns(linear, np.array(pair.channels), outputs)
@@ -401,34 +431,47 @@ def find_block(graph: gs.Graph, name: str) -> Linear:
     return next(view for view in views if view.name == name)
 
 
-def _rematch(task: _Task, known: dict[str, tuple[Channels, float]]) -> Matching:
+def _rematch(task: _Task, state: _Fitted) -> Matching:
+    """Match again with what activations have decided; what was settled before stays as it is."""
     graphs = [gs.import_onnx(network.canonical) for network in (task.teacher, task.student)]
-    return match_models(graphs[0], graphs[1], known)
+    again = match_models(graphs[0], graphs[1], state.known)
+    pairs = zip(state.matching.pairs, again.pairs, strict=True)
+    return Matching(tuple(new if old.channels is None else old for old, new in pairs))
 
 
-def _verify(task: _Task, fitted: _Fitted, model: onnx.ModelProto) -> tuple[Agreement, Agreement]:
-    """Check the fused model against the explicit one; hold it and the student against the teacher."""
-    load_model(model)
+def _starts(task: _Task, options: FitOptions, clock: Clock) -> Iterator[_Fitted]:
+    """Yield the students to fit: with the channels that were kept, with channels chosen anew."""
+    if options.targets != "select":
+        yield _Fitted(gs.import_onnx(task.student.canonical), task.matching)
+    # Pointwise adapters cannot make up for channels that a block's own weights never read.
+    if options.targets == "kept" or (options.targets == "auto" and options.adapter == "pointwise"):
+        return
+    graphs = [gs.import_onnx(network.canonical) for network in (task.student, task.teacher)]
+    with clock("select"):
+        selection = select_targets(*graphs, task.matching, task.runtime, task.samples, task.batches)
+    if selection is not None:
+        ReplaceWeights(selection.weights).run(graphs[0])
+        yield _Fitted(graphs[0], selection.matching, weights=dict(selection.weights))
 
-    def outputs(network: onnx.ModelProto, name: str) -> Outputs:
-        return forward(
-            task.runtime, network, task.samples, task.held_out, task.options.batch_size, name
-        )
 
-    explicit = fitted.explicit(task.student.canonical)
-    fused = outputs(model, f"fused {task.student.name}")
-    for one, other in zip(
-        fused, outputs(explicit, "the student with explicit adapters"), strict=True
-    ):
-        difference, bound = _difference(one, other), _ROUNDING.get(one.dtype, 0.0)
-        if difference > bound:
-            raise FskdError(
-                f"{task.student.name}: the fused model differs from explicit adapters by "
-                f"{difference:.2g}, more than rounding; please report this model"
-            )
-    target = outputs(task.teacher.model, task.teacher.name)
-    before = agreement(target, outputs(task.student.model, task.student.name))
-    return before, agreement(target, fused)
+def _fit_from(start: _Fitted, task: _Task, options: FitOptions, clock: Clock) -> _Outcome:
+    """Fit all blocks; check the fused model against the explicit one and against the teacher."""
+    _fit_blocks(start, task, options, clock)
+    with clock("fuse"):
+        model = export(start.student, like=task.student.canonical)
+        explicit = start.explicit(task.student.canonical)
+    with clock("verify"):
+        load_model(model)
+        fused = task.outputs(model, f"fused {task.student.name}")
+        separate = task.outputs(explicit, f"{task.student.name} with explicit adapters")
+        for one, other in zip(fused, separate, strict=True):
+            difference, bound = _difference(one, other), _ROUNDING.get(one.dtype, 0.0)
+            if difference > bound:
+                raise FskdError(
+                    f"{task.student.name}: the fused model differs from explicit adapters by "
+                    f"{difference:.2g}, more than rounding; please report this model"
+                )
+    return _Outcome(start, model, agreement(task.target, fused))
 
 
 def _difference(one: NDArray[np.generic], other: NDArray[np.generic]) -> float:

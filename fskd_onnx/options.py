@@ -34,7 +34,11 @@ class FitOptions:
         run: how samples are read and models are run.
         adapter: family of adapters: "pointwise" (the paper's 1x1), "kernel", or "auto", which
             decides per block by held-out error.
+        targets: which teacher channels a narrower block aims at: "kept" (those that the student was
+            pruned to), "select" (those that reconstruct all best), or "auto", which decides by the
+            held-out error of the network's output.
     """
 
     run: RunOptions = field(default_factory=RunOptions)
     adapter: str = "auto"
+    targets: str = "auto"

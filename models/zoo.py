@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from models import data
-from models.networks import Network, resnet20, vgg16, vgg16_widths
+from models.networks import Network, densenet22, mobilenetv2, resnet20, vgg16, vgg16_widths
 from models.train import Recipe, train
 
 THREADS = 1
@@ -31,11 +31,14 @@ class Teacher:
 
 
 TEACHERS = {
+    "densenet22": Teacher(densenet22, Recipe(epochs=6, peak_rate=0.1)),
+    "mobilenetv2": Teacher(mobilenetv2, Recipe(epochs=5, peak_rate=0.1)),
     "resnet20": Teacher(resnet20, Recipe(epochs=10, peak_rate=0.1)),
     "vgg16": Teacher(lambda: vgg16(vgg16_widths(2)), Recipe(epochs=8, peak_rate=0.05)),
     "vgg16_small": Teacher(lambda: vgg16(vgg16_widths(8)), Recipe(epochs=4, peak_rate=0.05)),
 }
-"""Half-width VGG-16 (3.7 million parameters), ResNet-20, and VGG-16 at an eighth of its width."""
+"""Half-width VGG-16 (3.7 million parameters), the other networks as they are, and VGG-16 at an
+eighth of its width."""
 
 
 def cache_folder() -> Path:

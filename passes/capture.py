@@ -140,12 +140,15 @@ def index_inputs(
             at = output[np.newaxis] * stride + offset[:, np.newaxis] * dilation - pad
             inside &= (at >= 0) & (at < size)
             patch = patch * size + np.clip(at, 0, size - 1)
-    return {
-        _COUNT: np.array([count], dtype=np.int64),
+    return channel_inputs(count, chosen) | {
         _PATCH: patch.reshape(-1).astype(np.int64),
         _INSIDE: inside.reshape(-1),
-        _POSITION: chosen.astype(np.int64),
     }
+
+
+def channel_inputs(count: int, chosen: NDArray[np.intp]) -> dict[str, NDArray[np.generic]]:
+    """Return the index inputs of ``CaptureChannels`` for one run; arguments as ``index_inputs``."""
+    return {_COUNT: np.array([count], dtype=np.int64), _POSITION: chosen.astype(np.int64)}
 
 
 @dataclass(frozen=True)
@@ -202,10 +205,39 @@ class Capture(Pass):
         if shortcut is not None:
             variants.append(build.node("Sub", [y["totals"], shortcut]))
         x = build.node("Cast", [x], to=np.float64)
-        build.output("MatMul", [x, build.node("Transpose", [x], perm=[0, 2, 1])], GRAM)
-        build.output("ReduceSum", [x, build.ints(2)], FIRST_X, keepdims=0)
+        build.sum_regressors(x)
         build.sum_targets(x, build.stack(variants))
         return [f"moments of '{self.columns.linear.name}' appended"]
+
+
+@dataclass(frozen=True)
+class CaptureChannels(Pass):
+    """Append the moments of one tensor's channels, ``GRAM`` and ``FIRST_X``, in one group.
+
+    The positions are chosen by index inputs as for ``Capture``.
+
+    Attributes:
+        tensor: name of the tensor.
+        width: number of its channels.
+        last: whether they are on the last axis, not on axis 1.
+    """
+
+    tensor: str
+    width: int
+    last: bool
+
+    def requires(self, graph: gs.Graph) -> None:
+        """Check for an opset that has the operators used, in the form used."""
+        _require_opset(graph)
+
+    def apply(self, graph: gs.Graph) -> list[str]:
+        """Append in place, with the sums as outputs and the indices as inputs of the graph."""
+        build = _Builder(graph)
+        count, position = build.input(_COUNT, np.int64, [1]), build.input(_POSITION, np.int64, None)
+        tensor = build.tensors[self.tensor]
+        x = build.gather(tensor, self.width if self.last else None, position, count)
+        build.sum_regressors(build.node("Cast", [build.grouped(x, 1, self.width)], to=np.float64))
+        return [f"moments of '{self.tensor}' appended"]
 
 
 @dataclass(frozen=True)
@@ -289,13 +321,18 @@ class _Builder:
     graph: gs.Graph
     made: int = 0
 
+    @property
+    def tensors(self) -> dict[str, gs.Tensor]:
+        """The tensors that nodes can be appended to, by name."""
+        made = {t.name: t for node in self.graph.nodes for t in node.outputs}
+        return made | {t.name: t for t in self.graph.inputs}
+
     def columns(
         self, columns: Columns
     ) -> tuple[gs.Variable, dict[str, gs.Variable], gs.Variable | None]:
         """Gather regressors, targets by their tensor, and the shortcut: (groups, rows, columns)."""
         linear = columns.linear
-        tensors = {t.name: t for node in self.graph.nodes for t in node.outputs}
-        tensors |= {t.name: t for t in self.graph.inputs}
+        tensors = self.tensors
         count = self.input(_COUNT, np.int64, [1])
         patch_index = self.input(_PATCH, np.int64, ["patch"])
         inside = self.input(_INSIDE, np.bool_, ["patch"])
@@ -356,6 +393,12 @@ class _Builder:
         """Stack targets along a new first axis, in float64."""
         rows = [self.node("Unsqueeze", [variant, self.ints(0)]) for variant in variants]
         return self.node("Cast", [self.node("Concat", rows, axis=0)], to=np.float64)
+
+    def sum_regressors(self, x: gs.Variable) -> None:
+        """Sum what depends on the regressors x (groups, m, k) alone."""
+        turned = self.node("Transpose", [x], perm=[0, 2, 1])
+        self.output("MatMul", [x, turned], GRAM)
+        self.output("ReduceSum", [x, self.ints(2)], FIRST_X, keepdims=0)
 
     def sum_targets(self, x: gs.Variable, y: gs.Variable) -> None:
         """Sum what depends on the targets, from x (groups, m, k) and y (variants, groups, n, k)."""

@@ -1,0 +1,170 @@
+"""Which tensors of a network must carry the same channels: its channel spaces.
+
+A linear node opens a space: its outputs. What works channel by channel stays in the space; an Add of two
+tensors merges their spaces, so a residual stream is one; a depthwise convolution stays in the space
+of its input; a Concat carries several spaces behind one another. A space is *fixed* where somebody
+reads it who could not follow a new choice of channels: an output of the network, an operator that is
+not known to work channel by channel, a linear node that is not refitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from fskd_onnx.passes.linear import Linear
+from fskd_onnx.passes.segment import reads
+
+# Operators whose output channel j depends on channel j of the first input alone.
+_CHANNELWISE = {
+    "AveragePool",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Clip",
+    "Dropout",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Flatten",
+    "Floor",
+    "Gelu",
+    "GlobalAveragePool",
+    "GlobalLpPool",
+    "GlobalMaxPool",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "LeakyRelu",
+    "LpPool",
+    "MaxPool",
+    "Mish",
+    "Neg",
+    "ReduceMean",
+    "Relu",
+    "Reshape",
+    "Resize",
+    "Selu",
+    "Sigmoid",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Squeeze",
+    "Tanh",
+    "Upsample",
+}
+_MERGES = {"Add", "Div", "Max", "Mean", "Min", "Mul", "Sub", "Sum"}
+
+Layout = tuple[int, ...]
+
+
+@dataclass
+class Spaces:
+    """The channel spaces of a network.
+
+    Attributes:
+        layouts: the spaces that a tensor carries, in order, by the tensor's name. A tensor that is
+            not listed carries the channels of the network's input, or nothing that can be told.
+    """
+
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    _parents: list[int] = field(default_factory=list)
+    _fixed: set[int] = field(default_factory=set)
+
+    def layout(self, tensor: str) -> Layout | None:
+        """Return the spaces of a tensor, as they are after all merges."""
+        spaces = self.layouts.get(tensor)
+        return None if spaces is None else tuple(map(self.root, spaces))
+
+    def free(self, space: int) -> bool:
+        """Whether all readers of a space could follow a new choice of its channels."""
+        return self.root(space) not in {self.root(fixed) for fixed in self._fixed}
+
+    def open(self) -> int:
+        """Make a new space."""
+        self._parents.append(len(self._parents))
+        return len(self._parents) - 1
+
+    def root(self, space: int) -> int:
+        """Return the space that stands for all that were merged with a space."""
+        while self._parents[space] != space:
+            space = self._parents[space]
+        return space
+
+    def merge(self, spaces: Layout, others: Layout) -> None:
+        """Make the spaces of two layouts the same, one by one."""
+        for one, other in zip(spaces, others, strict=True):
+            low, high = sorted((self.root(one), self.root(other)))
+            self._parents[high] = low
+
+    def fix(self, tensor: str) -> None:
+        """Fix all spaces that a tensor carries."""
+        self._fixed.update(self.layouts.get(tensor, ()))
+
+
+def find_spaces(graph: gs.Graph, refitted: Mapping[str, Linear]) -> Spaces:
+    """Find the channel spaces of a canonical graph.
+
+    Args:
+        graph: the network.
+        refitted: the linear nodes that can follow a new choice of channels, by their name.
+    """
+    spaces = Spaces()
+    blocks = {id(linear.node): linear for linear in refitted.values()}
+    biases = {id(linear.bias_node) for linear in refitted.values()}
+    for node in graph.nodes:
+        if id(node) in blocks:
+            _read_block(spaces, blocks[id(node)])
+        elif id(node) not in biases:
+            _read_node(spaces, node)
+    for output in graph.outputs:
+        spaces.fix(output.name)
+    return spaces
+
+
+def _read_block(spaces: Spaces, linear: Linear) -> None:
+    source = linear.input.name
+    if linear.groups > 1:
+        layout = spaces.layouts.get(source)
+        if is_follower(linear) and layout is not None:
+            spaces.layouts[linear.output.name] = layout
+            return
+        # Channels of a group are tied to the group; a choice would have to respect that.
+        spaces.fix(source)
+        spaces.layouts[linear.output.name] = (spaces.open(),)
+        spaces.fix(linear.output.name)
+        return
+    spaces.layouts[linear.output.name] = (spaces.open(),)
+
+
+def is_follower(linear: Linear) -> bool:
+    """Whether a block is depthwise: output channel j sees input channel j alone."""
+    return linear.op == "Conv" and linear.groups > 1 and linear.groups == linear.width
+
+
+def _read_node(spaces: Spaces, node: gs.Node) -> None:
+    inputs = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant)]
+    layouts = [spaces.layouts.get(tensor.name) for tensor in inputs]
+    result: Layout | None = None
+    if node.op in _CHANNELWISE:
+        result = layouts[0] if layouts else None
+    elif node.op in _MERGES and all(map(_is_scalar, node.inputs)):
+        known = [layout for layout in layouts if layout is not None]
+        if len(known) == len(inputs) and len({len(layout) for layout in known}) == 1:
+            for layout in known[1:]:
+                spaces.merge(known[0], layout)
+            result = known[0]
+    elif node.op == "Concat" and node.attrs.get("axis") == 1 and None not in layouts:
+        result = tuple(space for layout in layouts if layout is not None for space in layout)
+    if result is None:
+        for tensor in reads(node):
+            spaces.fix(tensor.name)
+    else:
+        spaces.layouts |= dict.fromkeys((tensor.name for tensor in node.outputs), result)
+
+
+def _is_scalar(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is no constant that differs from channel to channel."""
+    return not isinstance(tensor, gs.Constant) or all(extent == 1 for extent in tensor.shape)

@@ -1,0 +1,194 @@
+"""What tests of graphs share: models from text, seeded values, ONNX Runtime, tight comparisons."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from fskd_onnx.passes import Adapter, FuseAdapter, InsertAdapter
+from fskd_onnx.passes.linear import Linear, find_linear
+
+Array = NDArray[Any]
+
+DEMO = Path(__file__).parents[1] / "models" / "demo"
+ZOO = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+TOLERANCE = {np.dtype(np.float16): 5e-3, np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
+
+
+def build(
+    text: str, values: Mapping[str, Any] | None = None, seed: int = 0, opset: int = 17, ir: int = 8
+) -> onnx.ModelProto:
+    """Parse a model; names in the list behind the outputs that have no value get a random one.
+
+    Args:
+        text: a graph, or a whole model if it begins with ``<``.
+        values: values of some initializers; the types are those of the text.
+        seed: of the other values.
+        opset: version of the operators, where the text is only a graph.
+        ir: version of the format, where the text is only a graph.
+    """
+    if not text.lstrip().startswith("<"):
+        text = f'<ir_version: {ir}, opset_import: ["": {opset}]> {text}'
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(seed)
+    made = {name for node in model.graph.node for name in node.output}
+    for info in list(model.graph.value_info):
+        if info.name in made:
+            continue
+        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        value = (values or {}).get(info.name)
+        value = random_weight(rng, shape) if value is None else value
+        tensor = numpy_helper.from_array(np.array(value, dtype).reshape(shape), info.name)
+        model.graph.initializer.append(tensor)
+        model.graph.value_info.remove(info)
+        if model.ir_version < 4:
+            model.graph.input.append(info)
+    check(model)
+    return model
+
+
+def random_weight(rng: np.random.Generator, shape: Sequence[int]) -> Array:
+    """Matrices and kernels that keep the variance of activations; vectors between 0.5 and 1.5."""
+    if len(shape) < 2:
+        return rng.uniform(0.5, 1.5, shape)
+    return np.asarray(rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:])))
+
+
+def check(model: onnx.ModelProto) -> None:
+    onnx.checker.check_model(model, full_check=True)
+
+
+def ops(model: onnx.ModelProto) -> dict[str, int]:
+    return dict(Counter(node.op_type for node in model.graph.node))
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, Array]:
+    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+
+
+def random_feeds(model: onnx.ModelProto, seed: int = 1, batch: int = 3) -> dict[str, Array]:
+    """Values for the inputs that need one; open dimensions get the size ``batch``."""
+    rng = np.random.default_rng(seed)
+    given = {tensor.name for tensor in model.graph.initializer}
+    feeds: dict[str, Array] = {}
+    for value in model.graph.input:
+        if value.name in given:
+            continue
+        tensor = value.type.tensor_type
+        shape = [dim.dim_value or batch for dim in tensor.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        feeds[value.name] = np.asarray(rng.standard_normal(shape), dtype)
+    return feeds
+
+
+def run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run the graph as it is written, without ONNX Runtime's own rewrites.
+
+    ONNX Runtime has no Conv and no BatchNormalization in float64 on the CPU; ONNX's reference has.
+    """
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    if onnx.TensorProto.DOUBLE in types and "Conv" in ops(model):
+        reference = ReferenceEvaluator(model)
+        return dict(zip(reference.output_names, reference.run(None, dict(feeds)), strict=True))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def assert_close(one: Mapping[str, Array], other: Mapping[str, Array]) -> None:
+    """Compare outputs to rounding, relative to the largest value of each."""
+    assert list(one) == list(other)
+    for name, expected in other.items():
+        value = one[name]
+        assert value.dtype == expected.dtype
+        assert value.shape == expected.shape
+        assert np.isfinite(expected).all()
+        if value.size == 0 or expected.dtype not in TOLERANCE:
+            np.testing.assert_array_equal(value, expected)
+            continue
+        scale = max(float(np.abs(expected).max()), np.finfo(expected.dtype).tiny)
+        difference = np.abs(value.astype(np.float64) - expected.astype(np.float64)).max()
+        assert difference <= TOLERANCE[expected.dtype] * scale, name
+
+
+def assert_same_function(one: onnx.ModelProto, other: onnx.ModelProto, seed: int = 1) -> None:
+    """Check both models and compare their outputs on random inputs."""
+    check(one)
+    check(other)
+    feeds = random_feeds(other, seed)
+    assert_close(run(one, feeds), run(other, feeds))
+
+
+def linears(model: onnx.ModelProto) -> dict[str, Linear]:
+    views = find_linear(gs.import_onnx(model))
+    return {view.name: view for view in views if isinstance(view, Linear)}
+
+
+def random_adapters(model: onnx.ModelProto, seed: int = 2, widest: int = 512) -> dict[str, Adapter]:
+    """An adapter near the identity for each linear node that has weights of its own."""
+    rng = np.random.default_rng(seed)
+    adapters = {}
+    for name, linear in linears(model).items():
+        if linear.shared_with is not None or linear.width > widest:
+            continue
+        n = linear.width // linear.groups
+        noise = rng.standard_normal((linear.groups, n, n)) / np.sqrt(n) / 4
+        adapters[name] = Adapter(np.eye(n) + noise, rng.standard_normal(linear.width) / 4)
+    return adapters
+
+
+def insert_and_fuse(
+    model: onnx.ModelProto, adapters: Mapping[str, Adapter]
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    explicit = InsertAdapter(adapters)(model)
+    fused = FuseAdapter()(explicit.model)
+    assert explicit.changed == fused.changed == bool(adapters)
+    assert len(explicit.notes) == len(fused.notes) == len(adapters)
+    return explicit.model, fused.model
+
+
+def zoo_model(name: str, largest: int = 2**21) -> onnx.ModelProto:
+    """A model-zoo graph with seeded weights in place of its nodes that make constant ones.
+
+    Weights of more than ``largest`` values stay as they are, computed by the graph, so as to keep
+    the test small. The input of a final Softmax, which hides differences, becomes an output.
+    """
+    model = onnx.load(ZOO / f"light_{name}.onnx")
+    shapes = initializers(model)
+    rng = np.random.default_rng(0)
+    nodes = []
+    for node in model.graph.node:
+        shape = shapes[node.input[0]].tolist() if node.op_type == "ConstantOfShape" else []
+        if not shape or np.prod(shape) > largest:
+            nodes.append(node)
+            continue
+        value = np.asarray(random_weight(rng, shape), np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+        model.graph.input.append(
+            onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, shape)
+        )
+    if nodes[-1].op_type == "Softmax":
+        logits = onnx.ValueInfoProto()
+        logits.CopyFrom(model.graph.output[0])
+        logits.name = nodes[-1].input[0]
+        model.graph.output.append(logits)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
