@@ -1,4 +1,4 @@
-"""Fit one block: the adapter, among families and ways to see the error, that held-out folds prefer."""
+"""Fit one block: of all families and ways to see the error, what held-out folds prefer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from fskd_onnx.moments import Affine, Moments, total
-from fskd_onnx.passes.capture import Columns
 from fskd_onnx.readout import Readout
 from fskd_onnx.solve import Family, Ridge, Solution, cross_validate
 from fskd_onnx.stream import BlockStream
@@ -20,8 +19,8 @@ _ITERATIONS = 5
 class BlockFit:
     """The outcome for one block.
 
-    Errors are relative to the energy of the teacher's block output, on folds that the tested fit has
-    not seen.
+    Errors are relative to the energy of the teacher's block output, on folds that the tested fit
+    has not seen.
 
     Attributes:
         family: of adapters.
@@ -43,14 +42,11 @@ class BlockFit:
         return self.error_after < self.error_before
 
 
-def fit_block(
-    stream: BlockStream, columns: Columns, families: Sequence[Family], readout: Readout
-) -> BlockFit:
+def fit_block(stream: BlockStream, families: Sequence[Family], readout: Readout) -> BlockFit:
     """Fit every family, refine the best, and say what held-out folds make of it.
 
     Args:
         stream: the block's columns.
-        columns: how they are cut.
         families: candidates, as maps of the captured regressors.
         readout: where the error is seen; an empty one sees it at the block's output only.
     """
@@ -68,12 +64,11 @@ def fit_block(
             plain.error_before * scale,
             plain.error_after * scale,
         )
-    return _refine(stream, columns, variants, plain, readout)
+    return _refine(stream, variants, plain, readout)
 
 
 def _refine(
     stream: BlockStream,
-    columns: Columns,
     variants: list[list[Moments]],
     plain: Solution,
     readout: Readout,
@@ -86,7 +81,7 @@ def _refine(
     family = plain.family
 
     def see(fitted: Affine) -> tuple[list[Moments], float]:
-        moments, errors = stream.activated(variants[-1], fitted, columns, readout.low, readout.high)
+        moments, errors = stream.activated(variants[-1], fitted, readout.low, readout.high)
         return moments, errors[0]
 
     best_error, best_moments, best_ridge = np.inf, variants[0], plain.ridge

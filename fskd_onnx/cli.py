@@ -19,7 +19,7 @@ from rich.console import Console
 
 from fskd_onnx.errors import FskdError, NoImprovementError, PreprocessError
 from fskd_onnx.files import check_writable, write_text_atomically
-from fskd_onnx.options import FitOptions, RunOptions
+from fskd_onnx.options import AdapterName, FitOptions, RunOptions, TargetsName
 from fskd_onnx.preprocess import PRESETS, ChannelOrder, Layout, Preprocess
 
 _INTERRUPTED = 130  # what shells give a process that SIGINT ended
@@ -212,6 +212,13 @@ def _fit(
             help="The fitted network; STUDENT.fskd.onnx if not given.",
         ),
     ] = None,
+    adapter: Annotated[
+        AdapterName, typer.Option(help="Family of adapters; auto decides per block.")
+    ] = AdapterName.AUTO,
+    targets: Annotated[
+        TargetsName,
+        typer.Option(help="Teacher channels that a narrower block aims at; auto decides."),
+    ] = TargetsName.AUTO,
     report: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Save a report, .json by suffix; may be repeated."),
@@ -228,12 +235,14 @@ def _fit(
     for path in (output, *reports):
         check_writable(path)
 
-    from fskd_onnx.fit import fit
     from fskd_onnx.model_io import save_model
+    from fskd_onnx.pipeline import fit
     from fskd_onnx.report import render, to_json
 
     try:
-        result = fit(teacher, student, samples, FitOptions(run=session.run))
+        result = fit(
+            teacher, student, samples, FitOptions(run=session.run, adapter=adapter, targets=targets)
+        )
     except NoImprovementError as error:
         render(error.report, session.console)
         raise
@@ -264,7 +273,7 @@ def _match(
     if json is not None:
         check_writable(json)
 
-    from fskd_onnx.fit import match
+    from fskd_onnx.pipeline import match
     from fskd_onnx.report import matching_to_json, render_matching
 
     matching = match(teacher, student, samples, session.run)

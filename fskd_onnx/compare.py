@@ -140,7 +140,8 @@ def forward(
     try:
         session = runtime.session(model)
         for batch in batches:
-            feeds = dict(zip([s.name for s in specs], samples.take(batch.samples).values()))
+            arrays = samples.take(batch.samples).values()
+            feeds = dict(zip([spec.name for spec in specs], arrays, strict=True))
             results = run(session, upload(feeds, runtime.device), wanted, runtime.device)
             collected.append([_unpad(value.numpy(), batch) for value in results.values()])
     except Exception as error:

@@ -74,9 +74,9 @@ def default_batch_size(sample: Tensors) -> int:
 class Network:
     """One network on its way through its segments, all batches in step.
 
-    ``enter`` a stage, ask for ``tensors`` of every batch (the first time runs the segment), ``leave``
-    it: then what nobody reads any more is gone. What was changed in the graph behind the current
-    cut takes effect.
+    ``enter`` a stage, ask for ``tensors`` of every batch (the first time runs the segment),
+    ``leave`` it: then what nobody reads any more is gone. What was changed in the graph behind the
+    current cut takes effect.
     """
 
     def __init__(

@@ -1,12 +1,12 @@
 """Sums over the columns of a block, in float64, per fold: all that the solver ever sees.
 
-A column is a regressor vector x (the student's patch, or its block output) with a target vector y (the
-teacher's block output), see ``fskd_onnx.passes.capture``. Per group, summed over columns::
+A column is a regressor vector x (the student's patch, or its block output) with a target vector y
+(the teacher's block output), see ``fskd_onnx.passes.capture``. Per group, summed over columns::
 
-    gram = sum x x'     cross = sum y x'     first_x = sum x     first_y = sum y     square_y = sum y^2
+    gram = sum x x'   cross = sum y x'   first_x = sum x   first_y = sum y   square_y = sum y^2
 
-From these follow, without the columns, the least-squares solution on any union of folds and the error
-of any affine map on any other. Their size depends on channels, not on samples.
+From these follow, without the columns, the least-squares solution on any union of folds and the
+error of any affine map on any other. Their size depends on channels, not on samples.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ class Moments:
     @property
     def centered_gram(self) -> Array:
         """(groups, m, m) sum of (x - mean)(x - mean)'."""
-        return self.gram - np.einsum("gi,gj->gij", self.first_x, self.mean_x)
+        return self.gram - _outer(self.first_x, self.mean_x)
 
     @property
     def centered_cross(self) -> Array:
         """(groups, n, m) sum of (y - mean)(x - mean)'."""
-        return self.cross - np.einsum("gi,gj->gij", self.first_y, self.mean_x)
+        return self.cross - _outer(self.first_y, self.mean_x)
 
     @property
     def target_energy(self) -> float:
@@ -114,24 +114,30 @@ class Moments:
         """Turn moments of patches into those of the block's outputs, x := matrix x + shift."""
         w, b = block.matrix, block.shift
         first = np.einsum("gij,gj->gi", w, self.first_x)
-        mixed = np.einsum("gi,gj->gij", first, b)
+        mixed = _outer(first, b)
         gram = w @ self.gram @ np.swapaxes(w, 1, 2) + mixed + np.swapaxes(mixed, 1, 2)
         return Moments(
             self.count,
-            gram + self.count * np.einsum("gi,gj->gij", b, b),
-            self.cross @ np.swapaxes(w, 1, 2) + np.einsum("gi,gj->gij", self.first_y, b),
+            gram + self.count * _outer(b, b),
+            self.cross @ np.swapaxes(w, 1, 2) + _outer(self.first_y, b),
             first + self.count * b,
             self.first_y,
             self.square_y,
         )
 
     def correlation(self) -> Array:
-        """Return the (groups, m, n) correlations of regressors and targets, 0 where one is constant."""
+        """Return the (groups, m, n) correlations of x and y, 0 where one is constant."""
         energy_x = np.einsum("gii->gi", self.centered_gram)
         energy_y = self.square_y - self.first_y * self.mean_y
-        norm = np.einsum("gi,gj->gij", *(np.sqrt(np.maximum(e, 0.0)) for e in (energy_x, energy_y)))
+        norm = _outer(*(np.sqrt(np.maximum(energy, 0.0)) for energy in (energy_x, energy_y)))
         cross = np.swapaxes(self.centered_cross, 1, 2)
-        return np.divide(cross, norm, out=np.zeros_like(cross), where=norm > 0)
+        correlation: Array = np.zeros_like(cross)
+        return np.divide(cross, norm, out=correlation, where=norm > 0)
+
+
+def _outer(a: Array, b: Array) -> Array:
+    """Return a b' of each group."""
+    return a[:, :, np.newaxis] * b[:, np.newaxis, :]
 
 
 def total(folds: Sequence[Moments]) -> Moments:

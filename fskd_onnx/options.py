@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from fskd_onnx.preprocess import Preprocess
+
+
+class AdapterName(StrEnum):
+    """Families of adapters: the paper's 1x1, whole kernels, or what held-out error prefers."""
+
+    AUTO = "auto"
+    POINTWISE = "pointwise"
+    KERNEL = "kernel"
+
+
+class TargetsName(StrEnum):
+    """Which teacher channels a narrower block aims at: kept, chosen anew, or the better of both."""
+
+    AUTO = "auto"
+    KEPT = "kept"
+    SELECT = "select"
 
 
 @dataclass(frozen=True)
@@ -40,5 +57,10 @@ class FitOptions:
     """
 
     run: RunOptions = field(default_factory=RunOptions)
-    adapter: str = "auto"
-    targets: str = "auto"
+    adapter: str = AdapterName.AUTO
+    targets: str = TargetsName.AUTO
+
+    def __post_init__(self) -> None:
+        """Refuse what is not on the lists; a plain string of a list will do."""
+        AdapterName(self.adapter)
+        TargetsName(self.targets)

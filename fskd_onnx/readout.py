@@ -1,4 +1,4 @@
-"""Where the error of a block is seen: at its output, behind the Add of a shortcut, behind a clipping.
+"""Where a block's error is seen: at its output, behind the Add of a shortcut, behind a clipping.
 
 ::
 
@@ -40,7 +40,7 @@ class Readout:
         return math.isfinite(self.low) or math.isfinite(self.high)
 
     def without_sum(self) -> Readout:
-        """Return the readout at the block's own output; what follows the sum is then out of sight."""
+        """Return the readout at the block's own output; what follows the sum is out of sight."""
         return Readout() if self.total is not None else self
 
 

@@ -89,7 +89,7 @@ def to_json(report: FitReport) -> str:
     """The report as JSON with stable keys.
 
     Args:
-        report: what `fskd_onnx.fit.fit` found.
+        report: what `fskd_onnx.pipeline.fit` found.
 
     Returns:
         ASCII text that ends with a newline. NaN and infinities, which JSON does not have, are
@@ -123,7 +123,7 @@ def matching_to_json(matching: Matching) -> str:
     """The block and channel pairs as JSON, as ``--map`` will read them.
 
     Args:
-        matching: what `fskd_onnx.fit.match` found.
+        matching: what `fskd_onnx.pipeline.match` found.
 
     Returns:
         ASCII text that ends with a newline.
@@ -152,7 +152,7 @@ def render(report: FitReport, console: Console) -> None:
     """Prints the report for a person: a line per block, why blocks were kept, the outcome.
 
     Args:
-        report: what `fskd_onnx.fit.fit` found.
+        report: what `fskd_onnx.pipeline.fit` found.
         console: where to; 80 columns are enough.
     """
     table = _table("node", "op", "adapter")
@@ -202,7 +202,7 @@ def render_matching(matching: Matching, console: Console) -> None:
     """Prints the block and channel pairs for a person.
 
     Args:
-        matching: what `fskd_onnx.fit.match` found.
+        matching: what `fskd_onnx.pipeline.match` found.
         console: where to; 80 columns are enough.
     """
     table = _table("student", "op", "teacher")

@@ -1,14 +1,16 @@
 """Choose the teacher channels that a narrower student carries, instead of taking those it kept.
 
-With adapters that refit whole kernels, a student is only a shape: any subset of the teacher's channels
-can be its target, and every reader is refitted to it. The best subset is the one from which all of the
-teacher's channels, as their readers see them, are best reconstructed linearly. For readers L of a channel
-space with centred Gram matrices R of what they read and weights M, H = M M', the greedy choice picks
-the channel of the largest gain and eliminates it, until the student's width is reached::
+With adapters that refit whole kernels, a student is only a shape: any subset of the teacher's
+channels can be its target, and every reader is refitted to it. The best subset is the one from
+which all of the teacher's channels, as their readers see them, are best reconstructed linearly. For
+readers L of a channel space with centred Gram matrices R of what they read and weights M, H = M M',
+the greedy choice picks the channel of the largest gain and eliminates it, until the student's width
+is reached::
 
     gain(j) = sum over L of  R_j' H R_j / R_jj / tr(H R)        R := R - R_j R_j' / R_jj
 
-(pivoted Cholesky elimination; R_j is column j of R). The student then starts from the teacher's weights,
+(pivoted Cholesky elimination; R_j is column j of R). The student then starts from the teacher's
+weights,
 sliced to the chosen channels, and is fitted like any other: no channel has to be matched.
 """
 
@@ -110,7 +112,7 @@ def choose_channels(evidence: Sequence[tuple[Array, Array]], width: int) -> Chan
     """Choose the channels that reconstruct all others best, as their readers see them.
 
     Args:
-        evidence: for each reader, the centred Gram matrix R and H = M M', both (channels, channels).
+        evidence: R, the centred Gram matrix, and H = M M' of each reader, (channels, channels).
         width: how many to choose.
 
     Returns:
@@ -207,7 +209,7 @@ def _repeat(block: _Block, spaces: Spaces, extents: Mapping[int, _Extent]) -> in
 
 
 def _inputs(linear: Linear) -> int:
-    return linear.matrix.shape[2] // math.prod(linear.kernel_shape)
+    return int(linear.matrix.shape[2]) // math.prod(linear.kernel_shape)
 
 
 def _grams(

@@ -5,14 +5,17 @@ Both families of adapters are one problem, on different regressors x and with di
     min over B, c of  ||B X + c - Y||^2 + ridge ||B - A||^2
     B = A + (Cyx - A Gxx) (Gxx + ridge I)^-1,    c = mean(Y) - B mean(X)      (centred moments)
 
-    pointwise   x = block output W p + b   A = I   fused: W' = B W, b' = B b + c   (Li et al. 2020, eq. 4)
+    pointwise   x = block output W p + b   A = I   fused: W' = B W, b' = B b + c
     kernel      x = input patch p          A = W   fused: W' = B,   b' = c
 
-The kernel family contains the pointwise one, and also makes up for *inputs* that the block has lost.
+The pointwise family is the paper's (Li et al. 2020, equation 4), with a shift and a ridge.
 
-The ridge pulls towards the student as it is, not towards zero: ten samples, or a singular Gxx, leave
-the directions they say nothing about alone. The shift is never pulled. Strengths are relative to
-the mean diagonal of Gxx, so that one grid serves all blocks.
+The kernel family contains the pointwise one, and also makes up for *inputs* that the block has
+lost.
+
+The ridge pulls towards the student as it is, not towards zero: ten samples, or a singular Gxx,
+leave the directions they say nothing about alone. The shift is never pulled. Strengths are relative
+to the mean diagonal of Gxx, so that one grid serves all blocks.
 """
 
 from __future__ import annotations

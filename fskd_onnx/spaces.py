@@ -1,10 +1,10 @@
 """Which tensors of a network must carry the same channels: its channel spaces.
 
-A linear node opens a space: its outputs. What works channel by channel stays in the space; an Add of two
-tensors merges their spaces, so a residual stream is one; a depthwise convolution stays in the space
-of its input; a Concat carries several spaces behind one another. A space is *fixed* where somebody
-reads it who could not follow a new choice of channels: an output of the network, an operator that is
-not known to work channel by channel, a linear node that is not refitted.
+A linear node opens a space: its outputs. What works channel by channel stays in the space; an Add
+of two tensors merges their spaces, so a residual stream is one; a depthwise convolution stays in
+the space of its input; a Concat carries several spaces behind one another. A space is *fixed* where
+somebody reads it who could not follow a new choice of channels: an output of the network, an
+operator that is not known to work channel by channel, a linear node that is not refitted.
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ from fskd_onnx.passes.capture import (
     Capture,
     CaptureActivated,
     Columns,
+    CutColumns,
     Geometry,
+    JoinColumns,
     index_inputs,
 )
 from fskd_onnx.providers import Runtime
@@ -45,6 +47,11 @@ from fskd_onnx.providers import Runtime
 _COLUMNS_PER_UNKNOWN = 20
 _LEAST_COLUMNS = 4096
 _OPSET, _IR = 17, 8
+
+# Runs on a few columns cost more to start than to do, so columns of several batches are summed at
+# once, and kept for the next time they are asked for. Blocks with more are cut anew each time.
+_CHUNK_BYTES = 2**26
+_KEPT_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -73,13 +80,18 @@ class BlockTensors:
         """The teacher's tensors, by their name in the capture graph."""
         return _present({TARGETS: self.targets, TOTALS: self.totals})
 
+    @property
+    def stop(self) -> tuple[list[str], list[str]]:
+        """The student's and the teacher's tensors that have to exist for the block."""
+        return list(self.of_student.values()), list(self.of_teacher.values())
+
 
 def _present(names: Mapping[str, str | None]) -> dict[str, str]:
     return {key: name for key, name in names.items() if name is not None}
 
 
 class BlockStream:
-    """The columns of one block at the current stage of a lockstep, as often as they are asked for."""
+    """The columns of one block at the current stage of a lockstep."""
 
     def __init__(
         self,
@@ -103,7 +115,7 @@ class BlockStream:
         self._runtime = runtime
         self._lockstep = lockstep
         self._tensors = tensors
-        self._columns = columns
+        self.columns = columns
         self._seed = list(seed)
         self._clock = clock
         linear = columns.linear
@@ -111,13 +123,18 @@ class BlockStream:
         samples = sum(batch.count for batch in lockstep.batches)
         wanted = max(_COLUMNS_PER_UNKNOWN * (unknowns + 1), _LEAST_COLUMNS)
         self._positions = math.ceil(wanted / samples)
-        self._sessions: dict[tuple[type[Pass], bool], InferenceSession] = {}
+        rows = unknowns + 3 * len(columns.channels) // columns.groups
+        self._bytes_per_column = 4 * columns.groups * rows
+        self._bytes = 0
+        self._chunks = self._plan_chunks()
+        self._kept: dict[range, tuple[dict[str, OrtValue], int]] = {}
+        self._sessions: dict[tuple[type[Pass], bool, int], InferenceSession] = {}
 
     def sums(self) -> list[list[Moments]]:
         """Return the moments of each variant of the targets, and of each fold in it."""
         outputs = [GRAM, FIRST_X, CROSS, FIRST_Y, SQUARE_Y]
         with self._clock("capture"):
-            per_fold = self._run(Capture(self._columns), outputs, {})
+            per_fold = self._run(Capture(self.columns), outputs, {})
         return [
             [
                 Moments(
@@ -130,18 +147,17 @@ class BlockStream:
                 )
                 for fold in per_fold
             ]
-            for variant in range(self._columns.variants)
+            for variant in range(self.columns.variants)
         ]
 
     def activated(
-        self, folds: Sequence[Moments], fitted: Affine, columns: Columns, low: float, high: float
+        self, folds: Sequence[Moments], fitted: Affine, low: float, high: float
     ) -> tuple[list[Moments], list[float]]:
-        """See the block through the activation behind it, as a fitted map would leave it.
+        """See the block through what is behind it, as a fit would leave it.
 
         Args:
             folds: moments of the same columns; their gram is taken over.
             fitted: the map to predict with.
-            columns: with ``residual`` the activation is behind the sum, else behind the block.
             low: lower bound of the activation.
             high: its upper bound.
 
@@ -149,12 +165,12 @@ class BlockStream:
             For each fold, the moments with targets that forgive what the activation hides, and the
             sum of squared errors behind the activation.
         """
-        kind = np.float64 if columns.linear.weight.dtype == np.float64 else np.float32
+        kind = np.float64 if self.columns.linear.weight.dtype == np.float64 else np.float32
         prediction = {
             MATRIX: fitted.matrix.astype(kind),
             SHIFT: fitted.shift[..., np.newaxis].astype(kind),
         }
-        capture = CaptureActivated(columns, low, high)
+        capture = CaptureActivated(self.columns, low, high)
         with self._clock("capture"):
             per_fold = self._run(capture, [CROSS, FIRST_Y, SQUARE_Y, ERROR], prediction)
         moments = [
@@ -176,28 +192,60 @@ class BlockStream:
         outputs: Sequence[str],
         prediction: Tensors,
     ) -> list[_FoldSums]:
-        residual = capture.columns.residual
         constant = upload(prediction, self._runtime.device)
         folds: defaultdict[int, _FoldSums] = defaultdict(_FoldSums)
-        for index, batch in enumerate(self._lockstep.batches):
+        for chunk in self._chunks:
+            cut, count = self._cut(chunk)
+            feeds = {name: cut[name] for name in capture.columns.names}
+            session = self._session(capture, feeds)
+            sums = run(session, feeds | constant, outputs, self._runtime.device)
+            fold = self._lockstep.batches[chunk[0]].fold
+            folds[fold].add(count, {name: value.numpy() for name, value in sums.items()})
+        return [folds[fold] for fold in sorted(folds)]
+
+    def _plan_chunks(self) -> list[range]:
+        """Divide the batches into runs of the same fold whose columns can be summed at once."""
+        batches = self._lockstep.batches
+        chunks: list[range] = []
+        held = 0
+        for index, batch in enumerate(batches):
+            more = self._bytes_per_column * self._positions * len(batch.samples)
+            self._bytes += more
+            held += more
+            if not chunks or batches[index - 1].fold != batch.fold or held > _CHUNK_BYTES:
+                chunks.append(range(index, index))
+                held = more
+            chunks[-1] = range(chunks[-1].start, index + 1)
+        return chunks
+
+    def _cut(self, chunk: range) -> tuple[dict[str, OrtValue], int]:
+        """Return the columns of some batches and their number; kept, where all columns fit."""
+        if chunk in self._kept:
+            return self._kept[chunk]
+        parts, count = [], 0
+        for index in chunk:
             student, teacher = self._lockstep.tensors(index)
             values = {name: student[tensor] for name, tensor in self._tensors.of_student.items()}
             values |= {name: teacher[tensor] for name, tensor in self._tensors.of_teacher.items()}
-            if not residual:
-                values = {name: values[name] for name in (PATCHES, TARGETS)}
-            indices, columns = self._choose(index, batch, values)
-            session = self._session(capture, values)
-            feeds = values | constant | upload(indices, self._runtime.device)
-            sums = run(session, feeds, outputs, self._runtime.device)
-            folds[batch.fold].add(columns, {name: value.numpy() for name, value in sums.items()})
-        return [folds[fold] for fold in sorted(folds)]
+            indices, columns = self._choose(index, self._lockstep.batches[index], values)
+            session = self._session(CutColumns(self.columns), values)
+            feeds = values | upload(indices, self._runtime.device)
+            parts.append(run(session, feeds, self.columns.names, self._runtime.device))
+            count += columns
+        if len(parts) > 1:
+            session = self._session(JoinColumns(self.columns, len(parts)), {})
+            feeds = {f"{k}/{i}": value for i, part in enumerate(parts) for k, value in part.items()}
+            parts = [run(session, feeds, self.columns.names, self._runtime.device)]
+        if self._bytes <= _KEPT_BYTES:
+            self._kept[chunk] = parts[0], count
+        return parts[0], count
 
     def _choose(
         self, index: int, batch: Batch, values: Mapping[str, OrtValue]
     ) -> tuple[Tensors, int]:
         """Return the index inputs of one batch, and how many columns they choose."""
         shape = values[PATCHES].shape()
-        geometry = Geometry.of(self._columns.linear, shape)
+        geometry = Geometry.of(self.columns.linear, shape)
         self._check_positions(geometry, values[TARGETS].shape())
         # Some graphs fold positions into the first axis; a sample then has several rows.
         rows = batch.count * shape[0] // len(batch.samples)
@@ -207,25 +255,31 @@ class BlockStream:
         return index_inputs(geometry, rows, chosen), rows * k
 
     def _session(
-        self, capture: Capture | CaptureActivated, values: Mapping[str, OrtValue]
+        self,
+        step: CutColumns | JoinColumns | Capture | CaptureActivated,
+        values: Mapping[str, OrtValue],
     ) -> InferenceSession:
-        key = (type(capture), capture.columns.residual)
+        key = (
+            type(step),
+            step.columns.residual,
+            step.parts if isinstance(step, JoinColumns) else 1,
+        )
         if key not in self._sessions:
             inputs = [
                 gs.Variable(
                     name,
                     onnx.helper.tensor_dtype_to_np_dtype(value.element_type()),
-                    [None, *value.shape()[1:]],
+                    [None] * len(value.shape()),
                 )
                 for name, value in values.items()
             ]
             graph = gs.Graph(inputs=inputs, opset=_OPSET, name="capture")
-            capture.run(graph)
+            step.run(graph)
             self._sessions[key] = self._runtime.session(gs.export_onnx(graph, ir_version=_IR))
         return self._sessions[key]
 
     def _check_positions(self, geometry: Geometry, shape: Sequence[int]) -> None:
-        spatial = tuple(shape[1:-1] if self._columns.targets_last else shape[2:])
+        spatial = tuple(shape[1:-1] if self.columns.targets_last else shape[2:])
         if math.prod(spatial) != geometry.positions:
             msg = (
                 f"its output has {geometry.output_shape or 1} positions, "

@@ -26,6 +26,9 @@ DEMO = Path(__file__).parent / "demo"
 DEMO_TESTS = 2000
 """How many test images, the first ones, the demo holds."""
 
+ZOO = ("resnet20", "vgg16", "densenet22", "mobilenetv2")
+"""The teachers of the benchmarks."""
+
 
 def teacher_path(name: str) -> Path:
     """Give the ONNX file of a teacher, made on demand and kept in the cache.
@@ -42,7 +45,7 @@ def student_path(name: str, recipe: str) -> Path:
 
     Args:
         name: a key of `models.zoo.TEACHERS`.
-        recipe: a key of `models.prune.VGG16_RECIPES` or `models.prune.RESNET20_RECIPES`.
+        recipe: one of `models.prune.recipes`.
     """
     path = cache_folder() / f"{name}-{recipe}.onnx"
     return path if path.is_file() else export(prune(teacher(name), recipe), path)
@@ -76,13 +79,13 @@ def build_demo(retrain: bool) -> None:
 
 
 def build_zoo(retrain: bool) -> None:
-    """Write VGG-16, ResNet-20 and all their students into the cache.
+    """Write the teachers of `ZOO` and all their students into the cache.
 
     Args:
         retrain: train the teachers even if the cache has them.
     """
     test = load("test")
-    for name in ("resnet20", "vgg16"):
+    for name in ZOO:
         network = teacher(name, retrain)
         _write(network, cache_folder() / f"{name}.onnx", test)
         for recipe in recipes(network):

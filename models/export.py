@@ -114,8 +114,8 @@ def _rename(graph: onnx.GraphProto, parameters: set[str]) -> None:
         # Such as ['', 'stages.0', 'stages.0.1', 'stages.0.1.conv1', 'conv2d_3']: the modules from
         # the outermost to the innermost, then the call.
         module = ast.literal_eval(notes[_SCOPES])[-2]
-        # A sum or a mean is called by a module that holds others and needs a name of its own.
-        own = node.op_type in ("Add", "ReduceMean")
+        # These are called by a module that holds others and need a name of their own.
+        own = node.op_type in ("Add", "Concat", "ReduceMean")
         node.name = ".".join(filter(None, (module, node.op_type.lower() if own else "")))
         for position, name in enumerate(node.input):
             names.setdefault(name, f"{node.name}.input{position}")

@@ -4,11 +4,11 @@ VGG-16 is configuration D of K. Simonyan and A. Zisserman, "Very Deep Convolutio
 Large-Scale Image Recognition" (2015), with batch normalisation and a single linear classifier, as
 is usual for CIFAR. ResNet-20 is the CIFAR network of K. He et al., "Deep Residual Learning for
 Image Recognition" (2016), section 4.2, with a projection (option B) where a shortcut changes shape.
-DenseNet-22 is the plain CIFAR network of G. Huang et al., "Densely Connected Convolutional Networks"
-(2017), growth 12, no bottlenecks and no compression, with 6 layers in a block in place of 12.
-MobileNetV2 is that of M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks"
-(2018), with fewer blocks, since 28 x 28 pixels are few to halve. The stems of both have stride 2,
-as both papers have for large images, and four times fewer operations to train.
+DenseNet-22 is the plain CIFAR network of G. Huang et al., "Densely Connected Convolutional
+Networks" (2017), growth 12, no bottlenecks and no compression, with 6 layers in a block in place of
+12. MobileNetV2 is that of M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear
+Bottlenecks" (2018), with fewer blocks, since 28 x 28 pixels are few to halve. The stems of both
+have stride 2, as both papers have for large images, and four times fewer operations to train.
 
 Every width is an argument, so that a pruned network is the same class with smaller numbers, and all
 submodule names - hence the tensor names of the exported file - are the same in both.

@@ -2,7 +2,8 @@
 
 The criterion is that of H. Li et al., "Pruning Filters for Efficient ConvNets" (2017), on the
 filters with batch normalisation folded in, weight * gamma / sqrt(variance + epsilon), since
-normalisation leaves the scale of the bare filters without meaning. The norms are the teacher's:
+normalisation leaves the scale of the bare filters without meaning; in a DenseNet it comes before
+the convolutions, so their filters are taken bare. The norms are the teacher's:
 what is removed in one layer does not change the choice in the next. Nothing is retrained; every
 parameter of a student, batch normalisation included, is a slice of the teacher's.
 
@@ -18,7 +19,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.networks import RESNET20_BLOCKS, BasicBlock, ConvNorm, Network, ResNet20, Vgg16
+from models.networks import (
+    RESNET20_BLOCKS,
+    BasicBlock,
+    ConvNorm,
+    DenseLayer,
+    DenseNet22,
+    InvertedResidual,
+    MobileNetV2,
+    Network,
+    ResNet20,
+    Transition,
+    Vgg16,
+)
 
 VGG16_RECIPES = {
     "A": (50, *(0,) * 6, *(50,) * 6),
@@ -47,10 +60,24 @@ RESNET20_RECIPES = {
     "stream50": ResNetRecipe(inner=50, stream=50),
 }
 
+DENSENET22_RECIPES = {"growth50": 50}
+"""Per cent to remove of the channels that each dense layer adds and each transition gives."""
+
+MOBILENETV2_RECIPES = {"expansion50": 50}
+"""Per cent to remove of the channels inside every inverted residual."""
+
 
 def recipes(network: Network) -> tuple[str, ...]:
     """Name the pruning recipes for a network."""
-    return tuple(VGG16_RECIPES if isinstance(network, Vgg16) else RESNET20_RECIPES)
+    match network:
+        case Vgg16():
+            return tuple(VGG16_RECIPES)
+        case ResNet20():
+            return tuple(RESNET20_RECIPES)
+        case DenseNet22():
+            return tuple(DENSENET22_RECIPES)
+        case MobileNetV2():
+            return tuple(MOBILENETV2_RECIPES)
 
 
 def prune(network: Network, recipe: str) -> Network:
@@ -58,14 +85,20 @@ def prune(network: Network, recipe: str) -> Network:
 
     Args:
         network: the teacher in eval mode; it stays as it is.
-        recipe: a key of `VGG16_RECIPES` or `RESNET20_RECIPES`.
+        recipe: one of `recipes`.
 
     Returns:
         A narrower network of the same class in eval mode.
     """
-    if isinstance(network, Vgg16):
-        return prune_vgg16(network, VGG16_RECIPES[recipe])
-    return prune_resnet20(network, RESNET20_RECIPES[recipe])
+    match network:
+        case Vgg16():
+            return prune_vgg16(network, VGG16_RECIPES[recipe])
+        case ResNet20():
+            return prune_resnet20(network, RESNET20_RECIPES[recipe])
+        case DenseNet22():
+            return prune_densenet22(network, DENSENET22_RECIPES[recipe])
+        case MobileNetV2():
+            return prune_mobilenetv2(network, MOBILENETV2_RECIPES[recipe])
 
 
 def prune_vgg16(network: Vgg16, percents: Sequence[int]) -> Vgg16:
@@ -146,20 +179,78 @@ def prune_resnet20(network: ResNet20, recipe: ResNetRecipe) -> ResNet20:
     return student.eval()
 
 
-def filter_norms(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
+def prune_densenet22(network: DenseNet22, percent: int) -> DenseNet22:
+    """Remove channels that layers add to the features and that transitions give.
+
+    Args:
+        network: the teacher in eval mode.
+        percent: per cent of the filters to remove, the stem's excepted.
+
+    Returns:
+        The student in eval mode.
+    """
+    layers = _dense_layers(network)
+    kept = [strongest(filter_norms(layer.conv), percent) for layer in layers]
+    widths: dict[type[nn.Module], list[int]] = {DenseLayer: [], Transition: []}
+    for layer, outputs in zip(layers, kept, strict=True):
+        widths[type(layer)].append(len(outputs))
+    student = DenseNet22(widths[DenseLayer], widths[Transition])
+    inputs = torch.arange(network.stem.out_channels)
+    _slice_conv(student.stem, network.stem, inputs, torch.arange(1))
+    for target, source, outputs in zip(_dense_layers(student), layers, kept, strict=True):
+        _slice_norm(target.bn, source.bn, inputs)
+        _slice_conv(target.conv, source.conv, outputs, inputs)
+        if isinstance(source, DenseLayer):
+            outputs = torch.cat((inputs, source.conv.in_channels + outputs))
+        inputs = outputs
+    _slice_norm(student.bn, network.bn, inputs)
+    _slice_classifier(student.classifier, network.classifier, inputs)
+    return student.eval()
+
+
+def prune_mobilenetv2(network: MobileNetV2, percent: int) -> MobileNetV2:
+    """Remove channels inside the inverted residuals: those of the weakest expansion filters.
+
+    Args:
+        network: the teacher in eval mode.
+        percent: per cent of the channels inside each block to remove.
+
+    Returns:
+        The student in eval mode.
+    """
+    blocks = _inverted_residuals(network)
+    kept = [strongest(filter_norms(block.conv1, block.bn1), percent) for block in blocks]
+    student = MobileNetV2([len(indices) for indices in kept])
+    student.stem.load_state_dict(network.stem.state_dict())
+    student.head.load_state_dict(network.head.state_dict())
+    student.classifier.load_state_dict(network.classifier.state_dict())
+    for target, source, inner in zip(_inverted_residuals(student), blocks, kept, strict=True):
+        inputs = torch.arange(source.conv1.in_channels)
+        outputs = torch.arange(source.conv3.out_channels)
+        _slice(target.conv1, target.bn1, source.conv1, source.bn1, inner, inputs)
+        # Each filter of a depthwise convolution reads one channel, its own.
+        _slice(target.conv2, target.bn2, source.conv2, source.bn2, inner, torch.arange(1))
+        _slice(target.conv3, target.bn3, source.conv3, source.bn3, outputs, inner)
+    return student.eval()
+
+
+def filter_norms(conv: nn.Conv2d, bn: nn.BatchNorm2d | None = None) -> Tensor:
     """Give the L1 norm of each filter with its batch normalisation folded in.
 
     Args:
         conv: weight, outputs x inputs x height x width.
-        bn: the batch normalisation that follows, in its eval form.
+        bn: the batch normalisation that follows, in its eval form, if one follows.
 
     Returns:
         The norms, float64, outputs.
     """
-    assert bn.running_var is not None  # only a normalisation without statistics has none
     with torch.no_grad():
+        norms = conv.weight.double().abs().sum((1, 2, 3))
+        if bn is None:
+            return norms
+        assert bn.running_var is not None  # only a normalisation without statistics has none
         gain = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
-        return conv.weight.double().abs().sum((1, 2, 3)) * gain.abs()
+        return norms * gain.abs()
 
 
 def strongest(norms: Tensor, percent: int) -> Tensor:
@@ -190,6 +281,22 @@ def _blocks(network: ResNet20) -> list[list[BasicBlock]]:
     ]
 
 
+def _dense_layers(network: DenseNet22) -> list[DenseLayer | Transition]:
+    """Give the layers and transitions in the order in which data passes them."""
+    layers: list[DenseLayer | Transition] = []
+    for number, stage in enumerate(network.stages):
+        layers += [module for module in stage.modules() if isinstance(module, DenseLayer)]
+        if number < len(network.transitions):
+            transition = network.transitions[number]
+            assert isinstance(transition, Transition)
+            layers.append(transition)
+    return layers
+
+
+def _inverted_residuals(network: MobileNetV2) -> list[InvertedResidual]:
+    return [module for module in network.modules() if isinstance(module, InvertedResidual)]
+
+
 def _slice(
     conv: nn.Conv2d,
     bn: nn.BatchNorm2d,
@@ -199,10 +306,18 @@ def _slice(
     inputs: Tensor,
 ) -> None:
     """Fill a convolution and its normalisation with slices of wider ones."""
-    state = wide_bn.state_dict()
-    conv.load_state_dict({"weight": wide_conv.weight[outputs][:, inputs]})
+    _slice_conv(conv, wide_conv, outputs, inputs)
+    _slice_norm(bn, wide_bn, outputs)
+
+
+def _slice_conv(narrow: nn.Conv2d, wide: nn.Conv2d, outputs: Tensor, inputs: Tensor) -> None:
+    narrow.load_state_dict({"weight": wide.weight[outputs][:, inputs]})
+
+
+def _slice_norm(narrow: nn.BatchNorm2d, wide: nn.BatchNorm2d, channels: Tensor) -> None:
     # The count of batches seen is one number, not one per channel.
-    bn.load_state_dict({key: v[outputs] if v.ndim else v for key, v in state.items()})
+    state = {key: v[channels] if v.ndim else v for key, v in wide.state_dict().items()}
+    narrow.load_state_dict(state)
 
 
 def _slice_classifier(narrow: nn.Linear, wide: nn.Linear, inputs: Tensor) -> None:

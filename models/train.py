@@ -82,7 +82,7 @@ def train(network: nn.Module, data: Split, recipe: Recipe, seed: int = 0) -> Non
         order = torch.randperm(len(images), generator=generator)
         for step in range(steps):
             chosen = order[step * recipe.batch : (step + 1) * recipe.batch]
-            batch = _inputs(_augment(images[chosen], recipe.shift, generator).numpy())
+            batch = _inputs(augment(images[chosen], recipe.shift, generator).numpy())
             with torch.autocast("cpu", torch.bfloat16):
                 logits = network(batch.contiguous(memory_format=torch.channels_last))
             loss = nn.functional.cross_entropy(logits.float(), labels[chosen])
@@ -114,12 +114,14 @@ def predict(network: nn.Module, images: npt.NDArray[np.uint8]) -> npt.NDArray[np
     return np.concatenate(found)
 
 
-def _inputs(images: npt.NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(normalise(images))
+def augment(images: Tensor, shift: int, generator: torch.Generator) -> Tensor:
+    """Translate and mirror each image at random; the border fills with black.
 
-
-def _augment(images: Tensor, shift: int, generator: torch.Generator) -> Tensor:
-    """Translate and mirror each image at random; the border fills with black."""
+    Args:
+        images: grey levels, uint8, N x 28 x 28.
+        shift: largest translation, in pixels, each way along each axis.
+        generator: where the random numbers come from.
+    """
     count = len(images)
     padded = nn.functional.pad(images, (shift,) * 4)
     offsets = torch.randint(2 * shift + 1, (2, count, 1), generator=generator)
@@ -128,3 +130,7 @@ def _augment(images: Tensor, shift: int, generator: torch.Generator) -> Tensor:
     rows = offsets[0] + line
     columns = offsets[1] + torch.where(mirrored, line.flip(0), line)
     return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _inputs(images: npt.NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(normalise(images))

@@ -14,7 +14,8 @@ cast to float64 and multiplied is a sample of columns, not an activation.
 
 Where the block output only feeds an Add with a shortcut, its error can be seen there: the variant
 "residual" has the targets (teacher's sum - student's shortcut), so that a block also repairs what
-arrives through the shortcut. Which positions are summed, the caller decides per run (``index_inputs``)::
+arrives through the shortcut. Which positions are summed, the caller decides per run
+(``index_inputs``)::
 
     student input   ─▶ gather patches ───────────────▶ x ┐
     teacher output  ─▶ gather channels, positions ───▶ y ├─▶ float64 ─▶ sums
@@ -25,19 +26,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
 from fskd_onnx.passes.base import Pass, PreconditionError
 from fskd_onnx.passes.linear import Linear
-from numpy.typing import NDArray
 
 # ReduceSum takes its axes as an input from 13 on, ReduceSumSquare from 18 on.
 _OPSETS = (13, 17)
 
 PATCHES, TARGETS, TOTALS, SHORTCUT = "patches", "targets", "totals", "shortcut"
+REGRESSORS = "columns/regressors"
+CUT = {TARGETS: "columns/targets", TOTALS: "columns/totals", SHORTCUT: "columns/shortcut"}
+"""What ``CutColumns`` calls the columns of each tensor but the patches, ``REGRESSORS``."""
+
 GRAM, FIRST_X = "moments/gram", "moments/first_x"
 CROSS, FIRST_Y, SQUARE_Y = "moments/cross", "moments/first_y", "moments/square_y"
 MATRIX, SHIFT, ERROR = "moments/matrix", "moments/shift", "moments/error"
@@ -182,6 +188,64 @@ class Columns:
         """Number of ways to see the targets: the block output, and the sum behind it."""
         return 1 + self.residual
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns once they are cut."""
+        return (REGRESSORS, *list(CUT.values())[: 3 if self.residual else 1])
+
+
+@dataclass(frozen=True)
+class CutColumns(Pass):
+    """Append the nodes that cut a block's columns, so that they can be summed more than once.
+
+    ``Capture`` and ``CaptureActivated`` do it themselves in a graph that has no ``REGRESSORS`` yet.
+
+    Attributes:
+        columns: what to cut.
+    """
+
+    columns: Columns
+
+    def requires(self, graph: gs.Graph) -> None:
+        """Check for an opset that has the operators used, in the form used."""
+        _require_opset(graph)
+
+    def apply(self, graph: gs.Graph) -> list[str]:
+        """Append in place, with the columns as outputs and the indices as inputs of the graph."""
+        x, y, shortcut = _Builder(graph).columns(self.columns)
+        cut = (x, *y.values()) if shortcut is None else (x, *y.values(), shortcut)
+        for tensor, name in zip(cut, self.columns.names, strict=True):
+            tensor.name, tensor.dtype = name, _work_type(self.columns.linear)
+            graph.outputs.append(tensor)
+        return [f"columns of '{self.columns.linear.name}' cut"]
+
+
+@dataclass(frozen=True)
+class JoinColumns(Pass):
+    """Put columns that were cut apart, ``name/0`` to ``name/(parts - 1)``, side by side.
+
+    Attributes:
+        columns: how they were cut.
+        parts: how many parts there are of each.
+    """
+
+    columns: Columns
+    parts: int
+
+    def requires(self, graph: gs.Graph) -> None:
+        """Check for an opset that has the operators used, in the form used."""
+        _require_opset(graph)
+
+    def apply(self, graph: gs.Graph) -> list[str]:
+        """Append in place, with the parts as inputs and the whole as outputs of the graph."""
+        build, work = _Builder(graph), _work_type(self.columns.linear)
+        for name in self.columns.names:
+            parts = [build.input(f"{name}/{i}", work, None) for i in range(self.parts)]
+            joined = gs.Variable(name, work)
+            graph.nodes.append(gs.Node("Concat", name, {"axis": 2}, parts, [joined]))
+            graph.outputs.append(joined)
+        return [f"columns of '{self.columns.linear.name}' joined"]
+
 
 @dataclass(frozen=True)
 class Capture(Pass):
@@ -245,15 +309,17 @@ class CaptureActivated(Pass):
     """Append the moments of targets that forgive what the activation behind the block hides.
 
     Where both networks lie beyond a bound of a clipping activation (Relu: 0; Clip: 0 and 6), they
-    agree, however far apart they are. So beyond a bound the target becomes the prediction itself, as
-    far as that lies beyond it too, and least squares is repeated with the new targets (asymmetric
-    reconstruction after Zhang et al. 2016, "Accelerating very deep convolutional networks")::
+    agree, however far apart they are. So beyond a bound the target becomes the prediction itself,
+    as far as that lies beyond it too, and least squares is repeated with the new targets
+    (asymmetric reconstruction after Zhang et al. 2016, "Accelerating very deep convolutional
+    networks")::
 
         u = matrix x + shift + shortcut        t = teacher
         t' = min(u, low) where t <= low,   max(u, high) where t >= high,   t elsewhere
 
-    The prediction (``MATRIX`` (groups, n, m) and ``SHIFT`` (groups, n, 1)) are inputs of the graph, so
-    one graph serves all iterations. ``ERROR`` is sum (clip(u) - clip(t))^2, what the next layer sees.
+    The prediction (``MATRIX`` (groups, n, m) and ``SHIFT`` (groups, n, 1)) are inputs of the graph,
+    so one graph serves all iterations. ``ERROR`` is sum (clip(u) - clip(t))^2, what the next layer
+    sees.
 
     Attributes:
         columns: what to sum; with ``residual``, the teacher's sum is the target.
@@ -330,9 +396,18 @@ class _Builder:
     def columns(
         self, columns: Columns
     ) -> tuple[gs.Variable, dict[str, gs.Variable], gs.Variable | None]:
-        """Gather regressors, targets by their tensor, and the shortcut: (groups, rows, columns)."""
-        linear = columns.linear
+        """Give regressors, targets by their tensor, and the shortcut: (groups, rows, columns)."""
         tensors = self.tensors
+        if REGRESSORS not in tensors:
+            return self.cut(columns, tensors)
+        y = {name: tensors[CUT[name]] for name in (TARGETS, TOTALS)[: columns.variants]}
+        return tensors[REGRESSORS], y, tensors[CUT[SHORTCUT]] if columns.residual else None
+
+    def cut(
+        self, columns: Columns, tensors: Mapping[str, gs.Tensor]
+    ) -> tuple[gs.Variable, dict[str, gs.Variable], gs.Variable | None]:
+        """Cut them out of the networks' tensors."""
+        linear = columns.linear
         count = self.input(_COUNT, np.int64, [1])
         patch_index = self.input(_PATCH, np.int64, ["patch"])
         inside = self.input(_INSIDE, np.bool_, ["patch"])

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
 from fskd_onnx.passes.base import Pass, PreconditionError
 from fskd_onnx.passes.linear import Linear, find_linear
-from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class ReplaceWeights(Pass):
                 raise PreconditionError(msg)
             if weights.matrix.shape != linear.matrix.shape or weights.bias.shape != (linear.width,):
                 msg = (
-                    f"the new weights of '{name}' are {weights.matrix.shape} with a bias of "
-                    f"{weights.bias.shape}; the node has {linear.matrix.shape} and {(linear.width,)}"
+                    f"the new weights of '{name}' are {weights.matrix.shape} and its bias "
+                    f"{weights.bias.shape}; it has {linear.matrix.shape} and {(linear.width,)}"
                 )
                 raise PreconditionError(msg)
 

@@ -243,10 +243,10 @@ def install_fit(monkeypatch: pytest.MonkeyPatch, error: FskdError | None = None)
     def save_model(model: str, path: Path, like: Path) -> None:
         path.write_text(f"{model} like {like.name}")
 
-    fitting, model_io = ModuleType("fskd_onnx.fit"), ModuleType("fskd_onnx.model_io")
+    fitting, model_io = ModuleType("fskd_onnx.pipeline"), ModuleType("fskd_onnx.model_io")
     vars(fitting).update(fit=fit, match=lambda *_: MATCHING)
     vars(model_io).update(save_model=save_model)
-    monkeypatch.setitem(sys.modules, "fskd_onnx.fit", fitting)
+    monkeypatch.setitem(sys.modules, "fskd_onnx.pipeline", fitting)
     monkeypatch.setitem(sys.modules, "fskd_onnx.model_io", model_io)
 
 

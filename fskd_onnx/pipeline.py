@@ -1,0 +1,195 @@
+"""The story on one page: load, canonicalize, match, (capture, solve, fuse) per block, verify."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from fskd_onnx.clock import Clock
+from fskd_onnx.compare import agreement
+from fskd_onnx.descent import Descent
+from fskd_onnx.errors import FskdError, MatchError, NoImprovementError
+from fskd_onnx.match import Matching, match_models
+from fskd_onnx.model_io import ModelSource, count_parameters, load_model
+from fskd_onnx.options import FitOptions, RunOptions
+from fskd_onnx.passes import export
+from fskd_onnx.report import Agreement, FitReport, Seconds
+from fskd_onnx.samples import SampleSource
+from fskd_onnx.select import select_targets
+from fskd_onnx.task import NetworkFile, Task, prepare
+
+# Fused and explicit graphs round differently; this is far above rounding, far below any effect.
+_ROUNDING = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-3, np.dtype(np.float16): 5e-2}
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A fitted student and how it came about."""
+
+    model: onnx.ModelProto
+    report: FitReport
+
+
+def fit(
+    teacher: ModelSource,
+    student: ModelSource,
+    samples: SampleSource,
+    options: FitOptions | None = None,
+) -> FitResult:
+    """Bring a student close to its teacher, block by block, with adapters that cost nothing.
+
+    Block coordinate descent of FSKD (Li et al. 2020, algorithm 1): blocks are fitted in topological
+    order, each on the student as corrected so far.
+
+    Args:
+        teacher: the original network.
+        student: the compressed network.
+        samples: a few unlabelled samples, see ``fskd_onnx.samples.load_samples``.
+        options: see ``FitOptions``.
+
+    Raises:
+        NoImprovementError: on held-out samples the fitted student is no closer to the teacher.
+        FskdError: a file, the samples or the machine cannot be used.
+    """
+    options = options or FitOptions()
+    clock = Clock()
+    task = prepare(teacher, student, samples, options.run)
+    best: _Outcome | None = None
+    for descent in _starts(task, options, clock):
+        outcome = _finish(descent, task, clock)
+        if best is None or outcome.after.relative_mse < best.after.relative_mse:
+            best = outcome
+    if best is None:
+        raise MatchError(
+            f"{task.student.name}: no block is narrower than its teacher's and free to carry other "
+            "channels, so there is nothing to select; choose --targets kept"
+        )
+    report = FitReport(
+        teacher=task.teacher.name,
+        student=task.student.name,
+        output=None,
+        options=_jsonable(options),
+        providers=task.runtime.providers,
+        sample_count=len(task.samples),
+        held_out_count=len(task.held_out),
+        blocks=best.descent.reports,
+        before=task.before,
+        after=best.after,
+        parameters_student=count_parameters(task.student.model),
+        parameters_fused=count_parameters(best.model),
+        seconds=Seconds(
+            total=clock.total,
+            **{stage: clock.spent(stage) for stage in ("capture", "solve", "fuse", "verify")},
+        ),
+        versions=_versions(),
+    )
+    before, after = task.before.relative_mse, best.after.relative_mse
+    if not after < before:
+        raise NoImprovementError(
+            f"{task.student.name}: the fit brought it no closer to the teacher on "
+            f"{len(task.held_out)} held-out samples (relative error {before:.4g} -> {after:.4g}), "
+            "so nothing was written; give more samples",
+            report,
+        )
+    return FitResult(best.model, report)
+
+
+def match(
+    teacher: ModelSource,
+    student: ModelSource,
+    samples: SampleSource | None = None,
+    options: RunOptions | None = None,
+) -> Matching:
+    """Pair the blocks and channels of a student with its teacher's.
+
+    Args:
+        teacher: the original network.
+        student: the compressed network.
+        samples: with samples, channels that weights leave open are found from activations, which
+            means fitting block by block, since an unfitted student's deep activations say nothing.
+        options: how to read and run.
+    """
+    if samples is None:
+        return match_models(*(NetworkFile.load(source).graph() for source in (teacher, student)))
+    options = options or RunOptions()
+    task = prepare(teacher, student, samples, options)
+    if all(pair.channels is not None for pair in task.matching.usable):
+        return task.matching
+    descent = Descent(task, FitOptions(options, adapter="pointwise"), Clock(), task.matching)
+    descent.run()
+    return descent.matching
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """A fitted student and how close it came on held-out samples."""
+
+    descent: Descent
+    model: onnx.ModelProto
+    after: Agreement
+
+
+def _starts(task: Task, options: FitOptions, clock: Clock) -> Iterator[Descent]:
+    """Yield the descents to try: towards the channels that were kept, towards channels chosen."""
+    if options.targets != "select":
+        yield Descent(task, options, clock, task.matching)
+    # Pointwise adapters cannot make up for channels that a block's own weights never read.
+    if options.targets == "kept" or (options.targets == "auto" and options.adapter == "pointwise"):
+        return
+    with clock("select"):
+        selection = select_targets(
+            task.student.graph(),
+            task.teacher.graph(),
+            task.matching,
+            task.runtime,
+            task.samples,
+            task.batches,
+        )
+    if selection is not None:
+        yield Descent(task, options, clock, selection.matching, selection.weights)
+
+
+def _finish(descent: Descent, task: Task, clock: Clock) -> _Outcome:
+    """Fit all blocks; check the fused model against the explicit one and against the teacher."""
+    descent.run()
+    with clock("fuse"):
+        model = export(descent.student, like=task.student.canonical)
+    with clock("verify"):
+        load_model(model)
+        fused = task.outputs(model, f"fused {task.student.name}")
+        explicit = task.outputs(descent.explicit(), f"explicit {task.student.name}")
+        for one, other in zip(fused, explicit, strict=True):
+            difference, bound = _difference(one, other), _ROUNDING.get(one.dtype, 0.0)
+            if difference > bound:
+                raise FskdError(
+                    f"{task.student.name}: the fused model differs from explicit adapters by "
+                    f"{difference:.2g}, more than rounding; please report this model"
+                )
+        return _Outcome(descent, model, agreement(task.target, fused))
+
+
+def _difference(one: NDArray[np.generic], other: NDArray[np.generic]) -> float:
+    """Return the largest difference, relative to the largest value."""
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    largest = float(np.abs(b).max(initial=0.0))
+    return float(np.abs(a - b).max(initial=0.0)) / largest if largest else float(np.any(a))
+
+
+def _jsonable(options: FitOptions) -> dict[str, object]:
+    return dataclasses.asdict(options)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"fskd-onnx": importlib.metadata.version("fskd-onnx")}
+    for package in ("onnx", "onnxruntime-gpu", "onnxruntime", "onnx-graphsurgeon", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
