@@ -9,7 +9,7 @@ import numpy as np
 
 from fskd_onnx.moments import Affine, Moments, total
 from fskd_onnx.readout import Readout
-from fskd_onnx.solve import Family, Ridge, Solution, cross_validate
+from fskd_onnx.solve import Family, Solution, cross_validate
 from fskd_onnx.stream import BlockStream
 
 _ITERATIONS = 5
@@ -20,7 +20,7 @@ class BlockFit:
     """The outcome for one block.
 
     Errors are relative to the energy of the teacher's block output, on folds that the tested fit
-    has not seen.
+    has not seen; where that does not vary, to its square.
 
     Attributes:
         family: of adapters.
@@ -56,7 +56,7 @@ def fit_block(stream: BlockStream, families: Sequence[Family], readout: Readout)
         key=lambda solution: solution.error_after,
     )
     if readout == Readout():
-        scale = 1.0 / plain.energy if plain.energy > 0 else 0.0
+        scale = _scale(plain.energy, variants[0])
         return BlockFit(
             plain.family,
             plain.adapter,
@@ -65,6 +65,15 @@ def fit_block(stream: BlockStream, families: Sequence[Family], readout: Readout)
             plain.error_after * scale,
         )
     return _refine(stream, variants, plain, readout)
+
+
+def _scale(energy: float, folds: Sequence[Moments]) -> float:
+    """Return the factor that makes errors relative, also where the targets do not vary.
+
+    One column per fold has no energy about its own mean, and a dead channel has none at all: the
+    squares of the targets stand in, and where they are zero as well, errors stay absolute.
+    """
+    return 1.0 / (energy or sum(float(fold.square_y.sum()) for fold in folds) or 1.0)
 
 
 def _refine(
@@ -87,7 +96,7 @@ def _refine(
     best_error, best_moments, best_ridge = np.inf, variants[0], plain.ridge
     for folds in variants:
         ridge = plain.ridge if folds is variants[0] else cross_validate(folds, family).ridge
-        system = Ridge(family.regress(total(folds[1:])), family.prior, ridge)
+        system = family.ridge(family.regress(total(folds[1:])), ridge)
         moments = folds
         for _ in range(_ITERATIONS + 1):
             fitted = system.fit(family.regress(total(moments[1:])))
@@ -99,11 +108,10 @@ def _refine(
                 break
             moments = next_moments
     everything = family.regress(total(best_moments))
-    energy = variants[0][0].target_energy
-    scale = 1.0 / energy if energy > 0 else 0.0
+    scale = _scale(variants[0][0].target_energy, variants[0][:1])
     return BlockFit(
         family,
-        Ridge(everything, family.prior, best_ridge).fit(everything),
+        family.ridge(everything, best_ridge).fit(everything),
         best_ridge,
         see(family.block)[1] * scale,
         best_error * scale,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,9 @@ from rich.console import Console
 
 from fskd_onnx.errors import FskdError, NoImprovementError, PreprocessError
 from fskd_onnx.files import check_writable, write_text_atomically
-from fskd_onnx.options import AdapterName, FitOptions, RunOptions, TargetsName
+from fskd_onnx.options import AdapterName, FitOptions, RunOptions, SolverName, TargetsName
 from fskd_onnx.preprocess import PRESETS, ChannelOrder, Layout, Preprocess
+from fskd_onnx.progress import shown_on
 
 _INTERRUPTED = 130  # what shells give a process that SIGINT ended
 _LOG_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
@@ -43,6 +45,11 @@ class _Session:
 
     run: RunOptions
     console: Console
+    progress: Console
+
+    def limited(self, memory: str | None) -> RunOptions:
+        """The options with a limit of memory, which only some commands have."""
+        return replace(self.run, memory_limit=_parse(_bytes, memory, "--memory-limit"))
 
 
 def main() -> None:
@@ -150,7 +157,9 @@ def _session(
         seed=seed,
         preprocess=pixels,
     )
-    return _Session(run, Console(quiet=quiet, highlight=False))
+    # Lines of the log say how far the work is, and would tear a bar apart.
+    progress = Console(stderr=True, quiet=quiet or verbose > 0)
+    return _Session(run, Console(quiet=quiet, highlight=False), progress)
 
 
 def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -195,6 +204,13 @@ _Samples = Annotated[
         metavar="SAMPLES", help="Images, .npy, .npz or model-zoo test data: a file or a folder."
     ),
 ]
+_MemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory for activations between blocks, such as 200MB or 2GB; more goes to files.",
+    ),
+]
 
 
 @_command("fit")
@@ -219,6 +235,19 @@ def _fit(
         TargetsName,
         typer.Option(help="Teacher channels that a narrower block aims at; auto decides."),
     ] = TargetsName.AUTO,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="Add moved copies of images: flip, shift, crop, rotate."
+        ),
+    ] = None,
+    augment_copies: Annotated[
+        int, typer.Option(min=1, help="Moved copies of each image.")
+    ] = FitOptions.augment_copies,
+    solver: Annotated[
+        SolverName, typer.Option(help="What solves the small systems; torch uses the GPU.")
+    ] = SolverName.NUMPY,
+    memory_limit: _MemoryLimit = None,
     report: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Save a report, .json by suffix; may be repeated."),
@@ -234,15 +263,22 @@ def _fit(
             raise typer.BadParameter(f"{path} does not end in .json", param_hint="--report")
     for path in (output, *reports):
         check_writable(path)
+    options = FitOptions(
+        session.limited(memory_limit),
+        adapter,
+        targets,
+        tuple(name.strip().lower() for name in augment.split(",")) if augment else (),
+        augment_copies,
+        solver,
+    )
 
     from fskd_onnx.model_io import save_model
     from fskd_onnx.pipeline import fit
     from fskd_onnx.report import render, to_json
 
     try:
-        result = fit(
-            teacher, student, samples, FitOptions(run=session.run, adapter=adapter, targets=targets)
-        )
+        with shown_on(session.progress):
+            result = fit(teacher, student, samples, options)
     except NoImprovementError as error:
         render(error.report, session.console)
         raise
@@ -268,15 +304,18 @@ def _match(
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Save the pairs to this file.")
     ] = None,
+    memory_limit: _MemoryLimit = None,
 ) -> None:
     """Show which blocks and channels of STUDENT belong to which of TEACHER."""
     if json is not None:
         check_writable(json)
+    options = session.limited(memory_limit)
 
     from fskd_onnx.pipeline import match
     from fskd_onnx.report import matching_to_json, render_matching
 
-    matching = match(teacher, student, samples, session.run)
+    with shown_on(session.progress):
+        matching = match(teacher, student, samples, options)
     if json is not None:
         write_text_atomically(json, matching_to_json(matching))
     render_matching(matching, session.console)
@@ -319,6 +358,16 @@ def _parse(parser: Callable[[str], T], text: str | None, option: str) -> T | Non
 
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(map(float, text.split(",")))
+
+
+def _bytes(text: str) -> int:
+    """Read a size; MB is a million, MiB is 1024 * 1024."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(?:([kmgt]?)(i?)b)?", text.strip().lower())
+    if not found:
+        raise ValueError(text)
+    number, prefix, binary = found.groups()
+    power = "kmgt".index(prefix) + 1 if prefix else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 def _size(text: str) -> int | tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fskd_onnx.engine import Batch, default_batch_size, plan_batches, run, upload
+from fskd_onnx.engine import Batch, default_batch_size, download, plan_batches, run, upload
 from fskd_onnx.errors import ModelError
 from fskd_onnx.model_io import (
     ModelSource,
@@ -23,7 +23,7 @@ from fskd_onnx.model_io import (
 from fskd_onnx.options import RunOptions
 from fskd_onnx.providers import Runtime, open_runtime
 from fskd_onnx.report import Agreement
-from fskd_onnx.samples import Samples, SampleSource, load_samples
+from fskd_onnx.samples import SampleReader, SampleSource, load_samples
 
 Outputs = list[NDArray[np.generic]]
 
@@ -111,7 +111,7 @@ def check_same_interface(
 def forward(
     runtime: Runtime,
     model: onnx.ModelProto,
-    samples: Samples,
+    samples: SampleReader,
     indices: NDArray[np.intp],
     batch_size: int | None,
     name: str,
@@ -143,7 +143,7 @@ def forward(
             arrays = samples.take(batch.samples).values()
             feeds = dict(zip([spec.name for spec in specs], arrays, strict=True))
             results = run(session, upload(feeds, runtime.device), wanted, runtime.device)
-            collected.append([_unpad(value.numpy(), batch) for value in results.values()])
+            collected.append([_unpad(download(value), batch) for value in results.values()])
     except Exception as error:
         # ONNX Runtime raises a dozen unrelated types; which one says nothing to a user.
         first = str(error).strip().splitlines()[0]
@@ -155,15 +155,17 @@ def agreement(teacher: Outputs, student: Outputs) -> Agreement:
     """Hold a student's outputs against the teacher's.
 
     The error is ||student - teacher||^2 / ||teacher - mean||^2 over all outputs, the mean being
-    the teacher's mean output; the top-1 class is taken from the first output that is a row of
-    scores per sample.
+    the teacher's mean output. Where the teacher does not vary, as over a single sample, it is
+    relative to ||teacher||^2, and where that is zero as well, absolute. The top-1 class is taken
+    from the first output that is a row of scores per sample.
     """
-    error = energy = 0.0
+    error = energy = size = 0.0
     for t, s in zip(teacher, student, strict=True):
         exact = t.astype(np.float64)
         error += float(np.sum((s.astype(np.float64) - exact) ** 2))
         energy += float(np.sum((exact - exact.mean(axis=0)) ** 2))
-    relative = error / energy if energy > 0 else float(error > 0)
+        size += float(np.sum(exact**2))
+    relative = error / (energy or size or 1.0)
     classes = [_scores(outputs) for outputs in (teacher, student)]
     top1 = None
     if classes[0] is not None and classes[1] is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -32,7 +32,7 @@ from fskd_onnx.passes.linear import Linear, find_linear
 from fskd_onnx.passes.segment import ancestors
 from fskd_onnx.readout import Readout, read_out
 from fskd_onnx.report import BlockReport
-from fskd_onnx.solve import Family
+from fskd_onnx.solve import Family, is_sparse, solved_by
 from fskd_onnx.stream import BlockStream, BlockTensors
 from fskd_onnx.task import Task
 
@@ -86,16 +86,18 @@ class Descent:
             [plan.tensors.stop for plan in plans],
             self._task.samples,
             self._task.batches,
+            self._task.options.memory_limit,
         )
-        for plan in plans:
-            # Systems of this size lose more by being handed round among threads than they gain.
-            with (
-                self._clock("capture"),
-                lockstep.stage(),
-                self._clock("solve"),
-                threadpool_limits(1),
-            ):
-                self._blocks[plan.name] = self._fit(plan, lockstep)
+        with lockstep, solved_by(self._options.solver):
+            for plan in plans:
+                # Systems of this size lose more by being handed round among threads than they gain.
+                with (
+                    self._clock("capture"),
+                    lockstep.stage(),
+                    self._clock("solve"),
+                    threadpool_limits(1),
+                ):
+                    self._blocks[plan.name] = self._fit(plan, lockstep)
 
     def explicit(self) -> onnx.ModelProto:
         """Return the corrected student with its pointwise adapters as nodes of their own."""
@@ -113,6 +115,7 @@ class Descent:
     def _fit(self, plan: _BlockPlan, lockstep: Lockstep) -> BlockReport:
         """Fit one block and correct it in the graph, or say why it is kept."""
         linear = _find(self.student, plan.name)
+        plan = plan.seen(linear, lockstep)
 
         def stream(channels: NDArray[np.intp] | None, outputs: bool) -> BlockStream:
             columns = plan.columns(linear, channels, outputs)
@@ -190,6 +193,24 @@ class _BlockPlan:
     tensors: BlockTensors
     readout: Readout
 
+    def seen(self, linear: Linear, lockstep: Lockstep) -> _BlockPlan:
+        """Return the plan without the sum behind the block where that broadcasts its terms."""
+        if self.readout.total is None:
+            return self
+        mine, theirs = lockstep.tensors(0)
+        targets = theirs[self.tensors.targets].shape()
+        totals = theirs[str(self.tensors.totals)].shape()
+        shortcut = mine[str(self.tensors.shortcut)].shape()
+        if len(shortcut) == len(targets):
+            shortcut[linear.channel_axis] += self.partner.width - linear.width
+        if shortcut == totals == targets:
+            return self
+        return replace(
+            self,
+            tensors=BlockTensors(self.tensors.patches, self.tensors.targets),
+            readout=self.readout.without_sum(),
+        )
+
     def columns(self, linear: Linear, channels: NDArray[np.intp] | None, outputs: bool) -> Columns:
         """Say how to cut columns: with all of the teacher's channels while none are chosen."""
         return Columns(
@@ -231,12 +252,20 @@ def _plan_blocks(matching: Matching, student: gs.Graph, teacher: gs.Graph) -> li
 def _families(linear: Linear, adapter: str) -> list[Family]:
     """Return the families to try, as maps of what is captured: outputs for pointwise alone."""
     block = Affine(linear.matrix, linear.bias.reshape(linear.groups, -1))
-    if adapter == "pointwise":
-        n = linear.width // linear.groups
-        identity = np.broadcast_to(np.eye(n), (linear.groups, n, n))
-        return [Family("pointwise", Affine(identity, np.zeros((linear.groups, n))), False)]
     kernel = Family("kernel", block, on_outputs=False)
-    return [kernel] if adapter == "kernel" else [Family("pointwise", block, True), kernel]
+    if adapter == "kernel" or (adapter == "auto" and is_sparse(linear.matrix)):
+        return [kernel]
+    if adapter == "auto":
+        return [Family("pointwise", block, on_outputs=True), kernel]
+    n = linear.width // linear.groups
+    if n > 1 and is_sparse(linear.matrix):
+        zeros = np.mean(linear.matrix == 0)
+        raise MatchError(
+            f"its kernel is {zeros:.0%} zeros, which a pointwise adapter would fill; "
+            "a kernel adapter keeps them"
+        )
+    identity = np.broadcast_to(np.eye(n), (linear.groups, n, n))
+    return [Family("pointwise", Affine(identity, np.zeros((linear.groups, n))), on_outputs=False)]
 
 
 def _find(graph: gs.Graph, name: str) -> Linear:

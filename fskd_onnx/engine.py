@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -14,9 +19,11 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
+from fskd_onnx.errors import FskdError
 from fskd_onnx.passes.segment import Segment, extract, plan_segments
+from fskd_onnx.progress import observer
 from fskd_onnx.providers import Runtime
-from fskd_onnx.samples import Samples
+from fskd_onnx.samples import SampleReader
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
@@ -71,10 +78,142 @@ def default_batch_size(sample: Tensors) -> int:
     return int(np.clip(_VALUES_PER_BATCH // max(values, 1), low, high))
 
 
+class Held(Protocol):
+    """A tensor of the cut, wherever it is at the moment."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its extents."""
+
+    @property
+    def element_type(self) -> int:
+        """Its type, as ONNX numbers them."""
+
+    def value(self) -> OrtValue:
+        """Bring it where sessions read it."""
+
+
+class Store:
+    """Keeps tensors between stages: on the device up to a limit, past it in temporary files.
+
+    Whoever drops a tensor makes room for others. The files are in one temporary folder, which goes
+    when the store is closed, and at the latest with the process.
+    """
+
+    def __init__(self, device: str, limit: int | None = None) -> None:
+        """Start empty.
+
+        Args:
+            device: where sessions read tensors.
+            limit: bytes to keep there, all tensors together; ``None`` keeps everything there.
+        """
+        self.device = device
+        self._limit = limit
+        self._used = 0
+        self._files = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def keep(self, value: OrtValue) -> Held:
+        """Keep a tensor for as long as what is returned is referred to.
+
+        Raises:
+            FskdError: it has to go to a file, and that cannot be written.
+        """
+        size = value.tensor_size_in_bytes()
+        if self._limit is None or self._used + size <= self._limit:
+            self._used += size
+            if self._limit is not None and self.device == "cpu":
+                # A session hands out slices of an arena that is never smaller than the largest
+                # moment needed; a copy lets the arena serve the next batch.
+                value = OrtValue.ortvalue_from_numpy(download(value), self.device)
+            held: Held = _InMemory(value)
+            weakref.finalize(held, self._release, size)
+            return held
+        try:
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="fskd-onnx-")
+            self._files += 1
+            path = Path(self._folder.name, str(self._files))
+            array = value.numpy()
+            # Written, not mapped: on a full disk a write raises, a mapping kills the process.
+            array.tofile(path)
+        except OSError as error:
+            raise FskdError(
+                f"activations past the memory limit cannot be written to {tempfile.gettempdir()} "
+                f"({error.strerror or error}); make room, set TMPDIR or raise --memory-limit"
+            ) from error
+        held = _InFile(path, array.dtype, array.shape, value.element_type(), self.device)
+        weakref.finalize(held, path.unlink, missing_ok=True)
+        return held
+
+    def close(self) -> None:
+        """Remove the files; what was kept in them is lost."""
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _release(self, size: int) -> None:
+        self._used -= size
+
+
+class _InMemory:
+    """A tensor where sessions read it."""
+
+    def __init__(self, value: OrtValue) -> None:
+        self._value = value
+        self.shape = tuple(value.shape())
+        self.element_type = int(value.element_type())
+
+    def value(self) -> OrtValue:
+        return self._value
+
+
+@dataclass(frozen=True)
+class _InFile:
+    """A tensor in a file; its pages are in memory only while somebody holds its value."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    element_type: int
+    device: str
+
+    def value(self) -> OrtValue:
+        if 0 in self.shape:  # an empty file cannot be mapped
+            return OrtValue.ortvalue_from_numpy(np.empty(self.shape, self.dtype), self.device)
+        array = np.memmap(self.path, self.dtype, "r", shape=self.shape)
+        return OrtValue.ortvalue_from_numpy(array, self.device)
+
+
+class _Feed:
+    """The samples of one batch, read when one of its inputs is first asked for, then kept."""
+
+    def __init__(self, samples: SampleReader, batch: Batch, store: Store) -> None:
+        self._read_all = partial(samples.take, batch.samples)
+        self._store = store
+
+    @cached_property
+    def inputs(self) -> dict[str, Held]:
+        values = upload(self._read_all(), self._store.device)
+        return {name: self._store.keep(value) for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One input of a batch that may not have been read yet."""
+
+    feed: _Feed
+    name: str
+    shape: tuple[int, ...]
+    element_type: int
+
+    def value(self) -> OrtValue:
+        return self.feed.inputs[self.name].value()
+
+
 class Network:
     """One network on its way through its segments, all batches in step.
 
-    ``enter`` a stage, ask for ``tensors`` of every batch (the first time runs the segment),
+    ``enter`` a stage, ask for ``tensors`` of every batch (the first time runs the segment), and
     ``leave`` it: then what nobody reads any more is gone. What was changed in the graph behind the
     current cut takes effect.
     """
@@ -84,7 +223,8 @@ class Network:
         runtime: Runtime,
         graph: gs.Graph,
         stops: Sequence[Sequence[str]],
-        feeds: Sequence[Mapping[str, OrtValue]],
+        feeds: Sequence[Mapping[str, Held]],
+        store: Store,
     ) -> None:
         """Plan the segments.
 
@@ -93,12 +233,14 @@ class Network:
             graph: the network; nodes behind the current cut may be rewritten between stages.
             stops: for each stage, the tensors that have to exist at it.
             feeds: for each batch, the inputs of the graph.
+            store: keeps what crosses the cut.
         """
         self._runtime = runtime
         self._graph = graph
         self._stops = [tuple(stop) for stop in stops]
         self._plan = plan_segments(graph, stops)
         self._cut = [dict(feed) for feed in feeds]
+        self._store = store
         self._stage = -1
         self._session: onnxruntime.InferenceSession | None = None
         self._pending: set[int] = set()
@@ -117,26 +259,39 @@ class Network:
 
     def tensors(self, batch: int) -> dict[str, OrtValue]:
         """Return the tensors of this stage's stop for one batch."""
+        stop = self._stops[self._stage]
+        made = self._run(batch) if batch in self._pending else {}
         cut = self._cut[batch]
-        if self._session is not None and batch in self._pending:
-            feeds = {name: cut[name] for name in self._segment.inputs}
-            cut |= run(self._session, feeds, self._segment.outputs, self._runtime.device)
-            self._pending.remove(batch)
-        return {name: cut[name] for name in self._stops[self._stage]}
+        return {name: made[name] if name in made else cut[name].value() for name in stop}
 
     def leave(self) -> None:
-        """Drop the tensors that no later stage reads."""
+        """Run what nobody asked for, and drop the tensors that no later stage reads."""
+        for batch in sorted(self._pending):
+            self._run(batch)
         for cut in self._cut:
             for name in self._segment.expired:
                 cut.pop(name, None)
         self._session = None
 
+    def _run(self, batch: int) -> dict[str, OrtValue]:
+        """Run the segment on one batch; drop at once what only it has read."""
+        cut, stop = self._cut[batch], self._stops[self._stage]
+        feeds = {name: cut[name].value() for name in self._segment.inputs}
+        made = run(self._session, feeds, self._segment.outputs, self._runtime.device)
+        del feeds
+        for name in self._segment.expired:
+            if name not in stop:
+                cut.pop(name, None)
+        for name, value in made.items():
+            cut[name] = self._store.keep(value)
+        self._pending.remove(batch)
+        return made
+
     def _type_of(self, name: str) -> onnx.TypeProto:
         """Return the type of a tensor of the cut; an axis is fixed where all batches agree."""
-        shapes = [cut[name].shape() for cut in self._cut]
-        axes = zip(*shapes, strict=True)
+        axes = zip(*(cut[name].shape for cut in self._cut), strict=True)
         shape = [extents[0] if len(set(extents)) == 1 else None for extents in axes]
-        return onnx.helper.make_tensor_type_proto(self._cut[0][name].element_type(), shape)
+        return onnx.helper.make_tensor_type_proto(self._cut[0][name].element_type, shape)
 
 
 class Lockstep:
@@ -148,10 +303,11 @@ class Lockstep:
         student: gs.Graph,
         teacher: gs.Graph,
         stops: Sequence[tuple[Sequence[str], Sequence[str]]],
-        samples: Samples,
+        samples: SampleReader,
         batches: Sequence[Batch],
+        memory_limit: int | None = None,
     ) -> None:
-        """Plan both networks and load the samples.
+        """Plan both networks; no sample is read yet.
 
         Args:
             runtime: where to run.
@@ -160,17 +316,33 @@ class Lockstep:
             stops: for each stage, tensors of the student and tensors of the teacher.
             samples: the samples, named as the teacher's inputs are.
             batches: which samples run together.
+            memory_limit: bytes of samples and activations to keep in memory between stages.
         """
         self.batches = tuple(batches)
-        feeds = [upload(samples.take(batch.samples), runtime.device) for batch in batches]
+        self._store = Store(runtime.device, memory_limit)
+        feeds = [_lazily(samples, batch, self._store) for batch in batches]
         names = [tensor.name for tensor in student.inputs]
         renamed = [dict(zip(names, feed.values(), strict=True)) for feed in feeds]
-        self._student = Network(runtime, student, [mine for mine, _ in stops], renamed)
-        self._teacher = Network(runtime, teacher, [theirs for _, theirs in stops], feeds)
+        self._student = Network(runtime, student, [s for s, _ in stops], renamed, self._store)
+        self._teacher = Network(runtime, teacher, [t for _, t in stops], feeds, self._store)
+        self._stages = len(stops)
+        self._stage = 0
+        self._seen: set[int] = set()
+
+    def __enter__(self) -> Lockstep:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Remove temporary files, whatever happened."""
+        self._store.close()
 
     @contextmanager
     def stage(self) -> Iterator[None]:
         """Enter the next stage; leave it with the block."""
+        self._stage += 1
+        self._seen.clear()
+        observer().start(self._stage, self._stages, sum(batch.count for batch in self.batches))
         networks = (self._student, self._teacher)
         for network in networks:
             network.enter()
@@ -180,7 +352,25 @@ class Lockstep:
 
     def tensors(self, index: int) -> tuple[dict[str, OrtValue], dict[str, OrtValue]]:
         """Return the student's and the teacher's tensors of this stage, for one batch."""
-        return self._student.tensors(index), self._teacher.tensors(index)
+        tensors = self._student.tensors(index), self._teacher.tensors(index)
+        if index not in self._seen:
+            self._seen.add(index)
+            observer().advance(self.batches[index].count)
+        return tensors
+
+
+def _lazily(samples: SampleReader, batch: Batch, store: Store) -> dict[str, Held]:
+    """Return the inputs of a batch as they will be once somebody asks for them."""
+    feed = _Feed(samples, batch, store)
+    return {
+        spec.name: _Input(
+            feed,
+            spec.name,
+            (len(batch.samples), *samples.shapes[spec.name]),
+            onnx.helper.np_dtype_to_tensor_dtype(spec.dtype),
+        )
+        for spec in samples.inputs
+    }
 
 
 def run(
@@ -205,3 +395,8 @@ def upload(tensors: Tensors, device: str) -> dict[str, OrtValue]:
         name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device)
         for name, array in tensors.items()
     }
+
+
+def download(value: OrtValue) -> NDArray[Any]:
+    """Copy a tensor to an array of its own; what ``OrtValue.numpy`` gives may be on loan."""
+    return np.array(value.numpy())

@@ -24,6 +24,13 @@ class TargetsName(StrEnum):
     SELECT = "select"
 
 
+class SolverName(StrEnum):
+    """Where the small systems are solved: on the CPU, or by PyTorch, on the GPU if it has one."""
+
+    NUMPY = "numpy"
+    TORCH = "torch"
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How samples are read and models are run, for every command.
@@ -34,6 +41,8 @@ class RunOptions:
         batch_size: samples per run; ``None`` lets the engine choose.
         seed: everything random comes from it.
         preprocess: how pixels become tensors.
+        memory_limit: bytes of samples and activations that a fit keeps in memory between blocks;
+            what is past it goes to temporary files. ``None`` keeps everything in memory.
     """
 
     providers: tuple[str, ...] = ("auto",)
@@ -41,6 +50,7 @@ class RunOptions:
     batch_size: int | None = None
     seed: int = 0
     preprocess: Preprocess = field(default_factory=Preprocess)
+    memory_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,13 +64,21 @@ class FitOptions:
         targets: which teacher channels a narrower block aims at: "kept" (those that the student was
             pruned to), "select" (those that reconstruct all best), or "auto", which decides by the
             held-out error of the network's output.
+        augment: ways to move image samples, see ``fskd_onnx.augment.MOVES``; none by default.
+        augment_copies: moved copies of each sample, where there is a way to move them.
+        solver: where the small systems are solved: "numpy", or "torch", which uses the GPU where
+            there is one.
     """
 
     run: RunOptions = field(default_factory=RunOptions)
     adapter: str = AdapterName.AUTO
     targets: str = TargetsName.AUTO
+    augment: tuple[str, ...] = ()
+    augment_copies: int = 8
+    solver: str = SolverName.NUMPY
 
     def __post_init__(self) -> None:
         """Refuse what is not on the lists; a plain string of a list will do."""
         AdapterName(self.adapter)
         TargetsName(self.targets)
+        SolverName(self.solver)

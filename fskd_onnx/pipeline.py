@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,6 +25,8 @@ from fskd_onnx.report import Agreement, FitReport, Seconds
 from fskd_onnx.samples import SampleSource
 from fskd_onnx.select import select_targets
 from fskd_onnx.task import NetworkFile, Task, prepare
+
+logger = logging.getLogger(__name__)
 
 # Fused and explicit graphs round differently; this is far above rounding, far below any effect.
 _ROUNDING = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-3, np.dtype(np.float16): 5e-2}
@@ -59,11 +63,13 @@ def fit(
     """
     options = options or FitOptions()
     clock = Clock()
-    task = prepare(teacher, student, samples, options.run)
+    task = prepare(teacher, student, samples, options)
+    with clock("verify"):
+        before = task.before  # first of all: what ONNX Runtime cannot run fails here, by its name
     best: _Outcome | None = None
     for descent in _starts(task, options, clock):
         outcome = _finish(descent, task, clock)
-        if best is None or outcome.after.relative_mse < best.after.relative_mse:
+        if best is None or _error(outcome.after) < _error(best.after):
             best = outcome
     if best is None:
         raise MatchError(
@@ -76,10 +82,10 @@ def fit(
         output=None,
         options=_jsonable(options),
         providers=task.runtime.providers,
-        sample_count=len(task.samples),
+        sample_count=task.count,
         held_out_count=len(task.held_out),
         blocks=best.descent.reports,
-        before=task.before,
+        before=before,
         after=best.after,
         parameters_student=count_parameters(task.student.model),
         parameters_fused=count_parameters(best.model),
@@ -89,12 +95,11 @@ def fit(
         ),
         versions=_versions(),
     )
-    before, after = task.before.relative_mse, best.after.relative_mse
-    if not after < before:
+    if not _error(best.after) < _error(before):
         raise NoImprovementError(
             f"{task.student.name}: the fit brought it no closer to the teacher on "
-            f"{len(task.held_out)} held-out samples (relative error {before:.4g} -> {after:.4g}), "
-            "so nothing was written; give more samples",
+            f"{len(task.held_out)} held-out samples (relative error {before.relative_mse:.4g} -> "
+            f"{best.after.relative_mse:.4g}), so nothing was written; give more samples",
             report,
         )
     return FitResult(best.model, report)
@@ -117,11 +122,13 @@ def match(
     """
     if samples is None:
         return match_models(*(NetworkFile.load(source).graph() for source in (teacher, student)))
-    options = options or RunOptions()
-    task = prepare(teacher, student, samples, options)
+    settings = FitOptions(options or RunOptions(), adapter="pointwise")
+    task = prepare(teacher, student, samples, settings)
     if all(pair.channels is not None for pair in task.matching.usable):
         return task.matching
-    descent = Descent(task, FitOptions(options, adapter="pointwise"), Clock(), task.matching)
+    # Whole networks first: what ONNX Runtime cannot run fails here, by its name.
+    logger.info("untouched student: relative error %.4g", task.before.relative_mse)
+    descent = Descent(task, settings, Clock(), task.matching)
     descent.run()
     return descent.matching
 
@@ -172,6 +179,11 @@ def _finish(descent: Descent, task: Task, clock: Clock) -> _Outcome:
                     f"{difference:.2g}, more than rounding; please report this model"
                 )
         return _Outcome(descent, model, agreement(task.target, fused))
+
+
+def _error(agreement: Agreement) -> float:
+    """Return the error to compare by; what overflows (NaN) is worse than all else."""
+    return math.inf if math.isnan(agreement.relative_mse) else agreement.relative_mse
 
 
 def _difference(one: NDArray[np.generic], other: NDArray[np.generic]) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -17,6 +19,7 @@ from fskd_onnx.errors import ProviderError
 logger = logging.getLogger(__name__)
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_ON_CUDA = (_CUDA, "TensorrtExecutionProvider")  # both read tensors that lie on the device
 _FATAL = 4
 _ERROR = 3
 
@@ -72,7 +75,7 @@ def open_runtime(names: Sequence[str]) -> Runtime:
                 raise ProviderError(msg)
         if _CPU not in chosen:
             chosen.append(_CPU)
-    return Runtime(tuple(chosen), "cuda" if chosen[0] == _CUDA else "cpu")
+    return Runtime(tuple(chosen), "cuda" if chosen[0] in _ON_CUDA else "cpu")
 
 
 def _full_name(name: str) -> str:
@@ -95,8 +98,8 @@ def _why_not(provider: str) -> str | None:
         return "the installed ONNX Runtime was built without it"
     if provider == _CPU:
         return None
-    said = io.StringIO()
-    with _quiet(), contextlib.redirect_stdout(said):
+    # The runtime prints its fallback to stdout, which is for results.
+    with _quiet(), contextlib.redirect_stdout(io.StringIO()):
         if provider == _CUDA and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
         try:
@@ -105,8 +108,21 @@ def _why_not(provider: str) -> str | None:
             return str(error).splitlines()[0]
     if provider in session.get_providers():
         return None
-    missing = re.findall(r"Failed to load (\S+?):", said.getvalue())
-    return f"{missing[0]} is missing" if missing else "no device that it supports was found"
+    return _missing_library(provider) or "a library or a device that it needs was not found"
+
+
+def _missing_library(provider: str) -> str | None:
+    """Load a provider's library as the runtime does, to hear from the loader what it needs."""
+    stem = provider.removesuffix("ExecutionProvider").lower()
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    for library in folder.glob(f"*onnxruntime_providers_{stem}.*"):
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            # "libx.so.1: cannot open shared object file: No such file or directory"
+            if found := re.match(r"(\S+?): cannot open", str(error)):
+                return f"{found[1]} is missing"
+    return None
 
 
 @contextlib.contextmanager

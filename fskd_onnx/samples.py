@@ -67,12 +67,29 @@ SampleSource: TypeAlias = (
 """What `load_samples` reads."""
 
 
+class SampleReader(Protocol):
+    """Anything that samples can be taken from, by index.
+
+    Attributes:
+        inputs: the model's inputs.
+        shapes: shape of one sample of each input.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    shapes: dict[str, tuple[int, ...]]
+
+    def take(self, indices: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+        """Read some samples: per input, stacked along a new first axis."""
+
+
 class Samples:
     """Samples of a model, each with all of its inputs, read when asked for.
 
     Attributes:
         source_count: how many samples the source holds.
         source_indices: positions in the source of the samples that were drawn, ascending.
+        inputs: the model's inputs.
+        shapes: shape of one sample of each input.
     """
 
     def __init__(
@@ -94,15 +111,13 @@ class Samples:
             SamplesError: there are no samples, or the first is not what the model takes.
         """
         self._chunks = chunks
-        self._inputs = tuple(inputs)
+        self.inputs = tuple(inputs)
         self._ends = np.cumsum([chunk.count for chunk in chunks], dtype=np.intp)
         self.source_count = int(self._ends[-1])
         self.source_indices = draw(self.source_count, max_samples, seed)
         first_chunk, first_index = self._locate(self.source_indices[0])
         self._first_name = first_chunk.describe(first_index)
-        self._shapes = {
-            spec.name: first_chunk.read(spec, first_index).shape for spec in self._inputs
-        }
+        self.shapes = {spec.name: first_chunk.read(spec, first_index).shape for spec in self.inputs}
 
     def __len__(self) -> int:
         """How many samples were drawn."""
@@ -125,7 +140,7 @@ class Samples:
         located = [self._locate(index) for index in self.source_indices[indices]]
         return {
             spec.name: np.stack([self._read(spec, chunk, index) for chunk, index in located])
-            for spec in self._inputs
+            for spec in self.inputs
         }
 
     def labels(self, path: str | Path) -> NDArray[np.int64]:
@@ -149,7 +164,7 @@ class Samples:
 
     def _read(self, spec: InputSpec, chunk: _Chunk, index: int) -> NDArray[Any]:
         sample = chunk.read(spec, index)
-        expected = self._shapes[spec.name]
+        expected = self.shapes[spec.name]
         if sample.shape != expected:
             raise SamplesError(
                 f"{chunk.describe(index)}: has shape {sample.shape} and {self._first_name} has "

@@ -34,7 +34,7 @@ from fskd_onnx.passes.linear import Linear, find_linear
 from fskd_onnx.passes.replace_weights import Weights
 from fskd_onnx.passes.segment import Segment, extract
 from fskd_onnx.providers import Runtime
-from fskd_onnx.samples import Samples
+from fskd_onnx.samples import SampleReader
 from fskd_onnx.spaces import Spaces, find_spaces, is_follower
 
 # Second moments of a few hundred channels are known well enough from this many samples and columns.
@@ -62,7 +62,7 @@ def select_targets(
     teacher: gs.Graph,
     matching: Matching,
     runtime: Runtime,
-    samples: Samples,
+    samples: SampleReader,
     batches: Sequence[Batch],
 ) -> Selection | None:
     """Choose the channels of every space that is free to carry any.
@@ -81,18 +81,19 @@ def select_targets(
     blocks = _pair_up(student, teacher, matching)
     spaces = find_spaces(student, {name: block.student for name, block in blocks.items()})
     extents = _measure(spaces, blocks)
+    readers = [block for block in blocks.values() if not is_follower(block.student)]
+    read = {space for block in readers for space in spaces.layout(block.student.input.name) or ()}
     wanted = {
         space: extent
         for space, extent in extents.items()
-        if spaces.free(space) and extent.student < extent.teacher
+        if space in read and spaces.free(space) and extent.student < extent.teacher
     }
     if not wanted:
         return None
     readers = [
         block
-        for block in blocks.values()
-        if not is_follower(block.student)
-        and set(spaces.layout(block.student.input.name) or ()) & set(wanted)
+        for block in readers
+        if set(spaces.layout(block.student.input.name) or ()) & set(wanted)
     ]
     grams = _grams(
         teacher, {b.teacher.input.name: b.teacher for b in readers}, runtime, samples, batches
@@ -216,7 +217,7 @@ def _grams(
     teacher: gs.Graph,
     readers: Mapping[str, Linear],
     runtime: Runtime,
-    samples: Samples,
+    samples: SampleReader,
     batches: Sequence[Batch],
 ) -> dict[str, Array]:
     """Run the teacher once over some samples; return the centred Gram matrix of each tensor."""

@@ -13,6 +13,8 @@ The pointwise family is the paper's (Li et al. 2020, equation 4), with a shift a
 The kernel family contains the pointwise one, and also makes up for *inputs* that the block has
 lost.
 
+A kernel that is mostly zeros is solved on its support, row by row, and keeps its zeros.
+
 The ridge pulls towards the student as it is, not towards zero: ten samples, or a singular Gxx,
 leave the directions they say nothing about alone. The shift is never pulled. Strengths are relative
 to the mean diagonal of Gxx, so that one grid serves all blocks.
@@ -21,22 +23,39 @@ to the mean diagonal of Gxx, so that one grid serves all blocks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import scipy.linalg
+from numpy.typing import NDArray
 
+from fskd_onnx.errors import FskdError
 from fskd_onnx.moments import Affine, Array, Moments, total
 
 logger = logging.getLogger(__name__)
+
+Mask = NDArray[np.bool_]
+Indices = NDArray[np.intp]
 
 RIDGES: tuple[float, ...] = tuple(10.0**exponent for exponent in range(-6, 2))
 
 # A system of this many unknowns is factorized in milliseconds. Costlier ones are tested on fewer
 # folds: the held-out error of two folds already orders the ridges.
 _CHEAP = 640
+_SPARSE = 0.5
 _FOLDS_IF_COSTLY = 2
+
+
+def is_sparse(matrix: Array) -> bool:
+    """Whether a kernel was pruned weight by weight, so that its zeros are worth keeping.
+
+    Patterns of two in four and sparser count; a kernel with fewer zeros runs as a dense one anyway.
+    """
+    return float(np.mean(matrix == 0)) >= _SPARSE
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,19 @@ class Family:
             groups, n, _ = self.block.matrix.shape
             return np.broadcast_to(np.eye(n), (groups, n, n))
         return self.block.matrix
+
+    @property
+    def support(self) -> Mask | None:
+        """Where a sparse kernel has weights, which is where it may have them; None if dense."""
+        # The identity that a pointwise adapter starts from is no pruned kernel.
+        if self.name != "kernel" or not is_sparse(self.block.matrix):
+            return None
+        support: Mask = self.block.matrix != 0
+        return support
+
+    def ridge(self, moments: Moments, ridge: float) -> Ridge:
+        """Set up the family's problem for moments of its regressors."""
+        return Ridge(moments, self.prior, ridge, self.support)
 
     def regress(self, moments: Moments) -> Moments:
         """Return moments of the family's regressors, from those of the captured ones."""
@@ -119,7 +151,7 @@ def cross_validate(folds: Sequence[Moments], family: Family) -> Solution:
     def held_out(ridge: float) -> float:
         if ridge not in errors:
             errors[ridge] = sum(
-                part.error(Ridge(everything - part, family.prior, ridge).fit(everything - part))
+                part.error(family.ridge(everything - part, ridge).fit(everything - part))
                 for part in tested
             )
         return errors[ridge]
@@ -127,7 +159,7 @@ def cross_validate(folds: Sequence[Moments], family: Family) -> Solution:
     best = _walk_downhill(held_out)
     return Solution(
         family=family,
-        adapter=Ridge(everything, family.prior, best).fit(everything),
+        adapter=family.ridge(everything, best).fit(everything),
         ridge=best,
         error_before=sum(part.error(family.unchanged) for part in tested),
         error_after=errors[best],
@@ -138,13 +170,17 @@ def cross_validate(folds: Sequence[Moments], family: Family) -> Solution:
 class Ridge:
     """The problem of the module's docstring with its regressors and strength, factorized once."""
 
-    def __init__(self, moments: Moments, prior: Array, ridge: float) -> None:
+    def __init__(
+        self, moments: Moments, prior: Array, ridge: float, support: Mask | None = None
+    ) -> None:
         """Factorize.
 
         Args:
             moments: whose regressors to use.
             prior: (groups, n, m), what the ridge pulls towards.
             ridge: strength relative to the mean diagonal of the Gram matrix.
+            support: (groups, n, m), where the solution may differ from the prior; None: everywhere.
+                Rows of the same support share a factor.
         """
         self._prior = prior
         self._gram = moments.centered_gram
@@ -152,15 +188,36 @@ class Ridge:
         mean_diagonal = float(np.einsum("gii->", self._gram)) / (groups * m)
         # Without any variance there is nothing to fit but the shift, and any strength gives that.
         strength = ridge * mean_diagonal if mean_diagonal > 0 else 1.0
-        self._factors = [_factorize(gram, strength) for gram in self._gram]
+        self._factors = [
+            (group, rows, columns, _factorize(gram[columns[:, np.newaxis], columns], strength))
+            for group, gram in enumerate(self._gram)
+            for rows, columns in _supports(
+                prior[group], None if support is None else support[group]
+            )
+        ]
 
     def fit(self, moments: Moments) -> Affine:
         """Solve for the targets of some moments, over the same columns as the regressors."""
         right = moments.centered_cross - self._prior @ self._gram
-        steps = [solve(part) for solve, part in zip(self._factors, right, strict=True)]
-        matrix = self._prior + np.stack(steps)
+        step = np.zeros_like(right)
+        for group, rows, columns, solve in self._factors:
+            block = rows[:, np.newaxis], columns
+            step[group][block] = solve(right[group][block])
+        matrix = self._prior + step
         shift = moments.mean_y - np.einsum("gij,gj->gi", matrix, moments.mean_x)
         return Affine(matrix, shift)
+
+
+def _supports(prior: Array, support: Mask | None) -> Iterator[tuple[Indices, Indices]]:
+    """Yield the rows that share a support, and its columns; rows without any are left out."""
+    n, m = prior.shape
+    if support is None:
+        yield np.arange(n), np.arange(m)
+        return
+    patterns, members = np.unique(support, axis=0, return_inverse=True)
+    for index, pattern in enumerate(patterns):
+        if pattern.any():
+            yield np.flatnonzero(members.reshape(-1) == index), np.flatnonzero(pattern)
 
 
 def _walk_downhill(error: Callable[[float], float]) -> float:
@@ -176,12 +233,91 @@ def _walk_downhill(error: Callable[[float], float]) -> float:
 
 def _factorize(gram: Array, strength: float) -> Callable[[Array], Array]:
     """Return the map R -> R inverse(gram + strength I)."""
+    backend = _BACKEND.get()
     regular = gram.copy()
     regular.flat[:: len(regular) + 1] += strength
+    solve = backend.cholesky(regular)
+    if solve is not None:
+        return solve
+    logger.info("a system of %d unknowns has no Cholesky factor: solved by SVD", len(regular))
+    inverse = backend.pseudo_inverse(regular)
+    return lambda right: right @ inverse
+
+
+class Backend(Protocol):
+    """The linear algebra that costs time; everything around it is NumPy."""
+
+    def cholesky(self, matrix: Array) -> Callable[[Array], Array] | None:
+        """Factorize a symmetric matrix; return R -> R inverse(matrix), None if it cannot be."""
+
+    def pseudo_inverse(self, matrix: Array) -> Array:
+        """Invert a symmetric matrix where it can be inverted."""
+
+
+class _NumpyBackend:
+    """NumPy and SciPy, on the CPU."""
+
+    def cholesky(self, matrix: Array) -> Callable[[Array], Array] | None:
+        try:
+            factor = scipy.linalg.cho_factor(matrix, lower=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            return None
+        return lambda right: scipy.linalg.cho_solve(factor, right.T, check_finite=False).T
+
+    def pseudo_inverse(self, matrix: Array) -> Array:
+        inverse: Array = np.linalg.pinv(matrix, hermitian=True)
+        return inverse
+
+
+class _TorchBackend:
+    """PyTorch, on the GPU if it sees one."""
+
+    def __init__(self) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise FskdError(
+                "--solver torch needs PyTorch, which is not installed; run "
+                "'pip install fskd-onnx[torch]' or choose --solver numpy"
+            ) from error
+        self._torch = torch
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        logger.info("solving with PyTorch on %s", self._device)
+
+    def cholesky(self, matrix: Array) -> Callable[[Array], Array] | None:
+        torch = self._torch
+        factor, failed = torch.linalg.cholesky_ex(torch.as_tensor(matrix, device=self._device))
+        if int(failed):
+            return None
+
+        def solve(right: Array) -> Array:
+            columns = torch.as_tensor(np.ascontiguousarray(right.T), device=self._device)
+            solution: Array = torch.cholesky_solve(columns, factor).T.cpu().numpy()
+            return solution
+
+        return solve
+
+    def pseudo_inverse(self, matrix: Array) -> Array:
+        torch = self._torch
+        there = torch.as_tensor(matrix, device=self._device)
+        inverse: Array = torch.linalg.pinv(there, hermitian=True).cpu().numpy()
+        return inverse
+
+
+_BACKENDS: dict[str, Callable[[], Backend]] = {"numpy": _NumpyBackend, "torch": _TorchBackend}
+_NUMPY = _NumpyBackend()
+_BACKEND: ContextVar[Backend] = ContextVar("backend", default=_NUMPY)
+
+
+@contextmanager
+def solved_by(name: str) -> Iterator[None]:
+    """Solve all systems of a ``with`` block by a backend, "numpy" or "torch".
+
+    Raises:
+        FskdError: it is not installed.
+    """
+    token = _BACKEND.set(_BACKENDS[name]())
     try:
-        factor = scipy.linalg.cho_factor(regular, lower=True, check_finite=False)
-    except np.linalg.LinAlgError:
-        logger.info("a system of %d unknowns has no Cholesky factor: solved by SVD", len(regular))
-        inverse = np.linalg.pinv(regular, hermitian=True)
-        return lambda right: right @ inverse
-    return lambda right: scipy.linalg.cho_solve(factor, right.T, check_finite=False).T
+        yield
+    finally:
+        _BACKEND.reset(token)

@@ -17,9 +17,8 @@ import onnx_graphsurgeon as gs
 from fskd_onnx.passes.linear import Linear
 from fskd_onnx.passes.segment import reads
 
-# Operators whose output channel j depends on channel j of the first input alone.
-_CHANNELWISE = {
-    "AveragePool",
+# Operators whose output channel j depends on channel j of the first input alone, on any axis.
+_ELEMENTWISE = {
     "Cast",
     "Ceil",
     "Celu",
@@ -28,31 +27,35 @@ _CHANNELWISE = {
     "Elu",
     "Erf",
     "Exp",
-    "Flatten",
     "Floor",
     "Gelu",
-    "GlobalAveragePool",
-    "GlobalLpPool",
-    "GlobalMaxPool",
     "HardSigmoid",
     "HardSwish",
     "Identity",
     "LeakyRelu",
-    "LpPool",
-    "MaxPool",
     "Mish",
     "Neg",
-    "ReduceMean",
     "Relu",
-    "Reshape",
-    "Resize",
     "Selu",
     "Sigmoid",
     "Softplus",
     "Softsign",
     "Sqrt",
-    "Squeeze",
     "Tanh",
+}
+# The same, where the channels are on axis 1.
+_OVER_POSITIONS = {
+    "AveragePool",
+    "Flatten",
+    "GlobalAveragePool",
+    "GlobalLpPool",
+    "GlobalMaxPool",
+    "LpPool",
+    "MaxPool",
+    "ReduceMean",
+    "Reshape",
+    "Resize",
+    "Squeeze",
     "Upsample",
 }
 _MERGES = {"Add", "Div", "Max", "Mean", "Min", "Mul", "Sub", "Sum"}
@@ -67,9 +70,11 @@ class Spaces:
     Attributes:
         layouts: the spaces that a tensor carries, in order, by the tensor's name. A tensor that is
             not listed carries the channels of the network's input, or nothing that can be told.
+        last: names of the tensors whose channels are on the last axis (MatMul), not on axis 1.
     """
 
     layouts: dict[str, Layout] = field(default_factory=dict)
+    last: set[str] = field(default_factory=set)
     _parents: list[int] = field(default_factory=list)
     _fixed: set[int] = field(default_factory=set)
 
@@ -126,6 +131,8 @@ def find_spaces(graph: gs.Graph, refitted: Mapping[str, Linear]) -> Spaces:
 
 def _read_block(spaces: Spaces, linear: Linear) -> None:
     source = linear.input.name
+    if linear.op == "MatMul":
+        spaces.last.add(linear.output.name)
     if linear.groups > 1:
         layout = spaces.layouts.get(source)
         if is_follower(linear) and layout is not None:
@@ -147,22 +154,47 @@ def is_follower(linear: Linear) -> bool:
 def _read_node(spaces: Spaces, node: gs.Node) -> None:
     inputs = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant)]
     layouts = [spaces.layouts.get(tensor.name) for tensor in inputs]
+    on_last = {tensor.name in spaces.last for tensor in inputs}
     result: Layout | None = None
-    if node.op in _CHANNELWISE:
+    if node.op in _ELEMENTWISE or (
+        node.op in _OVER_POSITIONS and on_last == {False} and _keeps_channels(node)
+    ):
         result = layouts[0] if layouts else None
-    elif node.op in _MERGES and all(map(_is_scalar, node.inputs)):
+    elif node.op in _MERGES and len(on_last) == 1 and all(map(_is_scalar, node.inputs)):
         known = [layout for layout in layouts if layout is not None]
         if len(known) == len(inputs) and len({len(layout) for layout in known}) == 1:
             for layout in known[1:]:
                 spaces.merge(known[0], layout)
             result = known[0]
-    elif node.op == "Concat" and node.attrs.get("axis") == 1 and None not in layouts:
+    elif (
+        node.op == "Concat"
+        and on_last == {node.attrs.get("axis") == -1}
+        and node.attrs.get("axis") in (1, -1)
+        and len(inputs) == len(node.inputs)
+        and None not in layouts
+    ):
         result = tuple(space for layout in layouts if layout is not None for space in layout)
     if result is None:
         for tensor in reads(node):
             spaces.fix(tensor.name)
     else:
-        spaces.layouts |= dict.fromkeys((tensor.name for tensor in node.outputs), result)
+        names = [tensor.name for tensor in node.outputs]
+        spaces.layouts |= dict.fromkeys(names, result)
+        spaces.last.update(names if True in on_last else ())
+
+
+def _keeps_channels(node: gs.Node) -> bool:
+    """Whether a node leaves batch and channels apart, as far as its axes say."""
+    if node.op == "Flatten":
+        return bool(node.attrs.get("axis", 1) == 1)
+    if node.op not in ("ReduceMean", "Squeeze"):
+        return True
+    # The axes were an attribute before opset 13 or 18, and are an input since.
+    axes = node.attrs.get("axes")
+    if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
+        axes = node.inputs[1].values.reshape(-1).tolist()
+    rank = len(node.inputs[0].shape or ())
+    return bool(axes) and all(axis + rank * (axis < 0) > 1 for axis in axes)
 
 
 def _is_scalar(tensor: gs.Tensor) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from onnxruntime import InferenceSession, OrtValue
 
 from fskd_onnx.clock import Clock
-from fskd_onnx.engine import Batch, Lockstep, Tensors, run, upload
+from fskd_onnx.engine import Batch, Lockstep, Tensors, download, run, upload
 from fskd_onnx.errors import MatchError
 from fskd_onnx.moments import Affine, Moments
 from fskd_onnx.passes.base import Pass
@@ -35,10 +36,10 @@ from fskd_onnx.passes.capture import (
     CaptureActivated,
     Columns,
     CutColumns,
-    Geometry,
     JoinColumns,
     index_inputs,
 )
+from fskd_onnx.passes.geometry import Geometry
 from fskd_onnx.providers import Runtime
 
 # A regression on u unknowns needs a multiple of u columns, not every position of every sample: on
@@ -125,8 +126,6 @@ class BlockStream:
         self._positions = math.ceil(wanted / samples)
         rows = unknowns + 3 * len(columns.channels) // columns.groups
         self._bytes_per_column = 4 * columns.groups * rows
-        self._bytes = 0
-        self._chunks = self._plan_chunks()
         self._kept: dict[range, tuple[dict[str, OrtValue], int]] = {}
         self._sessions: dict[tuple[type[Pass], bool, int], InferenceSession] = {}
 
@@ -200,17 +199,24 @@ class BlockStream:
             session = self._session(capture, feeds)
             sums = run(session, feeds | constant, outputs, self._runtime.device)
             fold = self._lockstep.batches[chunk[0]].fold
-            folds[fold].add(count, {name: value.numpy() for name, value in sums.items()})
+            folds[fold].add(count, {name: download(value) for name, value in sums.items()})
         return [folds[fold] for fold in sorted(folds)]
 
-    def _plan_chunks(self) -> list[range]:
-        """Divide the batches into runs of the same fold whose columns can be summed at once."""
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """How many bytes the columns of each batch are."""
+        student, _ = self._lockstep.tensors(0)
+        geometry = Geometry.of(self.columns.linear, student[self._tensors.patches].shape())
+        per_sample = self._bytes_per_column * min(self._positions, geometry.positions)
+        return [per_sample * len(batch.samples) for batch in self._lockstep.batches]
+
+    @cached_property
+    def _chunks(self) -> list[range]:
+        """Runs of batches of the same fold whose columns can be summed at once."""
         batches = self._lockstep.batches
         chunks: list[range] = []
         held = 0
-        for index, batch in enumerate(batches):
-            more = self._bytes_per_column * self._positions * len(batch.samples)
-            self._bytes += more
+        for index, (batch, more) in enumerate(zip(batches, self._sizes, strict=True)):
             held += more
             if not chunks or batches[index - 1].fold != batch.fold or held > _CHUNK_BYTES:
                 chunks.append(range(index, index))
@@ -236,7 +242,7 @@ class BlockStream:
             session = self._session(JoinColumns(self.columns, len(parts)), {})
             feeds = {f"{k}/{i}": value for i, part in enumerate(parts) for k, value in part.items()}
             parts = [run(session, feeds, self.columns.names, self._runtime.device)]
-        if self._bytes <= _KEPT_BYTES:
+        if sum(self._sizes) <= _KEPT_BYTES:
             self._kept[chunk] = parts[0], count
         return parts[0], count
 

@@ -11,6 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from fskd_onnx.augment import Augmented
 from fskd_onnx.compare import Outputs, agreement, check_same_interface, forward
 from fskd_onnx.engine import Batch, default_batch_size, plan_batches
 from fskd_onnx.errors import MatchError, SamplesError
@@ -22,11 +23,11 @@ from fskd_onnx.model_io import (
     load_model,
     source_name,
 )
-from fskd_onnx.options import RunOptions
+from fskd_onnx.options import FitOptions, RunOptions
 from fskd_onnx.passes import Canonicalize
 from fskd_onnx.providers import Runtime, open_runtime
 from fskd_onnx.report import Agreement
-from fskd_onnx.samples import Samples, SampleSource, load_samples
+from fskd_onnx.samples import SampleReader, SampleSource, load_samples
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ class Task:
     student: NetworkFile
     matching: Matching
     runtime: Runtime
-    samples: Samples
+    samples: SampleReader
+    count: int
     batches: list[Batch]
     held_out: NDArray[np.intp]
     options: RunOptions
@@ -88,7 +90,7 @@ class Task:
 
 
 def prepare(
-    teacher: ModelSource, student: ModelSource, samples: SampleSource, options: RunOptions
+    teacher: ModelSource, student: ModelSource, samples: SampleSource, options: FitOptions
 ) -> Task:
     """Load everything, and check that it belongs together.
 
@@ -103,34 +105,37 @@ def prepare(
             f"{networks[1].name}: no block has a counterpart in {networks[0].name}; "
             "give a student that was made from this teacher and kept its names"
         )
-    loaded = load_samples(
-        samples,
-        input_specs(networks[0].model),
-        options.preprocess,
-        options.max_samples,
-        options.seed,
-    )
+    run, inputs = options.run, input_specs(networks[0].model)
+    loaded = load_samples(samples, inputs, run.preprocess, run.max_samples, run.seed)
     if len(loaded) < _LEAST_SAMPLES:
         raise SamplesError(
             f"{len(loaded)} samples are too few to fit on some and check on others; "
             f"give at least {_LEAST_SAMPLES}"
         )
-    shuffled = np.random.default_rng(options.seed).permutation(len(loaded))
+    shuffled = np.random.default_rng(run.seed).permutation(len(loaded))
     held_out = max(1, round(_HELD_OUT * len(loaded)))
     rest = shuffled[held_out:]
     specs = [spec for network in networks for spec in input_specs(network.model)]
+    folds = np.array_split(rest, min(_FOLDS, len(rest)))
+    source: SampleReader = loaded
+    if options.augment:
+        source = Augmented(loaded, options.augment, run.seed)
+        copies = np.arange(options.augment_copies + 1) * len(loaded)
+        # A copy in another fold than its source would let that fold be tested on what it has seen.
+        folds = [(copies[:, np.newaxis] + fold).reshape(-1) for fold in folds]
     batches = plan_batches(
-        np.array_split(rest, min(_FOLDS, len(rest))),
-        options.batch_size or default_batch_size(loaded.take(rest[:1])),
+        folds,
+        run.batch_size or default_batch_size(loaded.take(rest[:1])),
         fixed_batch_size(specs),
     )
     return Task(
         teacher=networks[0],
         student=networks[1],
         matching=matching,
-        runtime=open_runtime(options.providers),
-        samples=loaded,
+        runtime=open_runtime(run.providers),
+        samples=source,
+        count=len(loaded),
         batches=batches,
         held_out=np.sort(shuffled[:held_out]),
-        options=options,
+        options=run,
     )

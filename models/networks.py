@@ -79,7 +79,7 @@ class ConvNorm(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
         self.bn = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU() if relu else nn.Identity()
+        self.relu: nn.Module = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map N x inputs x H x W to N x outputs x H/stride x W/stride."""

@@ -24,9 +24,7 @@ arrives through the shortcut. Which positions are summed, the caller decides per
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +32,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.passes.base import Pass, PreconditionError
+from fskd_onnx.passes.geometry import Geometry
 from fskd_onnx.passes.linear import Linear
 
 # ReduceSum takes its axes as an input from 13 on, ReduceSumSquare from 18 on.
@@ -55,66 +54,6 @@ _COUNT, _PATCH, _INSIDE, _POSITION = (
 )
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """How the positions of a block's output lie on its input.
-
-    Attributes:
-        input_shape: extent of the input along each spatial axis.
-        output_shape: extent of the output along each spatial axis; () for Gemm.
-        kernel: extent of the kernel; () for Gemm and MatMul.
-        strides: step between outputs, in input positions.
-        dilations: step between kernel elements, in input positions.
-        pads: padding in front of each axis.
-    """
-
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    pads: tuple[int, ...]
-
-    @staticmethod
-    def of(linear: Linear, input_shape: Sequence[int]) -> Geometry:
-        """Work out a block's geometry from its attributes and the full shape of its input."""
-        if linear.op != "Conv":
-            spatial = tuple(input_shape[1:-1])
-            return Geometry(spatial, spatial, (), (), (), ())
-        spatial = tuple(input_shape[2:])
-        kernel = linear.kernel_shape
-        rank = len(kernel)
-        attrs = linear.node.attrs
-        strides = tuple(attrs.get("strides", (1,) * rank))
-        dilations = tuple(attrs.get("dilations", (1,) * rank))
-        extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-        auto_pad = attrs.get("auto_pad", "NOTSET")
-        if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            outputs = [-(-size // stride) for size, stride in zip(spatial, strides, strict=True)]
-            totals = [
-                max(0, (out - 1) * stride + extent - size)
-                for out, stride, extent, size in zip(
-                    outputs, strides, extents, spatial, strict=True
-                )
-            ]
-            pads = [(t + 1) // 2 if auto_pad == "SAME_LOWER" else t // 2 for t in totals]
-        else:
-            both = [0] * 2 * rank if auto_pad == "VALID" else attrs.get("pads", [0] * 2 * rank)
-            pads = list(both[:rank])
-            outputs = [
-                (size + front + back - extent) // stride + 1
-                for size, front, back, extent, stride in zip(
-                    spatial, both[:rank], both[rank:], extents, strides, strict=True
-                )
-            ]
-        return Geometry(spatial, tuple(outputs), kernel, strides, dilations, tuple(pads))
-
-    @property
-    def positions(self) -> int:
-        """Number of output positions of one sample."""
-        return math.prod(self.output_shape)
-
-
 def index_inputs(
     geometry: Geometry, count: int, chosen: NDArray[np.intp]
 ) -> dict[str, NDArray[np.generic]]:
@@ -125,27 +64,7 @@ def index_inputs(
         count: only the first ``count`` samples are summed (a padded batch holds more).
         chosen: (k,) flat indices of output positions, the same for all samples of a run.
     """
-    if not geometry.kernel:
-        patch = chosen
-        inside = np.ones(len(chosen), dtype=bool)
-    else:
-        outputs = np.unravel_index(chosen, geometry.output_shape)
-        offsets = np.array(list(itertools.product(*map(range, geometry.kernel)))).T
-        patch = np.zeros((offsets.shape[1], len(chosen)), dtype=np.intp)
-        inside = np.ones(patch.shape, dtype=bool)
-        axes = zip(
-            outputs,
-            offsets,
-            geometry.strides,
-            geometry.dilations,
-            geometry.pads,
-            geometry.input_shape,
-            strict=True,
-        )
-        for output, offset, stride, dilation, pad, size in axes:
-            at = output[np.newaxis] * stride + offset[:, np.newaxis] * dilation - pad
-            inside &= (at >= 0) & (at < size)
-            patch = patch * size + np.clip(at, 0, size - 1)
+    patch, inside = geometry.patches(chosen)
     return channel_inputs(count, chosen) | {
         _PATCH: patch.reshape(-1).astype(np.int64),
         _INSIDE: inside.reshape(-1),

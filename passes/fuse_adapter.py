@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.base import Pass, PostconditionError, PreconditionError
 from fskd_onnx.passes.insert_adapter import ADAPTER_SUFFIX
-from fskd_onnx.passes.linear import Linear, find_linear, remove
+from fskd_onnx.passes.linear import CONVOLUTIONS, Linear, find_linear, remove
 
 
 class FuseAdapter(Pass):
@@ -74,7 +74,7 @@ def _host(graph: gs.Graph, adapter: Linear) -> Linear:
     if host.shared_with is not None:
         msg = f"the weights of '{host.name}' are also those of '{host.shared_with}'"
         raise PreconditionError(msg)
-    if not _is_pointwise(adapter) or (adapter.op == "Conv") != (host.op == "Conv"):
+    if not _is_pointwise(adapter) or (adapter.op == "Conv") != (host.op in CONVOLUTIONS):
         msg = f"adapter '{adapter.name}' is not a 1x1 layer for '{host.name}'"
         raise PreconditionError(msg)
     n = host.width // host.groups

@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.passes.base import Pass, PreconditionError
-from fskd_onnx.passes.linear import Linear, find_linear, index_of, unused_name
+from fskd_onnx.passes.linear import CONVOLUTIONS, Linear, find_linear, index_of, unused_name
 
 # Not just "/adapter": networks have layers of their own that are called so.
 ADAPTER_SUFFIX = "/fskd_adapter"
@@ -96,7 +96,7 @@ def _insert(graph: gs.Graph, linear: Linear, adapter: Adapter) -> None:
     weight = gs.Constant(unused_name(graph, f"{name}/weight"), _stored(linear, adapter, dtype))
     bias = gs.Constant(unused_name(graph, f"{name}/bias"), adapter.shift.astype(dtype))
     at = index_of(graph, last) + 1
-    if linear.op == "Conv":
+    if linear.op in CONVOLUTIONS:
         kernel = [1] * len(linear.kernel_shape)
         attrs = {"group": linear.groups, "kernel_shape": kernel}
         graph.nodes.insert(at, gs.Node("Conv", name, attrs, [raw, weight, bias], [output]))
@@ -108,7 +108,7 @@ def _insert(graph: gs.Graph, linear: Linear, adapter: Adapter) -> None:
 
 def _stored(linear: Linear, adapter: Adapter, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return the adapter's matrix as the weight of a 1x1 Conv, or of a MatMul."""
-    if linear.op != "Conv":
+    if linear.op not in CONVOLUTIONS:
         return np.ascontiguousarray(adapter.matrix[0].T, dtype=dtype)
     kernel = (1,) * len(linear.kernel_shape)
     return adapter.matrix.reshape(linear.width, -1, *kernel).astype(dtype)

@@ -1,4 +1,4 @@
-"""One view of every linear node: Conv, Gemm, and MatMul with or without the Add of its bias.
+"""One view of every linear node: Conv, ConvTranspose, Gemm, and MatMul with the Add of its bias.
 
 The view is a stack of matrices, one per group, that map input patches to outputs::
 
@@ -8,17 +8,19 @@ with ``n`` output channels and ``p`` unknowns (input channels of the group x ker
 ``groups`` groups. Everything that solves, fuses or counts speaks of this view only; the storage
 axes of each operator are known here and nowhere else:
 
-=======  ===========================================  ==========================
-op       weight as stored                             channels of the output on
-=======  ===========================================  ==========================
-Conv     (groups * n, p / kernel size, kernel...)     axis 1
-Gemm     (p, n), or (n, p) with ``transB``            axis 1
-MatMul   (p, n)                                       the last axis
-=======  ===========================================  ==========================
+=============  ===========================================  ==========================
+op             weight as stored                             channels of the output on
+=============  ===========================================  ==========================
+Conv           (groups * n, p / kernel size, kernel...)     axis 1
+ConvTranspose  (groups * p / kernel size, n, kernel...)     axis 1
+Gemm           (p, n), or (n, p) with ``transB``            axis 1
+MatMul         (p, n)                                       the last axis
+=============  ===========================================  ==========================
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,7 +30,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
-LINEAR_OPS = ("Conv", "Gemm", "MatMul")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+LINEAR_OPS = (*CONVOLUTIONS, "Gemm", "MatMul")
 _FLOATS = (np.float32, np.float64, np.float16)
 
 
@@ -37,7 +40,7 @@ class Refusal:
     """Why a node that looks linear cannot be viewed as one; a value, not an error.
 
     Attributes:
-        node: the Conv, Gemm or MatMul.
+        node: what looked like a linear node.
         reason: half a sentence about "it".
         own_name: whether no other linear node has the node's name.
     """
@@ -57,7 +60,7 @@ class Linear:
     """A linear node of a graph, see the module's docstring.
 
     Attributes:
-        node: the Conv, Gemm or MatMul.
+        node: the Conv, ConvTranspose, Gemm or MatMul.
         bias_node: the Add that holds a MatMul's bias, if there is one.
         own_name: whether no other linear node has the node's name.
     """
@@ -99,7 +102,7 @@ class Linear:
     @property
     def kernel_shape(self) -> tuple[int, ...]:
         """Spatial extent of the kernel; empty for Gemm and MatMul."""
-        return tuple(self.weight.shape[2:]) if self.op == "Conv" else ()
+        return tuple(self.weight.shape[2:]) if self.op in CONVOLUTIONS else ()
 
     @property
     def weight(self) -> gs.Constant:
@@ -116,14 +119,19 @@ class Linear:
     def width(self) -> int:
         """Number of output channels over all groups."""
         axis = 0 if self.op == "Conv" or self._transposed else 1
-        return int(self.weight.shape[axis])
+        repeated = self.groups if self.op == "ConvTranspose" else 1
+        return repeated * int(self.weight.shape[axis])
 
     @property
     def matrix(self) -> NDArray[np.float64]:
         """The weights as (groups, n, p), scaled by Gemm's ``alpha``."""
         stored = np.asarray(self.weight.values, dtype=np.float64)
+        groups, n = self.groups, self.width // self.groups
         if self.op == "Conv":
-            return stored.reshape(self.groups, self.width // self.groups, -1)
+            return stored.reshape(groups, n, -1)
+        if self.op == "ConvTranspose":
+            taps = stored.reshape(groups, -1, n, math.prod(self.kernel_shape))
+            return np.moveaxis(taps, 1, 2).reshape(groups, n, -1)
         alpha = float(self.node.attrs.get("alpha", 1.0))
         return alpha * (stored if self._transposed else stored.T)[np.newaxis]
 
@@ -149,10 +157,8 @@ class Linear:
             bias: (groups * n,), as ``self.bias``.
         """
         if not np.array_equal(matrix, self.matrix):
-            stored = matrix if self.op == "Conv" else matrix[0]
-            if self.op != "Conv" and not self._transposed:
-                stored = stored.T
-            self._replace(graph, self.node, 1, stored.reshape(self.weight.shape), "weight")
+            stored = self._store(matrix).reshape(self.weight.shape)
+            self._replace(graph, self.node, 1, stored, "weight")
             self._reset("alpha")
         if np.array_equal(bias, self.bias):
             return
@@ -168,6 +174,16 @@ class Linear:
         """Another node that reads the same weights, which a rewrite would change as well."""
         readers = [reader for reader in self.weight.outputs if reader is not self.node]
         return node_name(readers[0]) if readers else None
+
+    def _store(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Bring a matrix into the order of the stored weight."""
+        if self.op == "Conv":
+            return matrix
+        if self.op == "ConvTranspose":
+            taps = math.prod(self.kernel_shape)
+            split = matrix.reshape(*matrix.shape[:2], -1, taps)
+            return np.moveaxis(split, 1, 2)
+        return matrix[0] if self._transposed else matrix[0].T
 
     @property
     def _transposed(self) -> bool:
@@ -257,7 +273,7 @@ def unused_name(graph: gs.Graph, name: str) -> str:
 
 
 def find_linear(graph: gs.Graph) -> list[Linear | Refusal]:
-    """View every Conv, Gemm and MatMul of a graph, in the order of its nodes.
+    """View every linear node of a graph, in the order of its nodes.
 
     A product of two activations (attention) is not a linear node and is not listed.
     """
@@ -287,7 +303,7 @@ def _why_not(node: gs.Node, graph_outputs: set[int]) -> str:
         return f"its weight '{weight.name}' is not an initializer of all its values"
     if weight.dtype not in _FLOATS:
         return f"its weight '{weight.name}' is not of type float16, float32 or float64"
-    if node.op != "Conv" and len(weight.shape) != 2:
+    if node.op not in CONVOLUTIONS and len(weight.shape) != 2:
         return f"its weight '{weight.name}' is not a matrix"
     if id(weight) in graph_outputs:
         return f"its weight '{weight.name}' is also an output of the graph"

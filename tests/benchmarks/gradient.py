@@ -54,8 +54,8 @@ class FewSample:
     """
 
     rates: tuple[float, ...] = (0.001, 0.003, 0.01)
-    trial_steps: int = 150
-    steps: int = 1000
+    trial_steps: int = 100
+    steps: int = 600
     batch: int = 64
     held_out: float = 0.2
     check_every: int = 50

@@ -3,15 +3,29 @@ import copy
 import pytest
 import torch
 
-from models.networks import Network, ResNet20, Vgg16, resnet20, vgg16, vgg16_widths
+from models.networks import (
+    DenseNet22,
+    MobileNetV2,
+    Network,
+    ResNet20,
+    Vgg16,
+    densenet22,
+    mobilenetv2,
+    resnet20,
+    vgg16,
+    vgg16_widths,
+)
 from models.prune import (
     RESNET20_RECIPES,
     VGG16_RECIPES,
     ResNetRecipe,
     filter_norms,
     prune,
+    prune_densenet22,
+    prune_mobilenetv2,
     prune_resnet20,
     prune_vgg16,
+    recipes,
     strongest,
 )
 
@@ -23,12 +37,23 @@ def parameters(network: Network) -> int:
 def test_sizes_of_the_reference_networks() -> None:
     assert parameters(vgg16(vgg16_widths(2))) == 3_684_266
     assert parameters(resnet20()) == 272_186
+    assert parameters(densenet22()) == 270_418
+    assert parameters(mobilenetv2()) == 138_138
 
 
-@pytest.mark.parametrize("bad", [lambda: vgg16((8,) * 12), lambda: resnet20(inner=(8,) * 8)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: vgg16((8,) * 12),
+        lambda: resnet20(inner=(8,) * 8),
+        lambda: densenet22((8,) * 17),
+        lambda: densenet22(transitions=(8,)),
+        lambda: mobilenetv2((8,) * 6),
+    ],
+)
 def test_a_wrong_number_of_widths_is_refused(bad: object) -> None:
     assert callable(bad)
-    with pytest.raises(ValueError, match=r"not (3 and 8|12)\."):
+    with pytest.raises(ValueError, match=r"not (3 and 8|12|17 and 2|18 and 1|6)\."):
         bad()
 
 
@@ -51,10 +76,32 @@ def test_widths_of_the_resnet_students() -> None:
     assert (students["stream50"].stream, students["stream50"].inner) == ((8, 16, 32), halved)
 
 
+def test_widths_of_the_other_students() -> None:
+    dense = prune(densenet22().eval(), "growth50")
+    assert isinstance(dense, DenseNet22)
+    assert dense.growth == (6,) * 18
+    # Of 16 + 6 x 12 = 88 channels 44 stay, and of 88 + 72 = 160 there 80.
+    assert [junction.conv.out_channels for junction in dense.transitions] == [44, 80]
+    mobile = prune(mobilenetv2().eval(), "expansion50")
+    assert isinstance(mobile, MobileNetV2)
+    assert mobile.inner == (48, 48, 72, 72, 96, 96, 192)
+
+
+def test_every_recipe_makes_a_smaller_student(network: Network) -> None:
+    for recipe in recipes(network):
+        assert parameters(prune(network, recipe)) < parameters(network)
+
+
 def remove(network: Network, percent: int) -> Network:
-    if isinstance(network, Vgg16):
-        return prune_vgg16(network, (percent,) * 13)
-    return prune_resnet20(network, ResNetRecipe(percent, percent))
+    match network:
+        case Vgg16():
+            return prune_vgg16(network, (percent,) * 13)
+        case ResNet20():
+            return prune_resnet20(network, ResNetRecipe(percent, percent))
+        case DenseNet22():
+            return prune_densenet22(network, percent)
+        case MobileNetV2():
+            return prune_mobilenetv2(network, percent)
 
 
 def test_removing_nothing_changes_nothing(network: Network) -> None:
@@ -72,16 +119,21 @@ def test_a_student_computes_what_its_teacher_does_without_the_channels(network: 
     image = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = student(image)
-        for module, kept in silenced(wide):
-            gone = torch.ones(module.num_features, dtype=torch.bool)
+        for parameters, kept in silenced(wide):
+            gone = torch.ones(len(parameters[0]), dtype=torch.bool)
             gone[kept] = False
-            module.weight[gone] = 0
-            module.bias[gone] = 0
+            for parameter in parameters:
+                parameter[gone] = 0
         torch.testing.assert_close(found, wide(image), rtol=0, atol=1e-5)
 
 
-def silenced(network: Network) -> list[tuple[torch.nn.BatchNorm2d, torch.Tensor]]:
-    """Pair every normalisation with the channels that stay, found anew from the definition."""
+Silenced = list[tuple[tuple[torch.Tensor, ...], torch.Tensor]]
+
+
+def silenced(network: Network) -> Silenced:
+    """Pair what gives channels with the channels that stay, found anew from the definition."""
+    if isinstance(network, DenseNet22):
+        return silenced_densenet(network)
     state = dict(network.named_modules())
     norms = {}
     for name, bn in state.items():
@@ -90,6 +142,9 @@ def silenced(network: Network) -> list[tuple[torch.nn.BatchNorm2d, torch.Tensor]
             assert bn.running_var is not None
             gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
             norms[name] = (conv.weight * gain[:, None, None, None]).abs().sum((1, 2, 3))
+    if isinstance(network, MobileNetV2):
+        norms = {name: norm for name, norm in norms.items() if name.endswith("bn1")}
+        norms |= {name.replace("bn1", "bn2"): norm for name, norm in norms.items()}
     if isinstance(network, ResNet20):
         for stage, entry in enumerate(
             ("stem.bn", "stages.1.0.shortcut.bn", "stages.2.0.shortcut.bn")
@@ -97,7 +152,33 @@ def silenced(network: Network) -> list[tuple[torch.nn.BatchNorm2d, torch.Tensor]
             writers = [entry, *(f"stages.{stage}.{block}.bn2" for block in range(3))]
             total = torch.stack([norms[writer] for writer in writers]).sum(0)
             norms.update(dict.fromkeys(writers, total))
-    return [(state[name], n.topk(len(n) - len(n) // 2).indices) for name, n in norms.items()]
+    return [
+        ((state[name].weight, state[name].bias), n.topk(len(n) - len(n) // 2).indices)
+        for name, n in norms.items()
+    ]
+
+
+def silenced_densenet(network: DenseNet22) -> Silenced:
+    """A channel of a dense block is silent when no normalisation lets it through."""
+    found: Silenced = []
+
+    def hide(bns: list[torch.nn.BatchNorm2d], conv: torch.nn.Conv2d, start: int) -> None:
+        norms = conv.weight.abs().sum((1, 2, 3))
+        gone = norms.topk(len(norms) // 2, largest=False).indices + start
+        for bn in bns:
+            stay = torch.ones(bn.num_features, dtype=torch.bool)
+            stay[gone] = False
+            found.append(((bn.weight, bn.bias), stay.nonzero()[:, 0]))
+
+    for number, stage in enumerate(network.stages):
+        layers = list(stage)
+        ends = network.transitions[number].bn if number < len(network.transitions) else network.bn
+        readers = [*(layer.bn for layer in layers), ends]
+        if number > 0:
+            hide(readers, network.transitions[number - 1].conv, 0)
+        for position, layer in enumerate(layers):
+            hide(readers[position + 1 :], layer.conv, layer.conv.in_channels)
+    return found
 
 
 def test_every_parameter_is_a_slice_of_the_teachers(network: Network) -> None:

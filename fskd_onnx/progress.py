@@ -1,0 +1,83 @@
+"""Say how far long work has come, to whoever asked to be told; silent otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+from rich.console import Console
+
+
+class Observer(Protocol):
+    """What wants to be told; called from the thread that works, so it should return soon."""
+
+    def start(self, block: int, blocks: int, samples: int) -> None:
+        """Block number ``block`` of ``blocks``, counted from 1, begins; it runs ``samples``."""
+
+    def advance(self, samples: int) -> None:
+        """So many samples more have run through the current block."""
+
+
+class _Silent:
+    def start(self, block: int, blocks: int, samples: int) -> None:
+        pass
+
+    def advance(self, samples: int) -> None:
+        pass
+
+
+_SILENT = _Silent()
+_OBSERVER: ContextVar[Observer] = ContextVar("observer", default=_SILENT)
+
+
+def observer() -> Observer:
+    """Return who is to be told."""
+    return _OBSERVER.get()
+
+
+@contextmanager
+def told_to(listener: Observer) -> Iterator[None]:
+    """Tell an observer of all work in a ``with`` block."""
+    token = _OBSERVER.set(listener)
+    try:
+        yield
+    finally:
+        _OBSERVER.reset(token)
+
+
+@contextmanager
+def shown_on(console: Console) -> Iterator[None]:
+    """Show a bar per block on a terminal, gone when the work is; nothing where there is none."""
+    if not console.is_terminal or console.quiet:
+        yield
+        return
+    # Imported here: most commands, and every user of the library, do without.
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} samples"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+    )
+
+    class Bar:
+        """One bar that begins anew with each block."""
+
+        def start(self, block: int, blocks: int, samples: int) -> None:
+            text = f"block {block} of {blocks}"
+            bars.reset(bar, description=text, total=samples, rate="", visible=True)
+
+        def advance(self, samples: int) -> None:
+            bars.advance(bar, samples)
+            task = bars.tasks[0]
+            if task.elapsed:
+                bars.update(bar, rate=f"{task.completed / task.elapsed:,.0f}/s")
+
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("", total=1, rate="", visible=False)
+        with told_to(Bar()):
+            yield

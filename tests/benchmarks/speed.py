@@ -1,0 +1,197 @@
+"""How long a fit takes, next to what it cannot do without: ``python -m tests.benchmarks.speed``.
+
+The floor is one plain forward pass of teacher and student over all samples in ONNX Runtime, in the
+same process, with the same batches and threads. Everything above it is the method: cuts, sums,
+solves and the check of the result. Seconds of the processor stand beside those of the clock,
+because a machine with other work to do stretches the latter. Each case runs in a process of its
+own, so that its peak memory is its own; starting it is not counted.
+
+``--quick`` leaves out what takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from fskd_onnx.engine import default_batch_size, run, upload
+from fskd_onnx.model_io import ModelSource, load_model
+from fskd_onnx.options import FitOptions, RunOptions
+from fskd_onnx.pipeline import fit
+from fskd_onnx.providers import open_runtime
+from tests.benchmarks import shapes
+from tests.benchmarks.paper import paper_fit
+
+Floats = NDArray[np.float32]
+
+_ROOT = Path(__file__).parents[2]
+_RUN = RunOptions(providers=("cpu",))
+_PASSES = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row.
+
+    Attributes:
+        network: "vgg16-D", "resnet20-inner50", "resnet50", "mobilenet_v2" or "chain-DEPTH".
+        samples: how many.
+        adapter: as of ``fit``; "paper" for the paper's way, "runs" for its forward passes alone.
+        targets: as of ``fit``.
+        memory_limit: as of ``fit``.
+    """
+
+    network: str
+    samples: int
+    adapter: str
+    targets: str = "kept"
+    memory_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured; ``cpu`` adds up the seconds of all threads.
+
+    Attributes:
+        floor: seconds of the forward passes.
+        floor_cpu: the same of the processor.
+        seconds: of the whole fit.
+        seconds_cpu: the same of the processor.
+        memory: largest resident size of the process, in bytes.
+    """
+
+    floor: float
+    floor_cpu: float
+    seconds: float
+    seconds_cpu: float
+    memory: int
+
+    def row(self, case: Case) -> str:
+        """Format as a line of the table."""
+        method = case.adapter if case.targets == "kept" else f"{case.adapter}, {case.targets}"
+        if case.memory_limit is not None:
+            method += f", {case.memory_limit / 1e6:.0f} MB"
+        return (
+            f"| {case.network} | {case.samples:,} | {method} | {self.floor:.2f} | "
+            f"{self.seconds:.2f} | {self.seconds / self.floor:.2f} | "
+            f"{self.seconds_cpu / self.floor_cpu:.2f} | {self.memory / 1e6:,.0f} MB |"
+        )
+
+
+HEAD = """| network | samples | method | forward, s | fit, s | ratio | ratio of processor time | peak memory |
+|---|---|---|---|---|---|---|---|"""
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    """Yield the rows of the table."""
+    large = 500 if quick else 4000
+    for adapter in ("pointwise", "kernel", "auto"):
+        yield Case("vgg16-D", large, adapter)
+        yield Case("resnet20-inner50", large, adapter)
+    yield Case("vgg16-D", 500, "auto", "auto")
+    for samples in (500,) if quick else (500, 2000, 8000):
+        yield Case("vgg16-D", samples, "pointwise")
+        yield Case("vgg16-D", samples, "pointwise", memory_limit=200_000_000)
+    yield Case("vgg16-D", 500, "paper")
+    for depth in (4, 8) if quick else (4, 8, 16, 32):
+        yield Case(f"chain-{depth}", 500, "pointwise")
+        yield Case(f"chain-{depth}", 500, "paper")
+    for network in () if quick else ("mobilenet_v2", "resnet50"):
+        for adapter in ("pointwise", "kernel", "auto"):
+            yield Case(network, 64, adapter)
+
+
+def measure(case: Case) -> Figures:
+    """Run one case in this process: the floor before and after, the fit in between."""
+    teacher, student, samples = _load(case)
+    models = [load_model(teacher), load_model(student)]
+    floors = [_timed(lambda: _forward(models, samples))]
+    if case.adapter == "paper":
+        seconds = _timed(lambda: paper_fit(teacher, student, samples))
+    else:
+        run_options = RunOptions(providers=("cpu",), memory_limit=case.memory_limit)
+        options = FitOptions(run_options, adapter=case.adapter, targets=case.targets)
+        seconds = _timed(lambda: fit(teacher, student, samples, options))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    floors += [_timed(lambda: _forward(models, samples)) for _ in range(_PASSES - 1)]
+    clock, cpu = (float(np.median(column)) for column in zip(*floors, strict=True))
+    return Figures(clock, cpu, *seconds, memory)
+
+
+def _timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds of the clock and of the processor."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - clock, time.process_time() - cpu
+
+
+def _forward(models: list[onnx.ModelProto], samples: Floats) -> None:
+    """Run both networks over all samples once, and let go of what comes out."""
+    runtime = open_runtime(_RUN.providers)
+    name = models[0].graph.input[0].name
+    size = default_batch_size({name: samples[:1]})
+    sessions = [runtime.session(model) for model in models]
+    for start in range(0, len(samples), size):
+        feeds = upload({name: samples[start : start + size]}, runtime.device)
+        for model, session in zip(models, sessions, strict=True):
+            run(session, feeds, [output.name for output in model.graph.output], runtime.device)
+
+
+def _load(case: Case) -> tuple[ModelSource, ModelSource, Floats]:
+    if case.network.startswith("chain-"):
+        return *shapes.chain(int(case.network.removeprefix("chain-"))), shapes.images(
+            case.samples, 14
+        )
+    if case.network in ("resnet50", "mobilenet_v2"):
+        build = shapes.resnet50 if case.network == "resnet50" else shapes.mobilenet_v2
+        return *build(), shapes.images(case.samples, shapes.SIDE)
+    # PyTorch, which makes these, would be a good part of the memory of the others.
+    from models.build import student_path, teacher_path
+    from models.data import draw_samples, load, normalise
+
+    name, recipe = case.network.split("-")
+    images = normalise(draw_samples(load("train").images, case.samples))
+    return teacher_path(name), student_path(name, recipe), images
+
+
+def _measure_apart(case: Case) -> Figures:
+    """Run one case in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.speed", "--case", json.dumps(asdict(case))],
+        cwd=_ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return Figures(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Print the table row by row."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.speed")
+    parser.add_argument("--quick", action="store_true", help="leave out what takes minutes")
+    parser.add_argument("--only", default="", help="only networks whose name begins so")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case is not None:
+        print(json.dumps(asdict(measure(Case(**json.loads(arguments.case))))))
+        return
+    print(HEAD, flush=True)
+    for case in cases(arguments.quick):
+        if case.network.startswith(arguments.only):
+            print(_measure_apart(case).row(case), flush=True)
+
+
+if __name__ == "__main__":
+    main()
