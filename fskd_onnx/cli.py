@@ -180,7 +180,10 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 # One line, whatever a library's message inside of it looks like.
                 typer.echo(f"error: {' '.join(str(error).split())}", err=True)
                 raise typer.Exit(error.exit_status) from error
-            except KeyboardInterrupt as error:
+            except (KeyboardInterrupt, ImportError) as error:
+                # A compiled module that is just being loaded turns the one into the other.
+                if KeyboardInterrupt not in (type(error), type(error.__cause__)):
+                    raise
                 typer.echo("error: interrupted", err=True)
                 raise typer.Exit(_INTERRUPTED) from error
 

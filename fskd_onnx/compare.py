@@ -23,7 +23,7 @@ from fskd_onnx.model_io import (
 from fskd_onnx.options import RunOptions
 from fskd_onnx.providers import Runtime, open_runtime
 from fskd_onnx.report import Agreement
-from fskd_onnx.samples import SampleReader, SampleSource, load_samples
+from fskd_onnx.samples import InputSpec, SampleReader, SampleSource, load_samples
 
 Outputs = list[NDArray[np.generic]]
 
@@ -92,9 +92,7 @@ def check_same_interface(
         ModelError: they do not.
     """
     specs = [input_specs(model) for model in (teacher, student)]
-    if len(specs[0]) != len(specs[1]) or any(
-        len(t.shape) != len(s.shape) or t.dtype != s.dtype for t, s in zip(*specs, strict=True)
-    ):
+    if len(specs[0]) != len(specs[1]) or not all(map(_take_the_same, *specs)):
         listed = [", ".join(f"{s.name} {s.dtype}{list(s.shape)}" for s in part) for part in specs]
         raise ModelError(
             f"{student_name}: takes other inputs ({listed[1]}) than {teacher_name} ({listed[0]}); "
@@ -106,6 +104,14 @@ def check_same_interface(
             f"{student_name}: has {counts[1]} outputs and {teacher_name} has {counts[0]}; "
             "give a student of that teacher"
         )
+
+
+def _take_the_same(one: InputSpec, other: InputSpec) -> bool:
+    """Whether one tensor can be fed to both inputs; batches are divided as each model wants."""
+    if one.dtype != other.dtype or len(one.shape) != len(other.shape):
+        return False
+    extents = zip(one.shape[1:], other.shape[1:], strict=True)
+    return all(a == b or a is None or b is None for a, b in extents)
 
 
 def forward(
@@ -158,19 +164,35 @@ def agreement(teacher: Outputs, student: Outputs) -> Agreement:
     the teacher's mean output. Where the teacher does not vary, as over a single sample, it is
     relative to ||teacher||^2, and where that is zero as well, absolute. The top-1 class is taken
     from the first output that is a row of scores per sample.
+
+    Raises:
+        ModelError: the outputs differ in their shapes.
     """
-    error = energy = size = 0.0
-    for t, s in zip(teacher, student, strict=True):
+    energy = size = 0.0
+    for index, (t, s) in enumerate(zip(teacher, student, strict=True)):
+        if t.shape != s.shape:
+            raise ModelError(
+                f"output {index + 1} of the student has the shape {s.shape[1:]} per sample and "
+                f"that of the teacher {t.shape[1:]}; give a student whose outputs are the teacher's"
+            )
         exact = t.astype(np.float64)
-        error += float(np.sum((s.astype(np.float64) - exact) ** 2))
         energy += float(np.sum((exact - exact.mean(axis=0)) ** 2))
         size += float(np.sum(exact**2))
-    relative = error / (energy or size or 1.0)
+    relative = float(squared_errors(teacher, student).sum()) / (energy or size or 1.0)
     classes = [_scores(outputs) for outputs in (teacher, student)]
     top1 = None
     if classes[0] is not None and classes[1] is not None:
         top1 = float(np.mean(classes[0].argmax(1) == classes[1].argmax(1)))
     return Agreement(relative, top1)
+
+
+def squared_errors(teacher: Outputs, student: Outputs) -> NDArray[np.float64]:
+    """Return ||student - teacher||^2 of each sample, over all outputs."""
+    errors = np.zeros(len(teacher[0]))
+    for t, s in zip(teacher, student, strict=True):
+        difference = s.astype(np.float64) - t.astype(np.float64)
+        errors += np.sum(difference.reshape(len(t), -1) ** 2, axis=1)
+    return errors
 
 
 def _scores(outputs: Sequence[NDArray[np.generic]]) -> NDArray[np.generic] | None:

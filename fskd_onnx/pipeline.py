@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from fskd_onnx.clock import Clock
-from fskd_onnx.compare import agreement
+from fskd_onnx.compare import agreement, squared_errors
 from fskd_onnx.descent import Descent
 from fskd_onnx.errors import FskdError, MatchError, NoImprovementError
 from fskd_onnx.match import Matching, match_models
@@ -66,16 +66,13 @@ def fit(
     task = prepare(teacher, student, samples, options)
     with clock("verify"):
         before = task.before  # first of all: what ONNX Runtime cannot run fails here, by its name
-    best: _Outcome | None = None
-    for descent in _starts(task, options, clock):
-        outcome = _finish(descent, task, clock)
-        if best is None or _error(outcome.after) < _error(best.after):
-            best = outcome
-    if best is None:
+    outcomes = [_finish(descent, task, clock) for descent in _starts(task, options, clock)]
+    if not outcomes:
         raise MatchError(
             f"{task.student.name}: no block is narrower than its teacher's and free to carry other "
             "channels, so there is nothing to select; choose --targets kept"
         )
+    best = _choose(outcomes, before)
     report = FitReport(
         teacher=task.teacher.name,
         student=task.student.name,
@@ -135,11 +132,12 @@ def match(
 
 @dataclass(frozen=True)
 class _Outcome:
-    """A fitted student and how close it came on held-out samples."""
+    """A fitted student, how close it came on held-out samples, and on each of them."""
 
     descent: Descent
     model: onnx.ModelProto
     after: Agreement
+    errors: NDArray[np.float64]
 
 
 def _starts(task: Task, options: FitOptions, clock: Clock) -> Iterator[Descent]:
@@ -178,7 +176,28 @@ def _finish(descent: Descent, task: Task, clock: Clock) -> _Outcome:
                     f"{task.student.name}: the fused model differs from explicit adapters by "
                     f"{difference:.2g}, more than rounding; please report this model"
                 )
-        return _Outcome(descent, model, agreement(task.target, fused))
+        errors = squared_errors(task.target, fused)
+        return _Outcome(descent, model, agreement(task.target, fused), errors)
+
+
+def _choose(outcomes: Sequence[_Outcome], before: Agreement) -> _Outcome:
+    """Take channels chosen anew, unless the kept ones are closer to the teacher beyond chance.
+
+    Chosen channels were the better start in all that was measured, and a handful of held-out
+    samples can say otherwise by accident: so the kept ones have to be closer by more than the
+    standard error of the mean difference over held-out samples. What does not bring the student
+    closer at all is out either way.
+    """
+    closer = [outcome for outcome in outcomes if _error(outcome.after) < _error(before)]
+    best = (closer or outcomes)[-1]
+    for other in closer[:-1]:
+        difference = best.errors - other.errors
+        chance = (
+            difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.inf
+        )
+        if difference.mean() > chance:
+            best = other
+    return best
 
 
 def _error(agreement: Agreement) -> float:

@@ -35,6 +35,7 @@ from fskd_onnx.passes.replace_weights import Weights
 from fskd_onnx.passes.segment import Segment, extract
 from fskd_onnx.providers import Runtime
 from fskd_onnx.samples import SampleReader
+from fskd_onnx.solve import is_sparse
 from fskd_onnx.spaces import Spaces, find_spaces, is_follower
 
 # Second moments of a few hundred channels are known well enough from this many samples and columns.
@@ -176,12 +177,10 @@ def _measure(spaces: Spaces, blocks: Mapping[str, _Block]) -> dict[int, _Extent]
             found[layout[0]].add(_Extent(block.student.width, block.teacher.width))
     extents = {space: max(options, key=lambda e: e.teacher) for space, options in found.items()}
     for block in blocks.values():
-        like = (block.student.op, block.student.groups > 1, block.student.kernel_shape)
-        if len(found.get(_only(spaces, block.student.output.name), {0})) != 1 or like != (
-            block.teacher.op,
-            block.teacher.groups > 1,
-            block.teacher.kernel_shape,
-        ):
+        shapes = {(b.op, b.groups > 1, b.kernel_shape) for b in (block.student, block.teacher)}
+        extent = found.get(_only(spaces, block.student.output.name), ())
+        # The teacher's weights would fill the zeros of a sparse kernel.
+        if len(extent) != 1 or len(shapes) != 1 or is_sparse(block.student.matrix):
             spaces.fix(block.student.output.name)
             spaces.fix(block.student.input.name)
         elif not is_follower(block.student) and _repeat(block, spaces, extents) is None:
@@ -321,7 +320,7 @@ def _reshape(
             pair = replace(pair, channels=channels, evidence="selected", confidence=1.0)
         pairs.append(pair)
         sliced = None
-        if pair.channels is not None:
+        if pair.channels is not None and not is_sparse(block.student.matrix):
             sliced = _slice(block, np.array(pair.channels), spaces, extents, carried)
         if sliced is not None:
             weights[pair.student] = sliced

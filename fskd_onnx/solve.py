@@ -146,13 +146,14 @@ def cross_validate(folds: Sequence[Moments], family: Family) -> Solution:
     parts = [family.regress(fold) for fold in folds]
     everything = total(parts)
     tested = parts if everything.gram.shape[1] <= _CHEAP else parts[:_FOLDS_IF_COSTLY]
+    others = [everything - part for part in tested]
     errors: dict[float, float] = {}
 
     def held_out(ridge: float) -> float:
         if ridge not in errors:
             errors[ridge] = sum(
-                part.error(family.ridge(everything - part, ridge).fit(everything - part))
-                for part in tested
+                part.error(family.ridge(rest, ridge).fit(rest))
+                for part, rest in zip(tested, others, strict=True)
             )
         return errors[ridge]
 
@@ -183,14 +184,16 @@ class Ridge:
                 Rows of the same support share a factor.
         """
         self._prior = prior
-        self._gram = moments.centered_gram
-        groups, m, _ = self._gram.shape
-        mean_diagonal = float(np.einsum("gii->", self._gram)) / (groups * m)
+        gram = moments.centered_gram
+        groups, m, _ = gram.shape
+        mean_diagonal = float(np.einsum("gii->", gram)) / (groups * m)
+        identity = prior.shape == gram.shape and bool((prior == np.eye(m)).all())
+        self._pull = gram if identity else prior @ gram
         # Without any variance there is nothing to fit but the shift, and any strength gives that.
         strength = ridge * mean_diagonal if mean_diagonal > 0 else 1.0
         self._factors = [
-            (group, rows, columns, _factorize(gram[columns[:, np.newaxis], columns], strength))
-            for group, gram in enumerate(self._gram)
+            (group, rows, columns, _factorize(part[columns[:, np.newaxis], columns], strength))
+            for group, part in enumerate(gram)
             for rows, columns in _supports(
                 prior[group], None if support is None else support[group]
             )
@@ -198,7 +201,7 @@ class Ridge:
 
     def fit(self, moments: Moments) -> Affine:
         """Solve for the targets of some moments, over the same columns as the regressors."""
-        right = moments.centered_cross - self._prior @ self._gram
+        right = moments.centered_cross - self._pull
         step = np.zeros_like(right)
         for group, rows, columns, solve in self._factors:
             block = rows[:, np.newaxis], columns
@@ -265,7 +268,7 @@ class _NumpyBackend:
         return lambda right: scipy.linalg.cho_solve(factor, right.T, check_finite=False).T
 
     def pseudo_inverse(self, matrix: Array) -> Array:
-        inverse: Array = np.linalg.pinv(matrix, hermitian=True)
+        inverse: Array = np.linalg.pinv(matrix, hermitian=True).astype(np.float64, copy=False)
         return inverse
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
-from fskd_onnx.passes.linear import Linear
+from fskd_onnx.passes.linear import CONVOLUTIONS, Linear
 from fskd_onnx.passes.segment import reads
 
 # Operators whose output channel j depends on channel j of the first input alone, on any axis.
@@ -58,6 +58,7 @@ _OVER_POSITIONS = {
     "Squeeze",
     "Upsample",
 }
+_CHANGES_RANK = {"Flatten", "ReduceMean", "Reshape", "Squeeze"}
 _MERGES = {"Add", "Div", "Max", "Mean", "Min", "Mul", "Sub", "Sum"}
 
 Layout = tuple[int, ...]
@@ -193,8 +194,18 @@ def _keeps_channels(node: gs.Node) -> bool:
     axes = node.attrs.get("axes")
     if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
         axes = node.inputs[1].values.reshape(-1).tolist()
-    rank = len(node.inputs[0].shape or ())
+    rank = _rank(node.inputs[0])
     return bool(axes) and all(axis + rank * (axis < 0) > 1 for axis in axes)
+
+
+def _rank(tensor: gs.Tensor) -> int:
+    """Return the rank of what a convolution made; 0 where that is not to be seen."""
+    for node in tensor.inputs:
+        if node.op in CONVOLUTIONS:
+            return len(node.inputs[1].shape or ())
+        if node.op in (_ELEMENTWISE | _MERGES | _OVER_POSITIONS) - _CHANGES_RANK:
+            return next(filter(None, map(_rank, node.inputs)), 0)
+    return 0
 
 
 def _is_scalar(tensor: gs.Tensor) -> bool:

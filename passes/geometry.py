@@ -129,8 +129,8 @@ def _read_transposed(attrs: dict[str, Any], index: int, rank: int, size: int, ke
     auto_pad = attrs.get("auto_pad", "NOTSET")
     if "output_shape" in attrs or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         # Files may state the output's full shape or its spatial part only.
-        output = attrs["output_shape"][-rank:][index] if "output_shape" in attrs else size * stride
-        output = min(output, whole)
+        given = attrs.get("output_shape")
+        output = given[-rank:][index] if given else min(size * stride, whole)
         total = max(0, whole - output)
         pad = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
     else:

@@ -182,7 +182,7 @@ class Linear:
         if self.op == "ConvTranspose":
             taps = math.prod(self.kernel_shape)
             split = matrix.reshape(*matrix.shape[:2], -1, taps)
-            return np.moveaxis(split, 1, 2)
+            return np.ascontiguousarray(np.moveaxis(split, 1, 2))
         return matrix[0] if self._transposed else matrix[0].T
 
     @property

@@ -64,6 +64,8 @@ class ReplaceWeights(Pass):
         for linear in find_linear(graph):
             if isinstance(linear, Linear) and linear.name in self.weights:
                 weights = self.weights[linear.name]
+                before = linear.matrix, linear.bias
                 linear.write(graph, weights.matrix, weights.bias)
-                notes.append(f"weights of '{linear.name}' replaced")
+                if not all(map(np.array_equal, before, (linear.matrix, linear.bias))):
+                    notes.append(f"weights of '{linear.name}' replaced")
         return notes

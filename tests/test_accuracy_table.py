@@ -75,20 +75,20 @@ def test_a_cell_is_measured_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def run(wanted: Measurement) -> Cell:
         measured.append(wanted)
-        return Cell(0.5, 2.0, "remark")
+        return Cell(0.5, 2.0, 1.5, "remark")
 
     monkeypatch.setattr(accuracy, "_run", run)
     wanted = Measurement.of("paper", FIRST, 50, 1)
     assert accuracy.cached(wanted) is None
-    assert accuracy.measure(wanted) == accuracy.measure(wanted) == Cell(0.5, 2.0, "remark")
+    assert accuracy.measure(wanted) == accuracy.measure(wanted) == Cell(0.5, 2.0, 1.5, "remark")
     assert measured == [wanted]
-    assert accuracy.cached(wanted) == Cell(0.5, 2.0, "remark")
+    assert accuracy.cached(wanted) == Cell(0.5, 2.0, 1.5, "remark")
     assert accuracy.cached(Measurement.of("paper", FIRST, 50, 2)) is None
     assert accuracy.cached(Measurement.of("pointwise", FIRST, 50, 1)) is None
 
     monkeypatch.setattr(accuracy, "_sources", lambda method: "other code")
     assert accuracy.cached(wanted) is None
-    assert accuracy.cached(wanted, any_code=True) == Cell(0.5, 2.0, "remark")
+    assert accuracy.cached(wanted, any_code=True) == Cell(0.5, 2.0, 1.5, "remark")
 
 
 def test_methods_without_samples_have_one_cell_for_all_counts() -> None:
@@ -100,7 +100,7 @@ def test_a_method_that_gives_no_student_counts_as_none(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object) -> None:
-        raise FskdError("the fit brought it no closer")
+        raise FskdError(f"{folder}/student.onnx: the fit brought it no closer")
 
     data = Split(np.zeros((20, 28, 28), np.uint8), np.zeros(20, np.int64))
     monkeypatch.setattr(accuracy, "load", lambda split: data)
@@ -108,7 +108,7 @@ def test_a_method_that_gives_no_student_counts_as_none(
     monkeypatch.setattr(accuracy, "onnx_accuracy", lambda model, data: 0.1)
     monkeypatch.setattr("onnx.load", lambda path: None)
     cell = accuracy.measure(Measurement.of("auto", FIRST, 10, 0))
-    assert cell == Cell(0.1, 0.0, "the fit brought it no closer", failed=True)
+    assert cell == Cell(0.1, 0.0, note="student.onnx: the fit brought it no closer", failed=True)
 
 
 def test_what_changes_no_result_changes_no_key() -> None:
@@ -136,24 +136,29 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Table:
         draws=3,
         cells={
             Measurement.of("untouched", FIRST, 10, 0): Cell(0.1, 0.0),
-            pointwise[0]: Cell(0.92, 2.0),
-            pointwise[1]: Cell(0.93, 3.0),
-            pointwise[2]: Cell(0.91, 4.0),
-            Measurement.of("pointwise", SECOND, 10, 0): Cell(0.2, 0.0, "no closer", failed=True),
+            pointwise[0]: Cell(0.92, 9.0, 2.0),
+            pointwise[1]: Cell(0.93, 9.0, 3.0),
+            pointwise[2]: Cell(0.91, 9.0, 4.0),
+            Measurement.of("pointwise", SECOND, 10, 0): Cell(
+                0.2, 0.0, note="no closer", failed=True
+            ),
         },
     )
 
 
 def test_the_table(table: Table) -> None:
     assert table.markdown().splitlines() == [
+        "Accuracy on the 10,000 test images of Fashion-MNIST, per cent; mean of 3 draws of the"
+        " samples, ± half their range:",
+        "",
         "| student | samples | teacher | untouched | pointwise |",
         "| --- | --- | --- | --- | --- |",
-        "| VGG-16 `A` | 10 | 93.00% | 10.0 | - |",
-        "| VGG-16 `A` | 500 | 93.00% | 10.0 | 92.0 ± 1.0 |",
-        "| ResNet-20 `inner50` | 10 | 93.00% | - | 20.0 † |",
-        "| ResNet-20 `inner50` | 500 | 93.00% | - | - |",
+        "| VGG-16 `A` | 10 | 93.0 | 10.0 | - |",
+        "| VGG-16 `A` | 500 | 93.0 | 10.0 | 92.0 ± 1.0 |",
+        "| ResNet-20 `inner50` | 10 | 93.0 | - | 20.0 † |",
+        "| ResNet-20 `inner50` | 500 | 93.0 | - | - |",
         "",
-        "Seconds:",
+        "CPU seconds, of all threads:",
         "",
         "| student | samples | pointwise |",
         "| --- | --- | --- |",

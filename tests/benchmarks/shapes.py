@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -159,7 +160,7 @@ class _Net:
             self.weights += map(numpy_helper.from_array, map(np.asarray, bounds), ("low", "high"))
         return self.node("Clip", source, "low", "high")
 
-    def node(self, op: str, *sources: str, **attributes: object) -> str:
+    def node(self, op: str, *sources: str, **attributes: Any) -> str:
         """Append a node that keeps the channels of its first input."""
         output = f"{sources[0]}.{op.lower()}"
         self.nodes.append(onnx.helper.make_node(op, sources, [output], output, **attributes))
@@ -185,7 +186,7 @@ class _Net:
         source: str,
         weight: NDArray[np.float32],
         channels: _Channels,
-        **attributes: object,
+        **attributes: Any,
     ) -> str:
         bias = self.rng.standard_normal(channels.all, dtype=np.float32)[: channels.here]
         values = {f"{name}.weight": weight, f"{name}.bias": np.float32(0.1) * bias}

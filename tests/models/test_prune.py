@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from models.networks import (
+    DenseLayer,
     DenseNet22,
     MobileNetV2,
     Network,
     ResNet20,
+    Transition,
     Vgg16,
     densenet22,
     mobilenetv2,
@@ -81,7 +83,8 @@ def test_widths_of_the_other_students() -> None:
     assert isinstance(dense, DenseNet22)
     assert dense.growth == (6,) * 18
     # Of 16 + 6 x 12 = 88 channels 44 stay, and of 88 + 72 = 160 there 80.
-    assert [junction.conv.out_channels for junction in dense.transitions] == [44, 80]
+    state = dense.state_dict()
+    assert [len(state[f"transitions.{number}.conv.weight"]) for number in (0, 1)] == [44, 80]
     mobile = prune(mobilenetv2().eval(), "expansion50")
     assert isinstance(mobile, MobileNetV2)
     assert mobile.inner == (48, 48, 72, 72, 96, 96, 192)
@@ -170,13 +173,14 @@ def silenced_densenet(network: DenseNet22) -> Silenced:
             stay[gone] = False
             found.append(((bn.weight, bn.bias), stay.nonzero()[:, 0]))
 
-    for number, stage in enumerate(network.stages):
-        layers = list(stage)
-        ends = network.transitions[number].bn if number < len(network.transitions) else network.bn
-        readers = [*(layer.bn for layer in layers), ends]
+    layers = [module for module in network.modules() if isinstance(module, DenseLayer)]
+    junctions = [module for module in network.modules() if isinstance(module, Transition)]
+    for number in range(3):
+        stage = layers[number * 6 : number * 6 + 6]
+        readers = [*(layer.bn for layer in stage), [*(j.bn for j in junctions), network.bn][number]]
         if number > 0:
-            hide(readers, network.transitions[number - 1].conv, 0)
-        for position, layer in enumerate(layers):
+            hide(readers, junctions[number - 1].conv, 0)
+        for position, layer in enumerate(stage):
             hide(readers[position + 1 :], layer.conv, layer.conv.in_channels)
     return found
 

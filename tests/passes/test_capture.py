@@ -150,6 +150,43 @@ def test_geometry_and_indices_cut_the_patches_that_the_node_sees(form: str) -> N
     np.testing.assert_allclose(again, out, rtol=1e-5, atol=1e-5)
 
 
+TRANSPOSED = [  # input, weight, attributes
+    ("5", "4,3,3", "strides = [2]"),
+    ("5", "4,3,2", "strides = [3], output_padding = [1], pads = [0, 1]"),
+    ("3,4", "4,3,3,2", "pads = [1, 0, 0, 1], strides = [1, 2], dilations = [2, 1]"),
+    ("3,4", "4,3,2,2", "strides = [2, 2], group = 2"),
+    ("3,4", "4,1,3,3", "strides = [2, 2], group = 4, pads = [1, 1, 1, 1]"),
+    ("3,4", "4,3,3,3", 'auto_pad = "SAME_UPPER", strides = [2, 2]'),
+    ("3,4", "4,3,3,4", 'auto_pad = "SAME_LOWER", strides = [2, 3]'),
+    ("2,3,2", "4,3,2,1,2", "strides = [2, 1, 2]"),
+]
+
+
+@pytest.mark.parametrize(("image", "weight", "attrs"), TRANSPOSED)
+def test_patches_of_transposed_convolutions(image: str, weight: str, attrs: str) -> None:
+    groups = int(attrs.partition("group = ")[2][:1] or 1)
+    width = int(weight[2]) * groups
+    out = ",".join("NCHWD"[: weight.count(",") + 1])
+    model = build(
+        f"g (float[N,4,{image}] x) => (float[{out}] y) <float[{weight}] w, float[{width}] b>"
+        f"{{ [n] y = ConvTranspose <{attrs}> (x, w, b) }}"
+    )
+    linear = linears(model)["n"]
+    x = example_input(model)
+    y = run(model, {"x": x})["y"]
+    geometry = Geometry.of(linear, x.shape)
+    assert geometry.output_shape == y.shape[2:]
+    cut = run_pass(
+        CutColumns(columns(linear, width)),
+        {PATCHES: x, TARGETS: y},
+        index_inputs(geometry, SAMPLES, np.arange(geometry.positions)),
+    )
+    again = linear.matrix @ cut[REGRESSORS] + linear.bias.reshape(groups, -1, 1)
+    np.testing.assert_allclose(
+        again, side_by_side(positions_first(y, False), groups), rtol=1e-5, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("outputs", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_sums(form: str, outputs: bool) -> None:
@@ -234,7 +271,7 @@ def test_columns_cut_apart_and_joined_are_summed_as_one(residual: bool) -> None:
     assert joined[REGRESSORS].shape[2] == 2 * 2 + 4 * 3 + 1
 
     apart = [run_pass(Capture(whole), cut, {}) for cut in cuts]
-    expected = {name: sum(part[name] for part in apart) for name in apart[0]}
+    expected = {name: np.sum([part[name] for part in apart], axis=0) for name in apart[0]}
     assert_sums(run_pass(Capture(whole), joined, {}), expected, 1e-12)
     direct = run_pass(
         Capture(whole), case.tensors, index_inputs(case.geometry, 2, np.array([0, 7]))

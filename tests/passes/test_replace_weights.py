@@ -103,7 +103,7 @@ def test_no_weights_change_nothing() -> None:
 
 
 def test_values_are_cast_once() -> None:
-    # 1 + 2^-11 + 2^-24 rounds up in float16; rounded to float32 first, it would round down.
+    # This rounds up in float16; rounded to float32 first, it would be halfway and round down.
     model = build(FORMS["MatMul + Add"].format(t="float16"))
     value = 1 + 2.0**-11 + 2.0**-30
     new = Weights(np.full((1, 6, 4), value), np.full(6, value))

@@ -1,0 +1,62 @@
+"""Progress is for terminals and for those who ask; sizes are read as they are written."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fskd_onnx.cli import _bytes
+from fskd_onnx.progress import observer, shown_on
+
+
+def shown(terminal: bool, quiet: bool = False) -> str:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=terminal, quiet=quiet, width=100)
+    with shown_on(console):
+        for block in (1, 2):
+            observer().start(block, 2, 30)
+            observer().advance(10)
+            observer().advance(20)
+    return screen.getvalue()
+
+
+def test_a_terminal_shows_blocks_samples_and_their_rate() -> None:
+    screen = shown(terminal=True)
+    assert "block 2 of 2" in screen
+    assert "30/30 samples" in screen
+    assert "/s" in screen
+
+
+@pytest.mark.parametrize(("terminal", "quiet"), [(False, False), (True, True)])
+def test_nothing_else_shows_anything(terminal: bool, quiet: bool) -> None:
+    assert shown(terminal, quiet) == ""
+
+
+def test_nobody_is_told_once_the_work_is_over() -> None:
+    silent = observer()
+    shown(terminal=True)
+    assert observer() is silent
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("1500", 1500),
+        ("200MB", 200_000_000),
+        ("2gb", 2_000_000_000),
+        ("1.5 kB", 1500),
+        ("1MiB", 2**20),
+        ("7b", 7),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert _bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1", "2 bananas", "1e9", "inf", "2MBB", "3M"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        _bytes(text)

@@ -1,0 +1,37 @@
+"""The benchmark of speed runs: its smallest cases, and what its networks are."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.benchmarks import shapes, speed
+
+
+@pytest.mark.parametrize("adapter", ["pointwise", "paper"])
+def test_the_smallest_case_gives_a_row(adapter: str) -> None:
+    case = speed.Case("chain-2", 40, adapter)
+    figures = speed.measure(case)
+    assert min(figures.floor, figures.seconds, figures.memory) > 0
+    cells = figures.row(case).strip("|").split("|")
+    assert len(cells) == len(speed.HEAD.splitlines()[0].strip("|").split("|"))
+    assert [cell.strip() for cell in cells[:3]] == ["chain-2", "40", adapter]
+
+
+def test_quick_is_a_part_of_all() -> None:
+    quick, everything = (list(speed.cases(quick)) for quick in (True, False))
+    assert {case.network for case in quick} <= {case.network for case in everything}
+    assert len(quick) < len(everything)
+
+
+@pytest.mark.parametrize("build", [shapes.mobilenet_v2, lambda: shapes.chain(3)])
+def test_a_student_is_its_teacher_with_fewer_channels(build: object) -> None:
+    teacher, student = build()  # type: ignore[operator]
+    for model in (teacher, student):
+        onnx.checker.check_model(model, full_check=True)
+    names = [[node.name for node in model.graph.node] for model in (teacher, student)]
+    assert names[0] == names[1]
+    sizes = [[int(np.prod(t.dims)) for t in m.graph.initializer] for m in (teacher, student)]
+    assert all(small <= large for large, small in zip(*sizes, strict=True))
+    assert sum(sizes[1]) < sum(sizes[0])
