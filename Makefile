@@ -2,6 +2,7 @@
 # make test        pytest (all tests; those of models/ need PyTorch)
 # make lint        ruff, rules and format; make format mends what it can
 # make typecheck   mypy, strict
+# make bench-accuracy, make bench-speed   the tables of tests/benchmarks/; BENCH passes options
 # make oldest      the demo with the oldest dependencies that pyproject.toml allows
 #
 # Every target makes its own virtual environment on first use and is fast afterwards.
@@ -20,7 +21,7 @@ DEMO := models/demo
 OUT ?= build/demo
 ON_TEST := $(DEMO)/test.npz --preprocess fashion-mnist --labels $(DEMO)/test.npz
 
-.PHONY: demo test lint format typecheck oldest clean
+.PHONY: demo test lint format typecheck oldest bench-accuracy bench-speed clean
 
 demo: $(VENV)/.installed
 	@mkdir -p $(OUT)
@@ -53,6 +54,13 @@ typecheck: $(VENV)/.installed-dev
 	@ln -s $(CURDIR)/fskd_onnx/*.py $(CURDIR)/passes build/typed/fskd_onnx/
 	@ln -s $(CURDIR)/models $(CURDIR)/tests $(CURDIR)/pyproject.toml build/typed/
 	cd build/typed && $(abspath $(BIN))/mypy --cache-dir $(CURDIR)/.mypy_cache fskd_onnx models tests
+
+# Hours, both; the trained teachers, and every cell that is done, stay in the cache.
+bench-accuracy: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.accuracy $(BENCH)
+
+bench-speed: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.speed $(BENCH)
 
 # The bounds in pyproject.toml are the one place where the oldest versions stand.
 oldest:

@@ -181,9 +181,9 @@ class Linear:
             return matrix
         if self.op == "ConvTranspose":
             taps = math.prod(self.kernel_shape)
-            split = matrix.reshape(*matrix.shape[:2], -1, taps)
-            return np.ascontiguousarray(np.moveaxis(split, 1, 2))
-        return matrix[0] if self._transposed else matrix[0].T
+            return matrix.reshape(*matrix.shape[:2], -1, taps).swapaxes(1, 2)
+        only: NDArray[np.float64] = matrix[0]
+        return only if self._transposed else only.T
 
     @property
     def _transposed(self) -> bool:
