@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from fskd_onnx.moments import Affine, Moments, total
 from fskd_onnx.readout import Readout
@@ -13,6 +14,9 @@ from fskd_onnx.solve import Family, Solution, cross_validate
 from fskd_onnx.stream import BlockStream
 
 _ITERATIONS = 5
+
+# Smaller systems lose more by being handed round among threads than they gain.
+_WORTH_THREADS = 1500
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,17 @@ def fit_block(stream: BlockStream, families: Sequence[Family], readout: Readout)
         readout: where the error is seen; an empty one sees it at the block's output only.
     """
     variants = stream.sums()
+    few = variants[0][0].gram.shape[1] < _WORTH_THREADS
+    with threadpool_limits(1 if few else None):
+        return _fit(stream, variants, families, readout)
+
+
+def _fit(
+    stream: BlockStream,
+    variants: list[list[Moments]],
+    families: Sequence[Family],
+    readout: Readout,
+) -> BlockFit:
     plain = min(
         (cross_validate(variants[0], family) for family in families),
         key=lambda solution: solution.error_after,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,28 +21,10 @@ from fskd_onnx.model_io import (
 )
 from fskd_onnx.options import RunOptions
 from fskd_onnx.providers import Runtime, open_runtime
-from fskd_onnx.report import Agreement
+from fskd_onnx.report import Agreement, Comparison
 from fskd_onnx.samples import InputSpec, SampleReader, SampleSource, load_samples
 
 Outputs = list[NDArray[np.generic]]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What ``compare`` found.
-
-    Attributes:
-        agreement: of the student with the teacher.
-        count: number of samples.
-        accuracy_teacher: fraction of samples whose label the teacher ranks first; None without
-            labels.
-        accuracy_student: the same of the student.
-    """
-
-    agreement: Agreement
-    count: int
-    accuracy_teacher: float | None
-    accuracy_student: float | None
 
 
 def compare(

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from fskd_onnx.adapt import BlockFit, fit_block
 from fskd_onnx.clock import Clock
@@ -90,13 +89,7 @@ class Descent:
         )
         with lockstep, solved_by(self._options.solver):
             for plan in plans:
-                # Systems of this size lose more by being handed round among threads than they gain.
-                with (
-                    self._clock("capture"),
-                    lockstep.stage(),
-                    self._clock("solve"),
-                    threadpool_limits(1),
-                ):
+                with self._clock("capture"), lockstep.stage(), self._clock("solve"):
                     self._blocks[plan.name] = self._fit(plan, lockstep)
 
     def explicit(self) -> onnx.ModelProto:

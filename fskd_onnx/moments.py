@@ -12,7 +12,7 @@ error of any affine map on any other. Their size depends on channels, not on sam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 
@@ -33,6 +33,10 @@ class Affine:
 
     matrix: Array
     shift: Array
+
+    def of_targets(self, rows: NDArray[np.intp]) -> Affine:
+        """Return the map to some of the targets only, the same ones in each group."""
+        return Affine(self.matrix[:, rows], self.shift[:, rows])
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,15 @@ class Moments:
     def target_energy(self) -> float:
         """Sum of squared deviations of the targets from their mean: ||Y - mean||^2."""
         return float(np.maximum(self.square_y - self.first_y * self.mean_y, 0.0).sum())
+
+    def of_targets(self, rows: NDArray[np.intp]) -> Moments:
+        """Return the moments with some of the targets only, the same ones in each group."""
+        return replace(
+            self,
+            cross=self.cross[:, rows],
+            first_y=self.first_y[:, rows],
+            square_y=self.square_y[:, rows],
+        )
 
     def error(self, fitted: Affine) -> float:
         """Return ||matrix X + shift - Y||^2 over the columns."""

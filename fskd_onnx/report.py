@@ -17,7 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from fskd_onnx.compare import Comparison
     from fskd_onnx.match import Matching
 
 SCHEMA_VERSION = 1
@@ -52,6 +51,24 @@ class Agreement:
 
     relative_mse: float
     top1_agreement: float | None  # fraction; None where the output is no row of class scores
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``compare`` found.
+
+    Attributes:
+        agreement: of the student with the teacher.
+        count: number of samples.
+        accuracy_teacher: fraction of samples whose label the teacher ranks first; None without
+            labels.
+        accuracy_student: the same of the student.
+    """
+
+    agreement: Agreement
+    count: int
+    accuracy_teacher: float | None
+    accuracy_student: float | None
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ RIDGES: tuple[float, ...] = tuple(10.0**exponent for exponent in range(-6, 2))
 _CHEAP = 640
 _SPARSE = 0.5
 _FOLDS_IF_COSTLY = 2
+# All targets of a block share regressors and ridge, so that this many tell which ridge is best.
+_TESTED_TARGETS = 256
 
 
 def is_sparse(matrix: Array) -> bool:
@@ -96,9 +98,11 @@ class Family:
         support: Mask = self.block.matrix != 0
         return support
 
-    def ridge(self, moments: Moments, ridge: float) -> Ridge:
-        """Set up the family's problem for moments of its regressors."""
-        return Ridge(moments, self.prior, ridge, self.support)
+    def ridge(self, moments: Moments, ridge: float, rows: Indices | None = None) -> Ridge:
+        """Set up the family's problem for moments of its regressors, and some of its targets."""
+        some = slice(None) if rows is None else rows
+        support = None if self.support is None else self.support[:, some]
+        return Ridge(moments, self.prior[:, some], ridge, support)
 
     def regress(self, moments: Moments) -> Moments:
         """Return moments of the family's regressors, from those of the captured ones."""
@@ -145,14 +149,16 @@ def cross_validate(folds: Sequence[Moments], family: Family) -> Solution:
     """
     parts = [family.regress(fold) for fold in folds]
     everything = total(parts)
-    tested = parts if everything.gram.shape[1] <= _CHEAP else parts[:_FOLDS_IF_COSTLY]
-    others = [everything - part for part in tested]
+    _, n, m = family.prior.shape
+    rows = np.arange(0, n, -(-n // _TESTED_TARGETS))
+    tested = [part.of_targets(rows) for part in parts[: None if m <= _CHEAP else _FOLDS_IF_COSTLY]]
+    others = [everything.of_targets(rows) - part for part in tested]
     errors: dict[float, float] = {}
 
     def held_out(ridge: float) -> float:
         if ridge not in errors:
             errors[ridge] = sum(
-                part.error(family.ridge(rest, ridge).fit(rest))
+                part.error(family.ridge(rest, ridge, rows).fit(rest))
                 for part, rest in zip(tested, others, strict=True)
             )
         return errors[ridge]
@@ -162,7 +168,7 @@ def cross_validate(folds: Sequence[Moments], family: Family) -> Solution:
         family=family,
         adapter=family.ridge(everything, best).fit(everything),
         ridge=best,
-        error_before=sum(part.error(family.unchanged) for part in tested),
+        error_before=sum(part.error(family.unchanged.of_targets(rows)) for part in tested),
         error_after=errors[best],
         energy=sum(part.target_energy for part in tested),
     )
