@@ -128,6 +128,22 @@ def test_the_fused_model_costs_no_more_than_the_student(fitted: Fitted) -> None:
     onnx.checker.check_model(fused, full_check=True)
     assert len(fused.graph.node) <= len(student.graph.node)
     assert floats(fused) <= floats(student)
+    assert 0 < multiply_adds(fused) <= multiply_adds(student)
+
+
+def multiply_adds(model: onnx.ModelProto) -> int:
+    """Count the products that Conv and Gemm form for one sample."""
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.output)
+    }
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in inferred.initializer}
+    return sum(
+        sizes[node.input[1]] * int(np.prod(shapes[node.output[0]][2:]))
+        for node in inferred.node
+        if node.op_type in ("Conv", "Gemm")
+    )
 
 
 def test_all_that_was_not_fitted_survives(fitted: Fitted) -> None:
