@@ -112,8 +112,11 @@ class Preprocess:
             if value is not None and min(np.atleast_1d(value)) < 1:
                 raise PreprocessError(f"{name} must be at least 1 pixel, not {value}")
 
-    def resolve(self) -> Normalization:
+    def resolve(self, name: str = "the samples") -> Normalization:
         """The constants of the normalisation: explicit, else the preset's, else the defaults.
+
+        Args:
+            name: what to call the images in an error.
 
         Returns:
             All constants.
@@ -125,7 +128,7 @@ class Preprocess:
             base = PRESETS[self.preset]
         elif self.mean is None and self.std is None and self.scale is None:
             raise PreprocessError(
-                "the samples are images and nothing says how the model was trained to see them; "
+                f"{name}: nothing says how the model was trained to see images; "
                 f"give --preprocess with one of {_preset_list()}, or --mean, --std and --scale"
             )
         else:
@@ -154,6 +157,7 @@ class Preprocess:
             PreprocessError: the image cannot be brought to the model's size with what was asked
                 for, has more than 8 bits per channel, or the input takes no images.
         """
+        self.resolve(name)  # says which image it is about; what uses the constants could not
         target = _ImageInput.of(spec, self.layout)
         if isinstance(image, np.ndarray):
             image = _to_image(image, target, name)
