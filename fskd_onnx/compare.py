@@ -149,7 +149,7 @@ def agreement(teacher: Outputs, student: Outputs) -> Agreement:
     Raises:
         ModelError: the outputs differ in their shapes.
     """
-    energy = size = 0.0
+    error = energy = size = 0.0
     for index, (t, s) in enumerate(zip(teacher, student, strict=True)):
         if t.shape != s.shape:
             raise ModelError(
@@ -157,9 +157,10 @@ def agreement(teacher: Outputs, student: Outputs) -> Agreement:
                 f"that of the teacher {t.shape[1:]}; give a student whose outputs are the teacher's"
             )
         exact = t.astype(np.float64)
+        error += float(np.sum((s.astype(np.float64) - exact) ** 2))
         energy += float(np.sum((exact - exact.mean(axis=0)) ** 2))
         size += float(np.sum(exact**2))
-    relative = float(squared_errors(teacher, student).sum()) / (energy or size or 1.0)
+    relative = error / (energy or size or 1.0)
     classes = [_scores(outputs) for outputs in (teacher, student)]
     top1 = None
     if classes[0] is not None and classes[1] is not None:

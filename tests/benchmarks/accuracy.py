@@ -483,9 +483,11 @@ def _seconds(entry: Sequence[Cell]) -> str:
     return f"{np.mean(taken):.0f}" if taken else "-"
 
 
-def readme_block(table: Table) -> str:
+def readme_block(table: Table, cached_only: bool = False) -> str:
     """Give what stands in the README between the markers."""
     command = f"python -m tests.benchmarks.accuracy --readme README.md --draws {table.draws}"
+    if cached_only:
+        command += " --cached-only"
     return f"{table.markdown()}\nPrinted by `{command}`.\n"
 
 
@@ -576,7 +578,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.output is not None:
         given.output.write_text(text, encoding="utf-8")
     if short:
-        write_readme(given.readme, readme_block(table))
+        write_readme(given.readme, readme_block(table, given.cached_only))
 
 
 if __name__ == "__main__":
