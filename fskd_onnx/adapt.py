@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from fskd_onnx.moments import Affine, Moments, total
-from fskd_onnx.readout import Readout
-from fskd_onnx.solve import Family, Solution, cross_validate
+from fskd_onnx.readout import PLAIN, Readout
+from fskd_onnx.solve import Family, Solution, cross_validate, tested_targets
 from fskd_onnx.stream import BlockStream
 
 _ITERATIONS = 5
@@ -51,35 +53,26 @@ def fit_block(stream: BlockStream, families: Sequence[Family], readout: Readout)
 
     Args:
         stream: the block's columns.
-        families: candidates, as maps of the captured regressors.
+        families: candidates, as maps of the stream's regressors.
         readout: where the error is seen; an empty one sees it at the block's output only.
     """
-    variants = stream.sums()
-    few = variants[0][0].gram.shape[1] < _WORTH_THREADS
+    few = stream.block_map.shape[2] < _WORTH_THREADS
     with threadpool_limits(1 if few else None):
-        return _fit(stream, variants, families, readout)
-
-
-def _fit(
-    stream: BlockStream,
-    variants: list[list[Moments]],
-    families: Sequence[Family],
-    readout: Readout,
-) -> BlockFit:
-    plain = min(
-        (cross_validate(variants[0], family) for family in families),
-        key=lambda solution: solution.error_after,
-    )
-    if readout == Readout():
-        scale = _scale(plain.energy, variants[0])
-        return BlockFit(
-            plain.family,
-            plain.adapter,
-            plain.ridge,
-            plain.error_before * scale,
-            plain.error_after * scale,
+        variants = stream.sums()
+        plain = min(
+            (cross_validate(variants[0], family) for family in families),
+            key=lambda solution: solution.error_after,
         )
-    return _refine(stream, variants, plain, readout)
+        if readout != PLAIN:
+            return _refine(stream, variants, plain, readout)
+    scale = _scale(plain.energy, variants[0])
+    return BlockFit(
+        plain.family,
+        plain.adapter,
+        plain.ridge,
+        plain.error_before * scale,
+        plain.error_after * scale,
+    )
 
 
 def _scale(energy: float, folds: Sequence[Moments]) -> float:
@@ -91,6 +84,23 @@ def _scale(energy: float, folds: Sequence[Moments]) -> float:
     return 1.0 / (energy or sum(float(fold.square_y.sum()) for fold in folds) or 1.0)
 
 
+@dataclass(frozen=True)
+class _Refinement:
+    """One way to repeat a fit with what the readout shows.
+
+    Attributes:
+        folds: moments towards one variant of the targets.
+        ridge: strength.
+        repeats: how often to forgive what the activation hides, and fit again.
+        error: on the first fold, which the fit has not seen, over the tested targets.
+    """
+
+    folds: list[Moments]
+    ridge: float
+    repeats: int = 0
+    error: float = np.inf
+
+
 def _refine(
     stream: BlockStream,
     variants: list[list[Moments]],
@@ -100,34 +110,54 @@ def _refine(
     """Repeat the fit with what the readout shows, as long as the first fold, left out, agrees.
 
     The candidates are the fits to each variant of the targets, and what follows from each by
-    forgiving what the activation hides; the winner is fitted again to all folds.
+    forgiving what the activation hides. Targets share all but their own values, so some of them
+    tell which candidate is best; the winner is fitted again to all folds and targets.
     """
     family = plain.family
-
-    def see(fitted: Affine) -> tuple[list[Moments], float]:
-        moments, errors = stream.activated(variants[-1], fitted, readout.low, readout.high)
-        return moments, errors[0]
-
-    best_error, best_moments, best_ridge = np.inf, variants[0], plain.ridge
+    rows = tested_targets(family)
+    best = _Refinement(variants[0], plain.ridge)
     for folds in variants:
         ridge = plain.ridge if folds is variants[0] else cross_validate(folds, family).ridge
-        system = family.ridge(family.regress(total(folds[1:])), ridge)
-        moments = folds
-        for _ in range(_ITERATIONS + 1):
-            fitted = system.fit(family.regress(total(moments[1:])))
-            next_moments, error = see(family.lift(fitted))
-            if error >= best_error:
+        steps = _repeat(
+            stream, [fold.of_targets(rows) for fold in folds], family, ridge, readout, rows
+        )
+        for repeats, (fitted, _) in zip(range(_ITERATIONS + 1), steps):
+            error = stream.error(family.lift(fitted), readout, rows)
+            if error >= best.error:
                 break
-            best_error, best_moments, best_ridge = error, moments, ridge
+            best = _Refinement(folds, ridge, repeats, error)
             if not readout.clips:
                 break
-            moments = next_moments
-    everything = family.regress(total(best_moments))
-    scale = _scale(variants[0][0].target_energy, variants[0][:1])
+    everything = np.arange(family.prior.shape[1])
+    steps = _repeat(stream, best.folds, family, best.ridge, readout, everything)
+    _, moments = next(itertools.islice(steps, best.repeats, None))
+    whole = family.regress(total(moments))
+    tested = variants[0][0].of_targets(rows)
+    scale = _scale(tested.target_energy, [tested])
+    unchanged = family.lift(family.unchanged.of_targets(rows))
     return BlockFit(
         family,
-        family.ridge(everything, best_ridge).fit(everything),
-        best_ridge,
-        see(family.block)[1] * scale,
-        best_error * scale,
+        family.ridge(whole, best.ridge).fit(whole),
+        best.ridge,
+        stream.error(unchanged, readout, rows) * scale,
+        best.error * scale,
     )
+
+
+def _repeat(
+    stream: BlockStream,
+    folds: list[Moments],
+    family: Family,
+    ridge: float,
+    readout: Readout,
+    rows: NDArray[np.intp],
+) -> Iterator[tuple[Affine, list[Moments]]]:
+    """Yield fits to all folds but the first, each with the moments that it was fitted to."""
+    rest = family.regress(total(folds[1:]))
+    system = family.ridge(rest, ridge, rows)
+    moments = folds
+    while True:
+        fitted = system.fit(rest)
+        yield fitted, moments
+        moments = stream.hidden(folds, family.lift(fitted), readout, rows)
+        rest = family.regress(total(moments[1:]), known=rest)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from fskd_onnx.adapt import BlockFit, fit_block
+from fskd_onnx.algebra import solved_by
 from fskd_onnx.clock import Clock
-from fskd_onnx.engine import Lockstep
+from fskd_onnx.engine import Network
 from fskd_onnx.errors import MatchError
+from fskd_onnx.lead import BlockPlan, Lead
 from fskd_onnx.match import (
     BlockPair,
     Channels,
@@ -23,16 +23,14 @@ from fskd_onnx.match import (
     match_models,
     uncertain,
 )
-from fskd_onnx.moments import Affine, total
+from fskd_onnx.moments import total
 from fskd_onnx.options import FitOptions
 from fskd_onnx.passes import Adapter, FuseAdapter, InsertAdapter, ReplaceWeights, Weights
-from fskd_onnx.passes.capture import Columns
 from fskd_onnx.passes.linear import Linear, find_linear
-from fskd_onnx.passes.segment import ancestors
-from fskd_onnx.readout import Readout, read_out
+from fskd_onnx.readout import PLAIN, Readout
 from fskd_onnx.report import BlockReport
-from fskd_onnx.solve import Family, is_sparse, solved_by
-from fskd_onnx.stream import BlockStream, BlockTensors
+from fskd_onnx.solve import Family, is_sparse
+from fskd_onnx.stream import BlockStream, Reading
 from fskd_onnx.task import Task
 
 logger = logging.getLogger(__name__)
@@ -52,6 +50,7 @@ class Descent:
         options: FitOptions,
         clock: Clock,
         matching: Matching,
+        lead: Lead,
         weights: Mapping[str, Weights] | None = None,
     ) -> None:
         """Set out from the student, or from the student with other weights.
@@ -61,6 +60,7 @@ class Descent:
             options: how.
             clock: counts the time of each stage.
             matching: the targets.
+            lead: the teacher on its way; several descents may follow it, one after another.
             weights: to start from instead of the student's, by the name of its nodes.
         """
         self.student = task.student.graph()
@@ -68,6 +68,7 @@ class Descent:
         self._task = task
         self._options = options
         self._clock = clock
+        self._lead = lead
         self._weights = dict(weights or {})
         self._adapters: dict[str, Adapter] = {}
         self._known: dict[str, tuple[Channels, float]] = {}
@@ -75,22 +76,15 @@ class Descent:
         ReplaceWeights(self._weights).run(self.student)
 
     def run(self) -> None:
-        """Advance both networks block by block, correcting the student's before it runs on."""
-        teacher = self._task.teacher.graph()
-        plans = _plan_blocks(self.matching, self.student, teacher)
-        lockstep = Lockstep(
-            self._task.runtime,
-            self.student,
-            teacher,
-            [plan.tensors.stop for plan in plans],
-            self._task.samples,
-            self._task.batches,
-            self._task.options.memory_limit,
-        )
-        with lockstep, solved_by(self._options.solver):
+        """Advance the student block by block, correcting it before it runs on."""
+        plans, network = self._lead.plans, self._lead.follow(self.student)
+        with self._clock("capture"), solved_by(self._options.solver):
             for plan in plans:
-                with self._clock("capture"), lockstep.stage(), self._clock("solve"):
-                    self._blocks[plan.name] = self._fit(plan, lockstep)
+                self._lead.advance(plan.index)
+                network.enter(f"block {plan.index + 1} of {len(plans)}")
+                with self._clock("solve"):
+                    self._blocks[plan.name] = self._fit(plan, network)
+                network.leave()
 
     def explicit(self) -> onnx.ModelProto:
         """Return the corrected student with its pointwise adapters as nodes of their own."""
@@ -105,33 +99,30 @@ class Descent:
         }
         return tuple((self._blocks | alone)[pair.student] for pair in self.matching.pairs)
 
-    def _fit(self, plan: _BlockPlan, lockstep: Lockstep) -> BlockReport:
+    def _fit(self, plan: BlockPlan, network: Network) -> BlockReport:
         """Fit one block and correct it in the graph, or say why it is kept."""
         linear = _find(self.student, plan.name)
-        plan = plan.seen(linear, lockstep)
-
-        def stream(channels: NDArray[np.intp] | None, outputs: bool) -> BlockStream:
-            columns = plan.columns(linear, channels, outputs)
-            seed = (self._task.options.seed, plan.index)
-            return BlockStream(
-                self._task.runtime, lockstep, plan.tensors, columns, seed, self._clock
-            )
-
+        readout = self._readout(plan, linear, network)
+        pair = self._pair(plan.name)
         try:
-            if self._pair(plan.name).channels is None:
-                confidence = self._settle_channels(plan.name, stream(None, outputs=True))
+            if pair.channels is None:
+                confidence = self._settle_channels(self._stream(plan, network, linear, None))
+                pair = self._pair(plan.name)
                 if uncertain(confidence):
                     reason = f"a channel correlates with the teacher's by only {confidence:.2f}"
-                    return _kept(self._pair(plan.name), reason)
-            pair = self._pair(plan.name)
-            columns = stream(np.array(pair.channels), self._options.adapter == "pointwise")
-            block = fit_block(columns, _families(linear, self._options.adapter), plan.readout)
+                    return _kept(pair, reason)
+            sparse = _keeps_zeros(linear, self._options.adapter)
+            stream = self._stream(plan, network, linear, pair.channels, readout)
+            if not sparse:
+                stream.reduce()
+            families = _families(linear, stream, self._options.adapter, sparse)
+            block = fit_block(stream, families, readout)
         except MatchError as error:
-            return _kept(self._pair(plan.name), str(error))
+            return _kept(pair, str(error))
         if not block.improves:
             return _kept(pair, "no adapter is better on held-out folds", block.error_before)
         with self._clock("fuse"):
-            self._correct(plan.name, block)
+            self._correct(linear, block)
         logger.info("%s: %.4g -> %.4g", plan.name, block.error_before, block.error_after)
         return BlockReport(
             student=plan.name,
@@ -147,11 +138,42 @@ class Descent:
             teacher_width=pair.teacher_width,
         )
 
-    def _settle_channels(self, name: str, stream: BlockStream) -> float:
+    def _stream(
+        self,
+        plan: BlockPlan,
+        network: Network,
+        linear: Linear,
+        channels: Sequence[int] | None,
+        readout: Readout = PLAIN,
+    ) -> BlockStream:
+        """Open a block's columns; with all of the teacher's channels while none are known."""
+        reading = Reading(
+            plan=plan,
+            linear=linear,
+            channels=np.arange(plan.partner.width) if channels is None else np.array(channels),
+            residual=readout.total is not None,
+            outputs=self._options.adapter == "pointwise",
+            merged=channels is None,
+        )
+        return BlockStream(network, self._lead, reading, self._clock)
+
+    def _readout(self, plan: BlockPlan, linear: Linear, network: Network) -> Readout:
+        """Return where the error is seen: not behind a sum that broadcasts its terms."""
+        if plan.readout.total is None:
+            return plan.readout
+        found = self._lead.columns(plan.index)[0]
+        with self._clock("capture"):
+            shape = network.tensors(0)[str(plan.readout.shortcut)].shape()
+        if len(shape) == len(found.shape):
+            shape[linear.channel_axis] += plan.partner.width - linear.width
+        same = found.totals is not None and tuple(shape) == found.shape
+        return plan.readout if same else plan.readout.without_sum()
+
+    def _settle_channels(self, stream: BlockStream) -> float:
         """Let activations decide a block's channels, and all that follows for later blocks."""
         channels, confidence = channels_from_moments(total(stream.sums()[0]))
         if not uncertain(confidence):
-            self._known[name] = channels, confidence
+            self._known[stream.reading.linear.name] = channels, confidence
             again = match_models(
                 self._task.teacher.graph(), self._task.student.graph(), self._known
             )
@@ -161,104 +183,54 @@ class Descent:
             )
         return confidence
 
-    def _correct(self, name: str, block: BlockFit) -> None:
+    def _correct(self, linear: Linear, block: BlockFit) -> None:
         """Apply a fit to the graph, and keep it for the explicit form of the whole."""
-        matrix, shift = block.adapter.matrix, block.adapter.shift.reshape(-1)
+        name, shift = linear.name, block.adapter.shift.reshape(-1)
+        change = block.family.change(block.adapter)
         if block.family.name == "pointwise":
+            matrix = change + np.eye(change.shape[1])
+            bias = linear.bias.reshape(linear.groups, -1, 1)
+            # The adapter is a map of the outputs, which have the bias in them.
+            shift = shift - (matrix @ bias).reshape(-1)
             self._adapters[name] = Adapter(matrix, shift)
             InsertAdapter({name: self._adapters[name]}).run(self.student)
             FuseAdapter().run(self.student)
         else:
-            self._weights[name] = Weights(matrix, shift)
+            self._weights[name] = Weights(linear.matrix + change, shift)
             ReplaceWeights({name: self._weights[name]}).run(self.student)
 
     def _pair(self, name: str) -> BlockPair:
         return next(pair for pair in self.matching.pairs if pair.student == name)
 
 
-@dataclass(frozen=True)
-class _BlockPlan:
-    """What is known of a block before anything runs."""
+def _keeps_zeros(linear: Linear, adapter: str) -> bool:
+    """Whether a kernel is sparse, and stays so.
 
-    index: int
-    name: str
-    partner: Linear
-    tensors: BlockTensors
-    readout: Readout
-
-    def seen(self, linear: Linear, lockstep: Lockstep) -> _BlockPlan:
-        """Return the plan without the sum behind the block where that broadcasts its terms."""
-        if self.readout.total is None:
-            return self
-        mine, theirs = lockstep.tensors(0)
-        targets = theirs[self.tensors.targets].shape()
-        totals = theirs[str(self.tensors.totals)].shape()
-        shortcut = mine[str(self.tensors.shortcut)].shape()
-        if len(shortcut) == len(targets):
-            shortcut[linear.channel_axis] += self.partner.width - linear.width
-        if shortcut == totals == targets:
-            return self
-        return replace(
-            self,
-            tensors=BlockTensors(self.tensors.patches, self.tensors.targets),
-            readout=self.readout.without_sum(),
-        )
-
-    def columns(self, linear: Linear, channels: NDArray[np.intp] | None, outputs: bool) -> Columns:
-        """Say how to cut columns: with all of the teacher's channels while none are chosen."""
-        return Columns(
-            linear=linear,
-            outputs=outputs,
-            groups=1 if channels is None else linear.groups,
-            channels=np.arange(self.partner.width) if channels is None else channels,
-            targets_width=self.partner.width,
-            targets_last=self.partner.op == "MatMul",
-            residual=self.readout.total is not None,
-        )
-
-
-def _plan_blocks(matching: Matching, student: gs.Graph, teacher: gs.Graph) -> list[_BlockPlan]:
-    """Look up where each block's columns come from and where its error is seen."""
-    partners = {v.output.name: v for v in find_linear(teacher) if isinstance(v, Linear)}
-    tensors = {t.name: t for node in student.nodes for t in node.outputs}
-    linears = [_find(student, pair.student) for pair in matching.usable]
-    plans = []
-    for index, (pair, linear) in enumerate(zip(matching.usable, linears, strict=True)):
-        partner = partners[str(pair.teacher)]
-        mine, theirs = read_out(student, linear), read_out(teacher, partner)
-        readout = mine
-        if readout.total is not None:
-            later = {id(v.bias_node or v.node) for v in linears[index:]}
-            shortcut = [tensors[name] for name in (mine.shortcut,) if name in tensors]
-            # A shortcut that is corrected later would be repaired twice.
-            if theirs.total is None or any(id(node) in later for node in ancestors(shortcut)):
-                readout = mine.without_sum()
-        names = BlockTensors(linear.input.name, partner.output.name)
-        if readout.total is not None:
-            names = BlockTensors(
-                linear.input.name, partner.output.name, readout.shortcut, theirs.total
-            )
-        plans.append(_BlockPlan(index, pair.student, partner, names, readout))
-    return plans
-
-
-def _families(linear: Linear, adapter: str) -> list[Family]:
-    """Return the families to try, as maps of what is captured: outputs for pointwise alone."""
-    block = Affine(linear.matrix, linear.bias.reshape(linear.groups, -1))
-    kernel = Family("kernel", block, on_outputs=False)
-    if adapter == "kernel" or (adapter == "auto" and is_sparse(linear.matrix)):
-        return [kernel]
-    if adapter == "auto":
-        return [Family("pointwise", block, on_outputs=True), kernel]
-    n = linear.width // linear.groups
-    if n > 1 and is_sparse(linear.matrix):
+    Raises:
+        MatchError: it is, and the adapter would fill its zeros.
+    """
+    # A 1x1 adapter of a single channel only scales.
+    if not is_sparse(linear.matrix) or (adapter == "pointwise" and linear.width == linear.groups):
+        return False
+    if adapter == "pointwise":
         zeros = np.mean(linear.matrix == 0)
         raise MatchError(
             f"its kernel is {zeros:.0%} zeros, which a pointwise adapter would fill; "
             "a kernel adapter keeps them"
         )
-    identity = np.broadcast_to(np.eye(n), (linear.groups, n, n))
-    return [Family("pointwise", Affine(identity, np.zeros((linear.groups, n))), on_outputs=False)]
+    return True
+
+
+def _families(linear: Linear, stream: BlockStream, adapter: str, sparse: bool) -> list[Family]:
+    """Return the families to try, as maps of the stream's regressors."""
+    bias = linear.bias.reshape(linear.groups, -1)
+    families = []
+    if adapter != "kernel" and not sparse:
+        orthonormal = stream.reading.outputs
+        families.append(Family.pointwise(stream.block_map, bias, orthonormal))
+    if adapter != "pointwise":
+        families.append(Family.kernel(stream.block_map, bias, stream.basis, sparse))
+    return families
 
 
 def _find(graph: gs.Graph, name: str) -> Linear:

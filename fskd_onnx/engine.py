@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,10 +26,10 @@ from fskd_onnx.samples import SampleReader
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
-# Where activations of a batch fit the caches, larger batches gain nothing; this many input values
-# per batch is 64 samples of 28 x 28 and 14 of 224 x 224 x 3.
-_VALUES_PER_BATCH = 2**21
-_BATCH_LIMITS = (8, 64)
+# Larger batches than fit the caches are slower, in whole networks and more so in segments; this many
+# input values per batch is 32 samples of 28 x 28 and 6 of 224 x 224 x 3.
+_VALUES_PER_BATCH = 2**20
+_BATCH_LIMITS = (4, 32)
 
 
 @dataclass(frozen=True)
@@ -94,20 +93,18 @@ class Held(Protocol):
 
 
 class Store:
-    """Keeps tensors between stages: on the device up to a limit, past it in temporary files.
+    """Keeps tensors between stages: where they are up to a limit, past it in temporary files.
 
     Whoever drops a tensor makes room for others. The files are in one temporary folder, which goes
-    when the store is closed, and at the latest with the process.
+    with the ``with`` block, and at the latest with the process.
     """
 
-    def __init__(self, device: str, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None) -> None:
         """Start empty.
 
         Args:
-            device: where sessions read tensors.
-            limit: bytes to keep there, all tensors together; ``None`` keeps everything there.
+            limit: bytes to keep where they are, all tensors together; ``None`` keeps everything.
         """
-        self.device = device
         self._limit = limit
         self._used = 0
         self._files = 0
@@ -119,13 +116,13 @@ class Store:
         Raises:
             FskdError: it has to go to a file, and that cannot be written.
         """
-        size = value.tensor_size_in_bytes()
+        size, device = value.tensor_size_in_bytes(), value.device_name()
         if self._limit is None or self._used + size <= self._limit:
             self._used += size
-            if self._limit is not None and self.device == "cpu":
-                # A session hands out slices of an arena that is never smaller than the largest
+            if self._limit is not None and device == "cpu":
+                # Sessions hand out slices of an arena that is never smaller than the largest
                 # moment needed; a copy lets the arena serve the next batch.
-                value = OrtValue.ortvalue_from_numpy(download(value), self.device)
+                value = OrtValue.ortvalue_from_numpy(download(value), device)
             held: Held = _InMemory(value)
             weakref.finalize(held, self._release, size)
             return held
@@ -142,12 +139,16 @@ class Store:
                 f"activations past the memory limit cannot be written to {tempfile.gettempdir()} "
                 f"({error.strerror or error}); make room, set TMPDIR or raise --memory-limit"
             ) from error
-        held = _InFile(path, array.dtype, array.shape, value.element_type(), self.device)
+        held = _InFile(path, array.dtype, array.shape, value.element_type(), device)
         weakref.finalize(held, path.unlink, missing_ok=True)
         return held
 
-    def close(self) -> None:
-        """Remove the files; what was kept in them is lost."""
+    def __enter__(self) -> Store:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Remove the files, whatever happened; what was kept in them is lost."""
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -187,13 +188,14 @@ class _InFile:
 class _Feed:
     """The samples of one batch, read when one of its inputs is first asked for, then kept."""
 
-    def __init__(self, samples: SampleReader, batch: Batch, store: Store) -> None:
+    def __init__(self, samples: SampleReader, batch: Batch, store: Store, device: str) -> None:
         self._read_all = partial(samples.take, batch.samples)
         self._store = store
+        self._device = device
 
     @cached_property
     def inputs(self) -> dict[str, Held]:
-        values = upload(self._read_all(), self._store.device)
+        values = upload(self._read_all(), self._device)
         return {name: self._store.keep(value) for name, value in values.items()}
 
 
@@ -223,6 +225,7 @@ class Network:
         runtime: Runtime,
         graph: gs.Graph,
         stops: Sequence[Sequence[str]],
+        batches: Sequence[Batch],
         feeds: Sequence[Mapping[str, Held]],
         store: Store,
     ) -> None:
@@ -232,6 +235,7 @@ class Network:
             runtime: where to run.
             graph: the network; nodes behind the current cut may be rewritten between stages.
             stops: for each stage, the tensors that have to exist at it.
+            batches: which samples run together.
             feeds: for each batch, the inputs of the graph.
             store: keeps what crosses the cut.
         """
@@ -239,6 +243,7 @@ class Network:
         self._graph = graph
         self._stops = [tuple(stop) for stop in stops]
         self._plan = plan_segments(graph, stops)
+        self._batches = batches
         self._cut = [dict(feed) for feed in feeds]
         self._store = store
         self._stage = -1
@@ -249,42 +254,57 @@ class Network:
     def _segment(self) -> Segment:
         return self._plan[self._stage]
 
-    def enter(self) -> None:
-        """Go to the next stage and compile its segment as the graph is now."""
+    def enter(self, text: str) -> None:
+        """Go to the next stage and compile its segment as the graph is now.
+
+        Args:
+            text: what to call the stage while it runs.
+        """
         self._stage += 1
+        observer().start(text, sum(batch.count for batch in self._batches))
         if self._segment.outputs:
             types = {name: self._type_of(name) for name in self._segment.inputs}
             self._session = self._runtime.session(extract(self._graph, self._segment, types))
             self._pending = set(range(len(self._cut)))
 
     def tensors(self, batch: int) -> dict[str, OrtValue]:
-        """Return the tensors of this stage's stop for one batch."""
+        """Return the tensors of this stage's stop for one batch; they may be asked for again."""
         stop = self._stops[self._stage]
-        made = self._run(batch) if batch in self._pending else {}
+        made = self._run(batch, set(self._segment.expired) - set(stop))
         cut = self._cut[batch]
         return {name: made[name] if name in made else cut[name].value() for name in stop}
 
+    def tensors_once(self, batch: int) -> dict[str, OrtValue]:
+        """Return the same; then only what later stages read is kept."""
+        stop = self._stops[self._stage]
+        cut = self._cut[batch]
+        ready = {name: cut[name].value() for name in stop if name in cut}
+        return ready | self._run(batch, set(self._segment.expired))
+
     def leave(self) -> None:
         """Run what nobody asked for, and drop the tensors that no later stage reads."""
-        for batch in sorted(self._pending):
-            self._run(batch)
-        for cut in self._cut:
-            for name in self._segment.expired:
+        expired = set(self._segment.expired)
+        for batch, cut in enumerate(self._cut):
+            self._run(batch, expired)
+            for name in expired:
                 cut.pop(name, None)
         self._session = None
 
-    def _run(self, batch: int) -> dict[str, OrtValue]:
-        """Run the segment on one batch; drop at once what only it has read."""
-        cut, stop = self._cut[batch], self._stops[self._stage]
+    def _run(self, batch: int, expired: Collection[str]) -> dict[str, OrtValue]:
+        """Run the segment on one batch, if that is still to do; keep all that has not expired."""
+        if batch not in self._pending:
+            return {}
+        cut = self._cut[batch]
         feeds = {name: cut[name].value() for name in self._segment.inputs}
         made = run(self._session, feeds, self._segment.outputs, self._runtime.device)
         del feeds
-        for name in self._segment.expired:
-            if name not in stop:
-                cut.pop(name, None)
+        for name in expired:
+            cut.pop(name, None)
         for name, value in made.items():
-            cut[name] = self._store.keep(value)
+            if name not in expired:
+                cut[name] = self._store.keep(value)
         self._pending.remove(batch)
+        observer().advance(self._batches[batch].count)
         return made
 
     def _type_of(self, name: str) -> onnx.TypeProto:
@@ -294,83 +314,30 @@ class Network:
         return onnx.helper.make_tensor_type_proto(self._cut[0][name].element_type, shape)
 
 
-class Lockstep:
-    """Student and teacher side by side, stage by stage, over the same batches."""
+def read_lazily(
+    samples: SampleReader, batches: Sequence[Batch], store: Store, device: str
+) -> list[dict[str, Held]]:
+    """Return the inputs of each batch as they will be once somebody asks for them.
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        student: gs.Graph,
-        teacher: gs.Graph,
-        stops: Sequence[tuple[Sequence[str], Sequence[str]]],
-        samples: SampleReader,
-        batches: Sequence[Batch],
-        memory_limit: int | None = None,
-    ) -> None:
-        """Plan both networks; no sample is read yet.
-
-        Args:
-            runtime: where to run.
-            student: the compressed network, corrected as the stages go on.
-            teacher: the original network; takes the same inputs in the same order.
-            stops: for each stage, tensors of the student and tensors of the teacher.
-            samples: the samples, named as the teacher's inputs are.
-            batches: which samples run together.
-            memory_limit: bytes of samples and activations to keep in memory between stages.
-        """
-        self.batches = tuple(batches)
-        self._store = Store(runtime.device, memory_limit)
-        feeds = [_lazily(samples, batch, self._store) for batch in batches]
-        names = [tensor.name for tensor in student.inputs]
-        renamed = [dict(zip(names, feed.values(), strict=True)) for feed in feeds]
-        self._student = Network(runtime, student, [s for s, _ in stops], renamed, self._store)
-        self._teacher = Network(runtime, teacher, [t for _, t in stops], feeds, self._store)
-        self._stages = len(stops)
-        self._stage = 0
-        self._seen: set[int] = set()
-
-    def __enter__(self) -> Lockstep:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Remove temporary files, whatever happened."""
-        self._store.close()
-
-    @contextmanager
-    def stage(self) -> Iterator[None]:
-        """Enter the next stage; leave it with the block."""
-        self._stage += 1
-        self._seen.clear()
-        observer().start(self._stage, self._stages, sum(batch.count for batch in self.batches))
-        networks = (self._student, self._teacher)
-        for network in networks:
-            network.enter()
-        yield
-        for network in networks:
-            network.leave()
-
-    def tensors(self, index: int) -> tuple[dict[str, OrtValue], dict[str, OrtValue]]:
-        """Return the student's and the teacher's tensors of this stage, for one batch."""
-        tensors = self._student.tensors(index), self._teacher.tensors(index)
-        if index not in self._seen:
-            self._seen.add(index)
-            observer().advance(self.batches[index].count)
-        return tensors
-
-
-def _lazily(samples: SampleReader, batch: Batch, store: Store) -> dict[str, Held]:
-    """Return the inputs of a batch as they will be once somebody asks for them."""
-    feed = _Feed(samples, batch, store)
-    return {
-        spec.name: _Input(
-            feed,
-            spec.name,
-            (len(batch.samples), *samples.shapes[spec.name]),
-            onnx.helper.np_dtype_to_tensor_dtype(spec.dtype),
-        )
-        for spec in samples.inputs
-    }
+    Args:
+        samples: where they are read from.
+        batches: which samples run together.
+        store: keeps what was read.
+        device: where sessions read it.
+    """
+    feeds = [_Feed(samples, batch, store, device) for batch in batches]
+    return [
+        {
+            spec.name: _Input(
+                feed,
+                spec.name,
+                (len(batch.samples), *samples.shapes[spec.name]),
+                onnx.helper.np_dtype_to_tensor_dtype(spec.dtype),
+            )
+            for spec in samples.inputs
+        }
+        for batch, feed in zip(batches, feeds, strict=True)
+    ]
 
 
 def run(
@@ -386,7 +353,17 @@ def run(
     for name in outputs:
         binding.bind_output(name, device)
     session.run_with_iobinding(binding)
-    return dict(zip(outputs, binding.get_outputs(), strict=True))
+    return dict(zip(outputs, map(_detached, binding.get_outputs()), strict=True))
+
+
+def _detached(value: OrtValue) -> OrtValue:
+    """Return a tensor without its binding, which would keep all others of the run in memory.
+
+    Also those that it was fed, and the bindings that they come from: one tensor of the last segment
+    would hold on to every activation before it.
+    """
+    has_dlpack = value.is_tensor() and value.data_type() != "tensor(string)"
+    return OrtValue.from_dlpack(value) if has_dlpack else value
 
 
 def upload(tensors: Tensors, device: str) -> dict[str, OrtValue]:

@@ -19,7 +19,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from fskd_onnx.moments import Array, Moments
+from fskd_onnx.algebra import Array
+from fskd_onnx.moments import Moments
 from fskd_onnx.passes.linear import Linear, Refusal, find_linear
 
 Channels = NDArray[np.intp]

@@ -1,7 +1,7 @@
 """Sums over the columns of a block, in float64, per fold: all that the solver ever sees.
 
 A column is a regressor vector x (the student's patch, or its block output) with a target vector y
-(the teacher's block output), see ``fskd_onnx.passes.capture``. Per group, summed over columns::
+(the teacher's block output) at one position of one sample. Per group, summed over columns::
 
     gram = sum x x'   cross = sum y x'   first_x = sum x   first_y = sum y   square_y = sum y^2
 
@@ -19,7 +19,7 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from fskd_onnx.algebra import Array, backend
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,37 @@ class Moments:
     first_x: Array
     first_y: Array
     square_y: Array
+
+    @staticmethod
+    def of(x: NDArray[np.floating], y: NDArray[np.floating]) -> Moments:
+        """Sum over columns, in float64.
+
+        Args:
+            x: (groups, m, columns) regressors.
+            y: (groups, n, columns) targets.
+        """
+        # Cast once: the regressors are a factor of both products.
+        x = x.astype(np.float64, copy=False)
+        targets = Moments.of_targets_alone(x, y)
+        return replace(targets, gram=backend().multiply(x, x), first_x=x.sum(axis=2))
+
+    @staticmethod
+    def of_targets_alone(x: NDArray[np.floating], y: NDArray[np.floating]) -> Moments:
+        """Sum what depends on the targets; ``with_regressors`` takes the rest from elsewhere."""
+        y = y.astype(np.float64, copy=False)
+        groups, _, count = x.shape
+        return Moments(
+            count=count,
+            gram=np.empty((groups, 0, 0)),
+            cross=backend().multiply(y, x),
+            first_x=np.empty((groups, 0)),
+            first_y=y.sum(axis=2),
+            square_y=np.einsum("gnk,gnk->gn", y, y),
+        )
+
+    def with_regressors(self, other: Moments) -> Moments:
+        """Return the moments with the sums of the regressors of the same columns."""
+        return replace(self, gram=other.gram, first_x=other.first_x)
 
     def __add__(self, other: Moments) -> Moments:
         """Sum over the columns of both."""
@@ -123,20 +154,19 @@ class Moments:
         # Rounding can leave a tiny negative sum where the fit is exact.
         return max(0.0, float(quadratic + np.sum(c * (2.0 * means + self.count * c))))
 
-    def of_outputs(self, block: Affine) -> Moments:
-        """Turn moments of patches into those of the block's outputs, x := matrix x + shift."""
-        w, b = block.matrix, block.shift
-        first = np.einsum("gij,gj->gi", w, self.first_x)
-        mixed = _outer(first, b)
-        gram = w @ self.gram @ np.swapaxes(w, 1, 2) + mixed + np.swapaxes(mixed, 1, 2)
-        return Moments(
-            self.count,
-            gram + self.count * _outer(b, b),
-            self.cross @ np.swapaxes(w, 1, 2) + _outer(self.first_y, b),
-            first + self.count * b,
-            self.first_y,
-            self.square_y,
-        )
+    def of_regressors(self, reading: Array, known: Moments | None = None) -> Moments:
+        """Turn moments of regressors x into those of ``reading`` (groups, r, m) times x.
+
+        Args:
+            reading: the map.
+            known: moments of the new regressors over the same columns, whatever their targets.
+        """
+        turned = np.swapaxes(reading, 1, 2)
+        cross = self.cross @ turned
+        if known is not None:
+            return replace(self, cross=cross, gram=known.gram, first_x=known.first_x)
+        first = np.einsum("grm,gm->gr", reading, self.first_x)
+        return replace(self, cross=cross, gram=reading @ self.gram @ turned, first_x=first)
 
     def correlation(self) -> Array:
         """Return the (groups, m, n) correlations of x and y, 0 where one is constant."""

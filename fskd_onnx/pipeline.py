@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from fskd_onnx.clock import Clock
 from fskd_onnx.compare import agreement, squared_errors
 from fskd_onnx.descent import Descent
+from fskd_onnx.engine import Store
 from fskd_onnx.errors import FskdError, MatchError, NoImprovementError
+from fskd_onnx.lead import Lead, plan_blocks
 from fskd_onnx.match import Matching, match_models
 from fskd_onnx.model_io import ModelSource, count_parameters, load_model
 from fskd_onnx.options import FitOptions, RunOptions
@@ -66,7 +69,9 @@ def fit(
     task = prepare(teacher, student, samples, options)
     with clock("verify"):
         before = task.before  # first of all: what ONNX Runtime cannot run fails here, by its name
-    outcomes = [_finish(descent, task, clock) for descent in _starts(task, options, clock)]
+    with _lead(task, options) as lead:
+        starts = _starts(task, options, clock, lead)
+        outcomes = [_finish(descent, task, clock) for descent in starts]
     if not outcomes:
         raise MatchError(
             f"{task.student.name}: no block is narrower than its teacher's and free to carry other "
@@ -125,8 +130,9 @@ def match(
         return task.matching
     # Whole networks first: what ONNX Runtime cannot run fails here, by its name.
     logger.info("untouched student: relative error %.4g", task.before.relative_mse)
-    descent = Descent(task, settings, Clock(), task.matching)
-    descent.run()
+    with _lead(task, settings) as lead:
+        descent = Descent(task, settings, Clock(), task.matching, lead)
+        descent.run()
     return descent.matching
 
 
@@ -140,10 +146,20 @@ class _Outcome:
     errors: NDArray[np.float64]
 
 
-def _starts(task: Task, options: FitOptions, clock: Clock) -> Iterator[Descent]:
+@contextmanager
+def _lead(task: Task, options: FitOptions) -> Iterator[Lead]:
+    """Set the teacher out; what it left behind goes with the ``with`` block."""
+    student, teacher = task.student.graph(), task.teacher.graph()
+    outputs = options.adapter == "pointwise"
+    plans = plan_blocks(task.matching, student, teacher, outputs, task.options.seed)
+    with Store(task.options.memory_limit) as store:
+        yield Lead(task.runtime, teacher, plans, task.samples, task.batches, store)
+
+
+def _starts(task: Task, options: FitOptions, clock: Clock, lead: Lead) -> Iterator[Descent]:
     """Yield the descents to try: towards the channels that were kept, towards channels chosen."""
     if options.targets != "select":
-        yield Descent(task, options, clock, task.matching)
+        yield Descent(task, options, clock, task.matching, lead)
     # Pointwise adapters cannot make up for channels that a block's own weights never read.
     if options.targets == "kept" or (options.targets == "auto" and options.adapter == "pointwise"):
         return
@@ -157,7 +173,7 @@ def _starts(task: Task, options: FitOptions, clock: Clock) -> Iterator[Descent]:
             task.batches,
         )
     if selection is not None:
-        yield Descent(task, options, clock, selection.matching, selection.weights)
+        yield Descent(task, options, clock, selection.matching, lead, selection.weights)
 
 
 def _finish(descent: Descent, task: Task, clock: Clock) -> _Outcome:

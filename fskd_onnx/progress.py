@@ -13,15 +13,15 @@ from rich.console import Console
 class Observer(Protocol):
     """What wants to be told; called from the thread that works, so it should return soon."""
 
-    def start(self, block: int, blocks: int, samples: int) -> None:
-        """Block number ``block`` of ``blocks``, counted from 1, begins; it runs ``samples``."""
+    def start(self, stage: str, samples: int) -> None:
+        """A stage begins, such as "block 3 of 13"; it runs ``samples``."""
 
     def advance(self, samples: int) -> None:
-        """So many samples more have run through the current block."""
+        """So many samples more have run through the current stage."""
 
 
 class _Silent:
-    def start(self, block: int, blocks: int, samples: int) -> None:
+    def start(self, stage: str, samples: int) -> None:
         pass
 
     def advance(self, samples: int) -> None:
@@ -49,7 +49,7 @@ def told_to(listener: Observer) -> Iterator[None]:
 
 @contextmanager
 def shown_on(console: Console) -> Iterator[None]:
-    """Show a bar per block on a terminal, gone when the work is; nothing where there is none."""
+    """Show a bar per stage on a terminal, gone when the work is; nothing where there is none."""
     if not console.is_terminal or console.quiet:
         yield
         return
@@ -65,11 +65,10 @@ def shown_on(console: Console) -> Iterator[None]:
     )
 
     class Bar:
-        """One bar that begins anew with each block."""
+        """One bar that begins anew with each stage."""
 
-        def start(self, block: int, blocks: int, samples: int) -> None:
-            text = f"block {block} of {blocks}"
-            bars.reset(bar, description=text, total=samples, rate="", visible=True)
+        def start(self, stage: str, samples: int) -> None:
+            bars.reset(bar, description=stage, total=samples, rate="", visible=True)
 
         def advance(self, samples: int) -> None:
             bars.advance(bar, samples)

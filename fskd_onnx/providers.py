@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import io
 import logging
 import re
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _ON_CUDA = (_CUDA, "TensorrtExecutionProvider")  # both read tensors that lie on the device
 _FATAL = 4
+_AS_REQUESTED = 1
 _ERROR = 3
 
 
@@ -45,9 +47,27 @@ class Runtime:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERROR
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # A fit makes a session per segment. With an arena each, every one of them would ask the
+        # system for all of its memory anew, and that costs as much as running it.
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
         return onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=list(self.providers)
         )
+
+
+@functools.cache
+def _share_arena() -> None:
+    """Register an arena on the CPU that sessions of this process may share."""
+    onnxruntime.create_and_register_allocator(
+        onnxruntime.OrtMemoryInfo(
+            "Cpu",
+            onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+            0,
+            onnxruntime.OrtMemType.DEFAULT,
+        ),
+        onnxruntime.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}),
+    )
 
 
 def open_runtime(names: Sequence[str]) -> Runtime:

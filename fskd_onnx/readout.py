@@ -14,8 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from fskd_onnx.passes.linear import Linear
+
+Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,38 @@ class Readout:
         """Whether an activation hides part of the output."""
         return math.isfinite(self.low) or math.isfinite(self.high)
 
+    def clip(self, values: Floats) -> Floats:
+        """Return what the activation makes of some values."""
+        clipped: Floats = np.clip(values, *self._bounds(values))
+        return clipped
+
+    def forgive(self, prediction: Floats, target: Floats) -> Floats:
+        """Return targets that ask for nothing beyond a bound where the teacher lies beyond it.
+
+        See ``fskd_onnx.stream.BlockStream.hidden``.
+        """
+        low, high = self._bounds(target)
+        if low is not None:
+            target = np.where(target <= low, np.minimum(prediction, low), target)
+        if high is not None:
+            target = np.where(target >= high, np.maximum(prediction, high), target)
+        return target
+
+    def _bounds(self, values: Floats) -> tuple[np.floating | None, np.floating | None]:
+        """Return the bounds in the type of some values; None where there is none."""
+        low, high = (
+            values.dtype.type(bound) if math.isfinite(bound) else None
+            for bound in (self.low, self.high)
+        )
+        return low, high
+
     def without_sum(self) -> Readout:
         """Return the readout at the block's own output; what follows the sum is out of sight."""
-        return Readout() if self.total is not None else self
+        return PLAIN if self.total is not None else self
+
+
+PLAIN = Readout()
+"""The error is seen at the block output."""
 
 
 def read_out(graph: gs.Graph, linear: Linear) -> Readout:

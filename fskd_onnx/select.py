@@ -26,10 +26,11 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from fskd_onnx.algebra import Array
+from fskd_onnx.columns import Draw, Gatherer
 from fskd_onnx.engine import Batch, run, upload
 from fskd_onnx.match import Channels, Matching
-from fskd_onnx.moments import Array
-from fskd_onnx.passes.capture import FIRST_X, GRAM, CaptureChannels, channel_inputs
+from fskd_onnx.moments import Moments
 from fskd_onnx.passes.linear import Linear, find_linear
 from fskd_onnx.passes.replace_weights import Weights
 from fskd_onnx.passes.segment import Segment, extract
@@ -42,7 +43,6 @@ from fskd_onnx.spaces import Spaces, find_spaces, is_follower
 _SAMPLES = 256
 _COLUMNS_PER_CHANNEL = 20
 _LEAST_COLUMNS = 4096
-_OPSET, _IR = 17, 8
 
 
 @dataclass(frozen=True)
@@ -223,10 +223,9 @@ def _grams(
     inputs = tuple(tensor.name for tensor in teacher.inputs)
     computed = tuple(name for name in readers if name not in inputs)
     used = _first_batches(batches, _SAMPLES)
-    count = sum(batch.count for batch in used)
-    sums: dict[str, tuple[float, Array, Array]] = {}
+    gather = Gatherer(runtime, np.dtype(np.float32))
+    sums: dict[str, Moments] = {}
     session = None
-    captures = {}
     for index, batch in enumerate(used):
         feeds = upload(samples.take(batch.samples), runtime.device)
         if session is None:
@@ -239,36 +238,16 @@ def _grams(
             session = runtime.session(extract(teacher, Segment(inputs, computed, ()), types))
         tensors = feeds | run(session, feeds, computed, runtime.device)
         for name, linear in readers.items():
-            value = tensors[name]
-            last = linear.op == "MatMul"
-            shape = value.shape()
-            width = shape[-1] if last else shape[1]
-            positions = math.prod(shape[1:-1] if last else shape[2:])
-            wanted = math.ceil(max(_COLUMNS_PER_CHANNEL * width, _LEAST_COLUMNS) / count)
-            rng = np.random.default_rng(index)
-            chosen = np.sort(rng.choice(positions, min(wanted, positions), replace=False))
-            rows = batch.count * shape[0] // len(batch.samples)
-            if name not in captures:
-                graph = gs.Graph(
-                    inputs=[
-                        gs.Variable(
-                            "tensor",
-                            onnx.helper.tensor_dtype_to_np_dtype(value.element_type()),
-                            [None, *shape[1:]],
-                        )
-                    ],
-                    opset=_OPSET,
-                )
-                CaptureChannels("tensor", width, last).run(graph)
-                captures[name] = runtime.session(gs.export_onnx(graph, ir_version=_IR))
-            indices = upload(channel_inputs(rows, chosen), runtime.device)
-            new = run(captures[name], {"tensor": value} | indices, [GRAM, FIRST_X], runtime.device)
-            gram, first = new[GRAM].numpy()[0], new[FIRST_X].numpy()[0]
-            old = sums.get(name, (0.0, 0.0, 0.0))
-            sums[name] = (old[0] + rows * len(chosen), old[1] + gram, old[2] + first)
-    return {
-        name: gram - np.outer(first, first) / total for name, (total, gram, first) in sums.items()
-    }
+            last, shape = linear.op == "MatMul", tensors[name].shape()
+            channels, *spatial = (shape[-1], *shape[1:-1]) if last else shape[1:]
+            draw = Draw(max(_COLUMNS_PER_CHANNEL * channels, _LEAST_COLUMNS), (0,))
+            count, chosen = draw.choose(used, index, shape[0], math.prod(spatial))
+            if count == 0:
+                continue
+            columns = gather(tensors[name], last, count, chosen[np.newaxis])[np.newaxis]
+            new = Moments.of(columns, np.empty((1, 0, columns.shape[2])))
+            sums[name] = sums[name] + new if name in sums else new
+    return {name: moments.centered_gram[0] for name, moments in sums.items()}
 
 
 def _first_batches(batches: Sequence[Batch], samples: int) -> list[Batch]:

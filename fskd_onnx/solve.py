@@ -8,10 +8,13 @@ Both families of adapters are one problem, on different regressors x and with di
     pointwise   x = block output W p + b   A = I   fused: W' = B W, b' = B b + c
     kernel      x = input patch p          A = W   fused: W' = B,   b' = c
 
-The pointwise family is the paper's (Li et al. 2020, equation 4), with a shift and a ridge.
+The pointwise family is the paper's (Li et al. 2020, equation 4), with a shift and a ridge. The
+kernel family contains it, and also makes up for *inputs* that the block has lost.
 
-The kernel family contains the pointwise one, and also makes up for *inputs* that the block has
-lost.
+Regressors that lie in a subspace are read in an orthonormal basis V of it, x = V z. The change then
+is B - A = D V' with D the change of the map of z, and ||D|| = ||B - A||: the same problem, smaller.
+A block with more outputs than inputs per patch has such outputs, W = V T, and few columns span such
+patches.
 
 A kernel that is mostly zeros is solved on its support, row by row, and keeps its zeros.
 
@@ -24,17 +27,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
-from fskd_onnx.errors import FskdError
-from fskd_onnx.moments import Affine, Array, Moments, total
+from fskd_onnx.algebra import Array, backend
+from fskd_onnx.moments import Affine, Moments, total
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ _CHEAP = 640
 _SPARSE = 0.5
 _FOLDS_IF_COSTLY = 2
 # All targets of a block share regressors and ridge, so that this many tell which ridge is best.
-_TESTED_TARGETS = 256
+_TESTED_TARGETS = 64
 
 
 def is_sparse(matrix: Array) -> bool:
@@ -60,43 +59,90 @@ def is_sparse(matrix: Array) -> bool:
     return float(np.mean(matrix == 0)) >= _SPARSE
 
 
+def is_identity(matrices: Array) -> bool:
+    """Whether each of some matrices is the identity."""
+    _, n, m = matrices.shape
+    return n == m and bool((matrices == np.eye(n)).all())
+
+
+def span(block_map: Array) -> tuple[Array, Array]:
+    """Factorize a block's map into an orthonormal basis of its outputs and coordinates in it.
+
+    Args:
+        block_map: (groups, n, m).
+
+    Returns:
+        V and T with W = V T: the identity and W itself where n <= m, else (groups, n, m) and
+        (groups, m, m).
+    """
+    groups, n, m = block_map.shape
+    if n <= m:
+        return np.broadcast_to(np.eye(n), (groups, n, n)), block_map
+    basis, coordinates = np.linalg.qr(block_map)
+    return basis, coordinates
+
+
 @dataclass(frozen=True)
 class Family:
-    """A family of adapters, as regressors and a prior.
+    """A family of adapters, as regressors z and a prior: the block as it is gives prior z + bias.
 
     Attributes:
         name: "pointwise" or "kernel".
-        block: the block as it is, as a map of the captured regressors.
-        on_outputs: whether the family acts on the block's outputs while patches are captured.
+        prior: (groups, n, r) what the ridge pulls towards.
+        bias: (groups, n) of the block as it is.
+        reading: (groups, r, m), z is ``reading`` times the captured regressors; None: z is these.
+        basis: (groups, full, r) orthonormal V of the module's docstring; None: z is everything.
+        support: (groups, n, r) where a sparse kernel has weights, which is where it may have them;
+            None: everywhere.
     """
 
     name: str
-    block: Affine
-    on_outputs: bool
+    prior: Array
+    bias: Array
+    reading: Array | None = None
+    basis: Array | None = None
+    support: Mask | None = None
+
+    @staticmethod
+    def kernel(
+        block_map: Array, bias: Array, basis: Array | None = None, sparse: bool = False
+    ) -> Family:
+        """Return the family of new kernels.
+
+        Args:
+            block_map: (groups, n, r) the block as a map of the captured regressors.
+            bias: (groups, n) of the block.
+            basis: (groups, p, r) of the captured regressors, where they are not the patches.
+            sparse: whether to keep the zeros of the map, whose regressors then are patches.
+        """
+        support = block_map != 0 if sparse else None
+        return Family("kernel", block_map, bias, basis=basis, support=support)
+
+    @staticmethod
+    def pointwise(block_map: Array, bias: Array, orthonormal: bool = False) -> Family:
+        """Return the family of 1x1 adapters behind the block.
+
+        Args:
+            block_map: (groups, n, r) the block as a map of the captured regressors.
+            bias: (groups, n) of the block.
+            orthonormal: whether the columns of the map are; no other regressors are needed then.
+        """
+        if orthonormal:
+            return Family("pointwise", block_map, bias, basis=block_map)
+        basis, reading = span(block_map)
+        return Family("pointwise", basis, bias, reading, basis)
 
     @property
     def unchanged(self) -> Affine:
         """The map of the family's regressors that leaves the block as it is."""
-        if not self.on_outputs:
-            return self.block
-        return Affine(self.prior, np.zeros_like(self.block.shift))
+        return Affine(self.prior, self.bias)
 
-    @property
-    def prior(self) -> Array:
-        """What the ridge pulls towards."""
-        if self.on_outputs:
-            groups, n, _ = self.block.matrix.shape
-            return np.broadcast_to(np.eye(n), (groups, n, n))
-        return self.block.matrix
-
-    @property
-    def support(self) -> Mask | None:
-        """Where a sparse kernel has weights, which is where it may have them; None if dense."""
-        # The identity that a pointwise adapter starts from is no pruned kernel.
-        if self.name != "kernel" or not is_sparse(self.block.matrix):
-            return None
-        support: Mask = self.block.matrix != 0
-        return support
+    def change(self, adapter: Affine) -> Array:
+        """Return B - A on all regressors, (groups, n, full): of Q or of the whole kernel."""
+        change = adapter.matrix - self.prior
+        if self.basis is None or is_identity(self.basis):
+            return change
+        return change @ np.swapaxes(self.basis, 1, 2)
 
     def ridge(self, moments: Moments, ridge: float, rows: Indices | None = None) -> Ridge:
         """Set up the family's problem for moments of its regressors, and some of its targets."""
@@ -104,16 +150,20 @@ class Family:
         support = None if self.support is None else self.support[:, some]
         return Ridge(moments, self.prior[:, some], ridge, support)
 
-    def regress(self, moments: Moments) -> Moments:
-        """Return moments of the family's regressors, from those of the captured ones."""
-        return moments.of_outputs(self.block) if self.on_outputs else moments
+    def regress(self, moments: Moments, known: Moments | None = None) -> Moments:
+        """Return moments of the family's regressors, from those of the captured ones.
+
+        Args:
+            moments: of the captured regressors.
+            known: moments of the family's, of the same columns with other targets.
+        """
+        return moments if self.reading is None else moments.of_regressors(self.reading, known)
 
     def lift(self, adapter: Affine) -> Affine:
         """Express a fitted adapter as a map of the captured regressors."""
-        if not self.on_outputs:
+        if self.reading is None:
             return adapter
-        shift = np.einsum("gij,gj->gi", adapter.matrix, self.block.shift) + adapter.shift
-        return Affine(adapter.matrix @ self.block.matrix, shift)
+        return Affine(adapter.matrix @ self.reading, adapter.shift)
 
 
 @dataclass(frozen=True)
@@ -137,6 +187,12 @@ class Solution:
     energy: float
 
 
+def tested_targets(family: Family) -> Indices:
+    """Return the targets that stand for all where a choice is made."""
+    n = family.prior.shape[1]
+    return np.arange(0, n, -(-n // _TESTED_TARGETS))
+
+
 def cross_validate(folds: Sequence[Moments], family: Family) -> Solution:
     """Fit an adapter; choose its ridge by the error on held-out folds.
 
@@ -149,8 +205,8 @@ def cross_validate(folds: Sequence[Moments], family: Family) -> Solution:
     """
     parts = [family.regress(fold) for fold in folds]
     everything = total(parts)
-    _, n, m = family.prior.shape
-    rows = np.arange(0, n, -(-n // _TESTED_TARGETS))
+    m = family.prior.shape[2]
+    rows = tested_targets(family)
     tested = [part.of_targets(rows) for part in parts[: None if m <= _CHEAP else _FOLDS_IF_COSTLY]]
     others = [everything.of_targets(rows) - part for part in tested]
     errors: dict[float, float] = {}
@@ -193,8 +249,7 @@ class Ridge:
         gram = moments.centered_gram
         groups, m, _ = gram.shape
         mean_diagonal = float(np.einsum("gii->", gram)) / (groups * m)
-        identity = prior.shape == gram.shape and bool((prior == np.eye(m)).all())
-        self._pull = gram if identity else prior @ gram
+        self._pull = gram if is_identity(prior) else prior @ gram
         # Without any variance there is nothing to fit but the shift, and any strength gives that.
         strength = ridge * mean_diagonal if mean_diagonal > 0 else 1.0
         self._factors = [
@@ -242,91 +297,11 @@ def _walk_downhill(error: Callable[[float], float]) -> float:
 
 def _factorize(gram: Array, strength: float) -> Callable[[Array], Array]:
     """Return the map R -> R inverse(gram + strength I)."""
-    backend = _BACKEND.get()
     regular = gram.copy()
     regular.flat[:: len(regular) + 1] += strength
-    solve = backend.cholesky(regular)
+    solve = backend().cholesky(regular)
     if solve is not None:
         return solve
     logger.info("a system of %d unknowns has no Cholesky factor: solved by SVD", len(regular))
-    inverse = backend.pseudo_inverse(regular)
+    inverse = backend().pseudo_inverse(regular)
     return lambda right: right @ inverse
-
-
-class Backend(Protocol):
-    """The linear algebra that costs time; everything around it is NumPy."""
-
-    def cholesky(self, matrix: Array) -> Callable[[Array], Array] | None:
-        """Factorize a symmetric matrix; return R -> R inverse(matrix), None if it cannot be."""
-
-    def pseudo_inverse(self, matrix: Array) -> Array:
-        """Invert a symmetric matrix where it can be inverted."""
-
-
-class _NumpyBackend:
-    """NumPy and SciPy, on the CPU."""
-
-    def cholesky(self, matrix: Array) -> Callable[[Array], Array] | None:
-        try:
-            factor = scipy.linalg.cho_factor(matrix, lower=True, check_finite=False)
-        except np.linalg.LinAlgError:
-            return None
-        return lambda right: scipy.linalg.cho_solve(factor, right.T, check_finite=False).T
-
-    def pseudo_inverse(self, matrix: Array) -> Array:
-        inverse: Array = np.linalg.pinv(matrix, hermitian=True).astype(np.float64, copy=False)
-        return inverse
-
-
-class _TorchBackend:
-    """PyTorch, on the GPU if it sees one."""
-
-    def __init__(self) -> None:
-        try:
-            import torch
-        except ImportError as error:
-            raise FskdError(
-                "--solver torch needs PyTorch, which is not installed; run "
-                "'pip install fskd-onnx[torch]' or choose --solver numpy"
-            ) from error
-        self._torch = torch
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        logger.info("solving with PyTorch on %s", self._device)
-
-    def cholesky(self, matrix: Array) -> Callable[[Array], Array] | None:
-        torch = self._torch
-        factor, failed = torch.linalg.cholesky_ex(torch.as_tensor(matrix, device=self._device))
-        if int(failed):
-            return None
-
-        def solve(right: Array) -> Array:
-            columns = torch.as_tensor(np.ascontiguousarray(right.T), device=self._device)
-            solution: Array = torch.cholesky_solve(columns, factor).T.cpu().numpy()
-            return solution
-
-        return solve
-
-    def pseudo_inverse(self, matrix: Array) -> Array:
-        torch = self._torch
-        there = torch.as_tensor(matrix, device=self._device)
-        inverse: Array = torch.linalg.pinv(there, hermitian=True).cpu().numpy()
-        return inverse
-
-
-_BACKENDS: dict[str, Callable[[], Backend]] = {"numpy": _NumpyBackend, "torch": _TorchBackend}
-_NUMPY = _NumpyBackend()
-_BACKEND: ContextVar[Backend] = ContextVar("backend", default=_NUMPY)
-
-
-@contextmanager
-def solved_by(name: str) -> Iterator[None]:
-    """Solve all systems of a ``with`` block by a backend, "numpy" or "torch".
-
-    Raises:
-        FskdError: it is not installed.
-    """
-    token = _BACKEND.set(_BACKENDS[name]())
-    try:
-        yield
-    finally:
-        _BACKEND.reset(token)

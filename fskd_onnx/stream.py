@@ -1,310 +1,347 @@
-"""Sum a block's moments where its tensors are, batch by batch, over a sample of columns."""
+"""The columns of one block, chunk by chunk, and their sums.
+
+A column pairs regressors x, what the student's block reads, with targets y, what the teacher's
+block gives, at one position of one sample. Nothing is read from the student's block itself: its patches
+are gathered from its *input* at the drawn positions. So a block never runs uncorrected.
+
+Where the block output only feeds an Add with a shortcut, its error can be seen there. The targets
+then are (teacher's sum - student's shortcut), so that a block also repairs what arrives through the
+shortcut::
+
+    student input   ──▶ patches p ──▶ x ──────────┐
+    teacher output  ─────────────────▶ y ─────────┼─▶ float64 ─▶ sums
+    teacher sum, student shortcut ─▶ difference ──┘
+
+Regressors are the patches, or coordinates of the block's outputs W p where only those are asked for.
+And where the columns are fewer than their rows, as ten samples of an image of one pixel are, they span
+less than the whole space, and a ridge leaves everything outside of the span alone. Then x are the
+coordinates in an orthonormal basis of the span, and nothing is lost.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
-import onnx_graphsurgeon as gs
+import scipy.linalg
 from numpy.typing import NDArray
-from onnxruntime import InferenceSession, OrtValue
+from onnxruntime import OrtValue
 
+from fskd_onnx.algebra import Array
 from fskd_onnx.clock import Clock
-from fskd_onnx.engine import Batch, Lockstep, Tensors, download, run, upload
+from fskd_onnx.engine import Network
 from fskd_onnx.errors import MatchError
+from fskd_onnx.lead import BlockPlan, Lead
 from fskd_onnx.moments import Affine, Moments
-from fskd_onnx.passes.base import Pass
-from fskd_onnx.passes.capture import (
-    CROSS,
-    ERROR,
-    FIRST_X,
-    FIRST_Y,
-    GRAM,
-    MATRIX,
-    PATCHES,
-    SHIFT,
-    SHORTCUT,
-    SQUARE_Y,
-    TARGETS,
-    TOTALS,
-    Capture,
-    CaptureActivated,
-    Columns,
-    CutColumns,
-    JoinColumns,
-    index_inputs,
-)
 from fskd_onnx.passes.geometry import Geometry
-from fskd_onnx.providers import Runtime
+from fskd_onnx.passes.linear import Linear
+from fskd_onnx.readout import Readout
+from fskd_onnx.solve import span
 
-# A regression on u unknowns needs a multiple of u columns, not every position of every sample.
-# Accuracy with kernel adapters on two draws of 500 samples, which differ by 0.6 among themselves,
-# at 5, 20, 100 columns per unknown and at all columns (``tests/benchmarks/columns.py``):
-# VGG-16 D 92.1 92.1 92.4 92.3 and 92.5 92.7 93.0 93.0; ResNet-20 with half of its inner channels
-# 93.4 93.6 93.6 93.6 and 93.8 94.1 94.2 94.4.
-_COLUMNS_PER_UNKNOWN = 50
-_LEAST_COLUMNS = 4096
-_OPSET, _IR = 17, 8
+Floats = NDArray[np.floating]
+Rows = NDArray[np.intp]
 
-# Runs on a few columns cost more to start than to do, so columns of several batches are summed at
-# once, and kept for the next time they are asked for. Blocks with more are cut anew each time.
-_CHUNK_BYTES = 2**26
+# Products of larger chunks are no faster. Columns that fit the second are kept for the next time
+# they are asked for; those of blocks with more are gathered anew each time.
+_CHUNK_BYTES = 2**25
 _KEPT_BYTES = 2**28
 
 
 @dataclass(frozen=True)
-class BlockTensors:
-    """Names of the tensors that a block's columns are cut from; the last two only for a residual.
+class Chunk:
+    """Columns of one fold, side by side.
 
     Attributes:
-        patches: the student's: the block's input.
-        targets: the teacher's: its block output.
-        shortcut: the student's: what is added to the block output.
-        totals: the teacher's: the sum behind its block output.
+        fold: the fold of cross-validation.
+        x: (groups, m, columns) regressors.
+        targets: (groups, n, columns) of the teacher's block output.
+        residual: the teacher's sum and the student's shortcut, each (groups, n, columns); None
+            where the error is not seen behind a sum.
     """
 
-    patches: str
-    targets: str
-    shortcut: str | None = None
-    totals: str | None = None
+    fold: int
+    x: Floats
+    targets: Floats
+    residual: tuple[Floats, Floats] | None = None
 
     @property
-    def of_student(self) -> dict[str, str]:
-        """The student's tensors, by their name in the capture graph."""
-        return _present({PATCHES: self.patches, SHORTCUT: self.shortcut})
+    def variants(self) -> list[Floats]:
+        """The targets, for each way to see them."""
+        if self.residual is None:
+            return [self.targets]
+        totals, shortcut = self.residual
+        return [self.targets, totals - shortcut]
 
-    @property
-    def of_teacher(self) -> dict[str, str]:
-        """The teacher's tensors, by their name in the capture graph."""
-        return _present({TARGETS: self.targets, TOTALS: self.totals})
+    def seen(self, fitted: Affine, rows: Rows) -> tuple[Floats, Floats, Floats | float]:
+        """Return prediction and target of some rows where the error is seen, and the shortcut."""
+        kind = self.targets.dtype
+        prediction = fitted.matrix.astype(kind) @ self.x.astype(kind, copy=False)
+        prediction += fitted.shift[..., np.newaxis].astype(kind)
+        if self.residual is None:
+            return prediction, self.targets[:, rows], 0.0
+        totals, shortcut = (part[:, rows] for part in self.residual)
+        prediction += shortcut
+        return prediction, totals, shortcut
 
-    @property
-    def stop(self) -> tuple[list[str], list[str]]:
-        """The student's and the teacher's tensors that have to exist for the block."""
-        return list(self.of_student.values()), list(self.of_teacher.values())
+    def __len__(self) -> int:
+        """Number of columns."""
+        return int(self.x.shape[2])
 
 
-def _present(names: Mapping[str, str | None]) -> dict[str, str]:
-    return {key: name for key, name in names.items() if name is not None}
+@dataclass(frozen=True)
+class Reading:
+    """What is read for a block.
+
+    Attributes:
+        plan: the block.
+        linear: the student's block, as it is now.
+        channels: teacher channel of each target, divided evenly among the groups.
+        residual: whether the error is seen behind the sum that the plan names.
+        outputs: whether nobody asks for patches, so that coordinates of the outputs will do.
+        merged: whether all groups are read as one, as they are while channels are not known.
+    """
+
+    plan: BlockPlan
+    linear: Linear
+    channels: NDArray[np.intp]
+    residual: bool
+    outputs: bool
+    merged: bool = False
 
 
 class BlockStream:
-    """The columns of one block at the current stage of a lockstep."""
+    """The columns of one block at the current stage of student and teacher.
+
+    Attributes:
+        reading: what is read.
+        block_map: (groups, n, m) the block as it is, as a map of the regressors; its bias comes on
+            top.
+        basis: (groups, p, m) orthonormal: the patches are ``basis`` times the regressors. None
+            where the regressors are the patches, or coordinates of the block's outputs.
+    """
 
     def __init__(
         self,
-        runtime: Runtime,
-        lockstep: Lockstep,
-        tensors: BlockTensors,
-        columns: Columns,
-        seed: Sequence[int],
+        student: Network,
+        lead: Lead,
+        reading: Reading,
         clock: Clock,
     ) -> None:
-        """Prepare the sums.
+        """Look at the first batch.
 
         Args:
-            runtime: where the tensors are.
-            lockstep: at the stage whose stop holds the tensors.
-            tensors: their names.
-            columns: how to cut columns out of them.
-            seed: for the choice of positions; each batch draws its own, so they spread over all.
+            student: at a stage whose stop holds the block's input, and the shortcut.
+            lead: the teacher, advanced to the block.
+            reading: what to read.
             clock: counts the time spent here as "capture".
+
+        Raises:
+            MatchError: student and teacher differ in their positions.
         """
-        self._runtime = runtime
-        self._lockstep = lockstep
-        self._tensors = tensors
-        self.columns = columns
-        self._seed = list(seed)
+        self._student = student
+        self._lead = lead
+        self.reading = reading
         self._clock = clock
-        linear = columns.linear
-        unknowns = linear.width // columns.groups if columns.outputs else linear.matrix.shape[2]
-        samples = sum(batch.count for batch in lockstep.batches)
-        wanted = max(_COLUMNS_PER_UNKNOWN * (unknowns + 1), _LEAST_COLUMNS)
-        self._positions = math.ceil(wanted / samples)
-        rows = unknowns + 3 * len(columns.channels) // columns.groups
-        self._bytes_per_column = 4 * columns.groups * rows
-        self._kept: dict[range, tuple[dict[str, OrtValue], int]] = {}
-        self._sessions: dict[tuple[type[Pass], bool, int], InferenceSession] = {}
+        self._chunks: list[Chunk] | None = None
+        linear, groups = reading.linear, reading.linear.groups
+        self._columns = lead.columns(reading.plan.index)
+        with clock("capture"):
+            shape = student.tensors(0)[linear.input.name].shape()
+        self._geometry = Geometry.of(linear, shape)
+        self._check_positions(shape[0])
+        taps = self._geometry.taps_inside
+        inside = np.tile(taps, linear.matrix.shape[2] // len(taps))
+        self.basis: Array | None = None
+        if not inside.all():
+            self.basis = np.tile(np.eye(len(inside))[:, inside], (groups, 1, 1))
+        self.block_map = linear.matrix[..., inside]
+        # What the patches are multiplied with as soon as they are gathered.
+        self._turn: Array | None = None
+        if reading.merged:
+            self._turn = self.block_map
+        elif reading.outputs:
+            self.block_map, self._turn = span(self.block_map)
+            self.basis = None
+        columns = sum(part.count * len(part.chosen) for part in self._columns.values())
+        rows = groups * self.block_map.shape[1 if reading.merged else 2]
+        rows += len(reading.channels) * (3 if reading.residual else 1)
+        self._keep = 4 * rows * columns <= _KEPT_BYTES
+        self._few = columns < self.block_map.shape[2]
+
+    def reduce(self) -> None:
+        """Go over to coordinates in the span of the columns, where that has fewer of them.
+
+        A map of the new regressors says nothing about what the columns do not span.
+        """
+        if not (self._few and self._keep):
+            return
+        with self._clock("capture"):
+            chunks = list(self._read())
+            x = np.concatenate([chunk.x for chunk in chunks], axis=2).astype(np.float64)
+            # Householder reflections, so the basis is orthonormal even where columns are equal.
+            bases, turned = zip(
+                *(scipy.linalg.qr(part, mode="economic") for part in x), strict=True
+            )
+            basis = np.stack(bases)
+            ends = np.cumsum([len(chunk) for chunk in chunks])[:-1]
+            parts = np.split(np.stack(turned), ends, axis=2)
+            self._chunks = [
+                replace(chunk, x=part) for chunk, part in zip(chunks, parts, strict=True)
+            ]
+        self.block_map = self.block_map @ basis
+        if self._turn is None:
+            self.basis = basis if self.basis is None else self.basis @ basis
 
     def sums(self) -> list[list[Moments]]:
         """Return the moments of each variant of the targets, and of each fold in it."""
-        outputs = [GRAM, FIRST_X, CROSS, FIRST_Y, SQUARE_Y]
+        variants: list[dict[int, Moments]] = [{}, {}]
         with self._clock("capture"):
-            per_fold = self._run(Capture(self.columns), outputs, {})
-        return [
-            [
-                Moments(
-                    fold.count,
-                    gram=fold.sums[GRAM],
-                    cross=fold.sums[CROSS][variant],
-                    first_x=fold.sums[FIRST_X],
-                    first_y=fold.sums[FIRST_Y][variant],
-                    square_y=fold.sums[SQUARE_Y][variant],
-                )
-                for fold in per_fold
-            ]
-            for variant in range(self.columns.variants)
+            for chunk in self._read():
+                first = Moments.of(chunk.x, chunk.targets)
+                _add(variants[0], chunk.fold, first)
+                for folds, y in zip(variants[1:], chunk.variants[1:], strict=False):
+                    _add(folds, chunk.fold, Moments.of_targets_alone(chunk.x, y))
+        plain = list(variants[0].values())
+        seen = [
+            [part.with_regressors(whole) for part, whole in zip(folds.values(), plain, strict=True)]
+            for folds in variants[1:]
+            if folds
         ]
+        return [plain, *seen]
 
-    def activated(
-        self, folds: Sequence[Moments], fitted: Affine, low: float, high: float
-    ) -> tuple[list[Moments], list[float]]:
-        """See the block through what is behind it, as a fit would leave it.
+    def error(self, fitted: Affine, readout: Readout, rows: Rows) -> float:
+        """Return the sum of squared errors where the readout sees them, over the first fold.
 
         Args:
-            folds: moments of the same columns; their gram is taken over.
-            fitted: the map to predict with.
-            low: lower bound of the activation.
-            high: its upper bound.
-
-        Returns:
-            For each fold, the moments with targets that forgive what the activation hides, and the
-            sum of squared errors behind the activation.
+            fitted: the map of the regressors to predict with, for some of the targets.
+            readout: where the error is seen.
+            rows: which targets, the same ones in each group.
         """
-        kind = np.float64 if self.columns.linear.weight.dtype == np.float64 else np.float32
-        prediction = {
-            MATRIX: fitted.matrix.astype(kind),
-            SHIFT: fitted.shift[..., np.newaxis].astype(kind),
-        }
-        capture = CaptureActivated(self.columns, low, high)
+        error = 0.0
         with self._clock("capture"):
-            per_fold = self._run(capture, [CROSS, FIRST_Y, SQUARE_Y, ERROR], prediction)
-        moments = [
-            Moments(
-                fold.count,
-                gram=old.gram,
-                cross=fold.sums[CROSS][0],
-                first_x=old.first_x,
-                first_y=fold.sums[FIRST_Y][0],
-                square_y=fold.sums[SQUARE_Y][0],
-            )
-            for fold, old in zip(per_fold, folds, strict=True)
-        ]
-        return moments, [float(fold.sums[ERROR]) for fold in per_fold]
-
-    def _run(
-        self,
-        capture: Capture | CaptureActivated,
-        outputs: Sequence[str],
-        prediction: Tensors,
-    ) -> list[_FoldSums]:
-        constant = upload(prediction, self._runtime.device)
-        folds: defaultdict[int, _FoldSums] = defaultdict(_FoldSums)
-        for chunk in self._chunks:
-            cut, count = self._cut(chunk)
-            feeds = {name: cut[name] for name in capture.columns.names}
-            session = self._session(capture, feeds)
-            sums = run(session, feeds | constant, outputs, self._runtime.device)
-            fold = self._lockstep.batches[chunk[0]].fold
-            folds[fold].add(count, {name: download(value) for name, value in sums.items()})
-        return [folds[fold] for fold in sorted(folds)]
-
-    @cached_property
-    def _sizes(self) -> list[int]:
-        """How many bytes the columns of each batch are."""
-        student, _ = self._lockstep.tensors(0)
-        geometry = Geometry.of(self.columns.linear, student[self._tensors.patches].shape())
-        per_sample = self._bytes_per_column * min(self._positions, geometry.positions)
-        return [per_sample * len(batch.samples) for batch in self._lockstep.batches]
-
-    @cached_property
-    def _chunks(self) -> list[range]:
-        """Runs of batches of the same fold whose columns can be summed at once."""
-        batches = self._lockstep.batches
-        chunks: list[range] = []
-        held = 0
-        for index, (batch, more) in enumerate(zip(batches, self._sizes, strict=True)):
-            held += more
-            if not chunks or batches[index - 1].fold != batch.fold or held > _CHUNK_BYTES:
-                chunks.append(range(index, index))
-                held = more
-            chunks[-1] = range(chunks[-1].start, index + 1)
-        return chunks
-
-    def _cut(self, chunk: range) -> tuple[dict[str, OrtValue], int]:
-        """Return the columns of some batches and their number; kept, where all columns fit."""
-        if chunk in self._kept:
-            return self._kept[chunk]
-        parts, count = [], 0
-        for index in chunk:
-            student, teacher = self._lockstep.tensors(index)
-            values = {name: student[tensor] for name, tensor in self._tensors.of_student.items()}
-            values |= {name: teacher[tensor] for name, tensor in self._tensors.of_teacher.items()}
-            indices, columns = self._choose(index, self._lockstep.batches[index], values)
-            session = self._session(CutColumns(self.columns), values)
-            feeds = values | upload(indices, self._runtime.device)
-            parts.append(run(session, feeds, self.columns.names, self._runtime.device))
-            count += columns
-        if len(parts) > 1:
-            session = self._session(JoinColumns(self.columns, len(parts)), {})
-            feeds = {f"{k}/{i}": value for i, part in enumerate(parts) for k, value in part.items()}
-            parts = [run(session, feeds, self.columns.names, self._runtime.device)]
-        if sum(self._sizes) <= _KEPT_BYTES:
-            self._kept[chunk] = parts[0], count
-        return parts[0], count
-
-    def _choose(
-        self, index: int, batch: Batch, values: Mapping[str, OrtValue]
-    ) -> tuple[Tensors, int]:
-        """Return the index inputs of one batch, and how many columns they choose."""
-        shape = values[PATCHES].shape()
-        geometry = Geometry.of(self.columns.linear, shape)
-        self._check_positions(geometry, values[TARGETS].shape())
-        # Some graphs fold positions into the first axis; a sample then has several rows.
-        rows = batch.count * shape[0] // len(batch.samples)
-        k = min(self._positions, geometry.positions)
-        rng = np.random.default_rng([*self._seed, index])
-        chosen = np.sort(rng.choice(geometry.positions, size=k, replace=False))
-        return index_inputs(geometry, rows, chosen), rows * k
-
-    def _session(
-        self,
-        step: CutColumns | JoinColumns | Capture | CaptureActivated,
-        values: Mapping[str, OrtValue],
-    ) -> InferenceSession:
-        key = (
-            type(step),
-            step.columns.residual,
-            step.parts if isinstance(step, JoinColumns) else 1,
-        )
-        if key not in self._sessions:
-            inputs = [
-                gs.Variable(
-                    name,
-                    onnx.helper.tensor_dtype_to_np_dtype(value.element_type()),
-                    [None] * len(value.shape()),
+            for chunk in self._read(first_fold=True):
+                prediction, target, _ = chunk.seen(fitted, rows)
+                difference = (
+                    readout.clip(prediction) - readout.clip(target)
+                    if readout.clips
+                    else prediction - target
                 )
-                for name, value in values.items()
-            ]
-            graph = gs.Graph(inputs=inputs, opset=_OPSET, name="capture")
-            step.run(graph)
-            self._sessions[key] = self._runtime.session(gs.export_onnx(graph, ir_version=_IR))
-        return self._sessions[key]
+                error += float(np.einsum("gnk,gnk->", difference, difference, dtype=np.float64))
+        return error
 
-    def _check_positions(self, geometry: Geometry, shape: Sequence[int]) -> None:
-        spatial = tuple(shape[1:-1] if self.columns.targets_last else shape[2:])
-        if math.prod(spatial) != geometry.positions:
-            msg = (
-                f"its output has {geometry.output_shape or 1} positions, "
+    def hidden(
+        self, folds: Sequence[Moments], fitted: Affine, readout: Readout, rows: Rows
+    ) -> list[Moments]:
+        """Return the moments with targets that forgive what the activation behind hides.
+
+        Where both networks lie beyond a bound of a clipping activation (Relu: 0; Clip: 0 and 6),
+        they agree, however far apart they are. So beyond a bound the target becomes the prediction
+        itself, as far as that lies beyond it too (asymmetric reconstruction after Zhang et al.
+        2016, "Accelerating very deep convolutional networks")::
+
+            u = fitted x (+ shortcut)        t = teacher
+            t' = min(u, low) where t <= low,   max(u, high) where t >= high,   t elsewhere
+
+        Args:
+            folds: moments of the same columns; those of the regressors are taken over.
+            fitted: the map of the regressors to predict with, for some of the targets.
+            readout: the activation.
+            rows: which targets, the same ones in each group.
+        """
+        found: dict[int, Moments] = {}
+        with self._clock("capture"):
+            for chunk in self._read():
+                prediction, target, shortcut = chunk.seen(fitted, rows)
+                y = readout.forgive(prediction, target) - shortcut
+                _add(found, chunk.fold, Moments.of_targets_alone(chunk.x, y))
+        return [
+            part.with_regressors(whole) for part, whole in zip(found.values(), folds, strict=True)
+        ]
+
+    def _read(self, first_fold: bool = False) -> Iterator[Chunk]:
+        """Yield all chunks, fold after fold; only those of the first fold, if that is enough."""
+        if self._chunks is None and self._keep:
+            self._chunks = list(self._gathered(self._columns))
+        first = self._lead.batches[0].fold
+        if self._chunks is not None:
+            yield from (c for c in self._chunks if not first_fold or c.fold == first)
+            return
+        batches = self._lead.batches
+        yield from self._gathered(
+            [index for index in self._columns if not first_fold or batches[index].fold == first]
+        )
+
+    def _gathered(self, batches: Iterable[int]) -> Iterator[Chunk]:
+        """Gather the columns of some batches; put those of a fold side by side."""
+        parts: list[Chunk] = []
+        size = 0
+        for index in batches:
+            part = self._gather_batch(index)
+            if parts and (part.fold != parts[0].fold or size > _CHUNK_BYTES):
+                yield _joined(parts)
+                parts, size = [], 0
+            parts.append(part)
+            size += part.x.nbytes
+        yield _joined(parts)
+
+    def _gather_batch(self, index: int) -> Chunk:
+        tensors, tapped = self._student.tensors(index), self._columns[index]
+        linear, last = self.reading.linear, self.reading.linear.op == "MatMul"
+        groups = 1 if self.reading.merged else linear.groups
+        at, inside = self._geometry.patches(tapped.chosen)
+        taps = self._geometry.taps_inside
+        at, inside = at[taps], inside[taps]
+        mask = None if inside.all() else inside
+        x = self._lead.gather(tensors[linear.input.name], last, tapped.count, at, mask)
+        x = x.reshape(linear.groups, -1, x.shape[1])
+        if self._turn is not None:
+            x = (self._turn.astype(x.dtype) @ x).reshape(groups, -1, x.shape[2])
+
+        def aligned(values: Floats) -> Floats:
+            return values[self.reading.channels].reshape(groups, -1, x.shape[2])
+
+        targets = aligned(_array(tapped.targets.value()))
+        fold = self._lead.batches[index].fold
+        name = self.reading.plan.readout.shortcut
+        if not self.reading.residual or tapped.totals is None or name is None:
+            return Chunk(fold, x, targets)
+        totals = aligned(_array(tapped.totals.value()))
+        position = tapped.chosen[np.newaxis]
+        shortcut = self._lead.gather(tensors[name], last, tapped.count, position)
+        return Chunk(fold, x, targets, (totals, shortcut.reshape(totals.shape)))
+
+    def _check_positions(self, rows: int) -> None:
+        plan = self.reading.plan
+        shape = self._columns[0].shape
+        spatial = shape[1:-1] if plan.channels_last else shape[2:]
+        if math.prod(spatial) != self._geometry.positions or rows != shape[0]:
+            raise MatchError(
+                f"its output has {self._geometry.output_shape or 1} positions, "
                 f"the teacher's has {spatial or 1}"
             )
-            raise MatchError(msg)
 
 
-class _FoldSums:
-    """What has been summed for one fold."""
+def _array(value: OrtValue) -> Floats:
+    array: Floats = value.numpy()
+    return array
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.sums: dict[str, NDArray[np.float64]] = {}
 
-    def add(self, count: int, sums: Mapping[str, NDArray[np.float64]]) -> None:
-        self.count += count
-        for name, value in sums.items():
-            old = self.sums.get(name)
-            self.sums[name] = value if old is None else old + value
+def _add(folds: dict[int, Moments], fold: int, part: Moments) -> None:
+    folds[fold] = folds[fold] + part if fold in folds else part
+
+
+def _joined(parts: Sequence[Chunk]) -> Chunk:
+    """Put columns of the same fold side by side."""
+
+    def side_by_side(of: Callable[[Chunk], Floats]) -> Floats:
+        return np.concatenate([of(part) for part in parts], axis=2)
+
+    residual = None
+    if parts[0].residual is not None:
+        pairs = zip(*(part.residual for part in parts if part.residual), strict=True)
+        totals, shortcut = (np.concatenate(several, axis=2) for several in pairs)
+        residual = totals, shortcut
+    x, targets = side_by_side(lambda c: c.x), side_by_side(lambda c: c.targets)
+    return Chunk(parts[0].fold, x, targets, residual)

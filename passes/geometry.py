@@ -14,6 +14,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,15 @@ class Geometry:
             flat = flat * axis.size + np.clip(at, 0, axis.size - 1)
             inside &= valid
         return flat, inside
+
+    @cached_property
+    def taps_inside(self) -> NDArray[np.bool_]:
+        """(kernel size,) whether some output position sees the input through a kernel element.
+
+        A 3 x 3 kernel on an image of one pixel is a 1 x 1 kernel.
+        """
+        _, inside = self.patches(np.arange(self.positions))
+        return np.asarray(inside.any(axis=1))
 
 
 def _read(attrs: dict[str, Any], index: int, rank: int, size: int, kernel: int) -> Axis:

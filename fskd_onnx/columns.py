@@ -1,0 +1,130 @@
+"""Columns of tensors, gathered where the tensors are: a few positions instead of an activation.
+
+A column is one position of one sample. A regression on u unknowns needs a multiple of u columns,
+not every position of every sample, so each block draws as many as it needs, spread evenly over all
+samples, and only they leave the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnxruntime import InferenceSession, OrtValue
+
+from fskd_onnx.engine import Batch, download, run, upload
+from fskd_onnx.passes.capture import COLUMNS, GatherColumns, indices
+from fskd_onnx.providers import Runtime
+
+# Accuracy with kernel adapters on two draws of 500 samples, which differ by 0.6 among themselves,
+# at 5, 20, 100 columns per unknown and at all columns (``tests/benchmarks/columns.py``):
+# VGG-16 D 92.1 92.1 92.4 92.3 and 92.5 92.7 93.0 93.0; ResNet-20 with half of its inner channels
+# 93.4 93.6 93.6 93.6 and 93.8 94.1 94.2 94.4.
+_COLUMNS_PER_UNKNOWN = 50
+_LEAST_COLUMNS = 4096
+# Fewer than these from each of very many samples would cost more to gather than they tell.
+_POSITIONS_PER_SAMPLE = 8
+
+_OPSET, _IR = 17, 8
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which columns of a block are looked at.
+
+    Attributes:
+        wanted: how many, over all batches.
+        seed: for the choice of positions; each batch draws its own, so they spread over all.
+    """
+
+    wanted: int
+    seed: tuple[int, ...]
+
+    @staticmethod
+    def of_unknowns(unknowns: int, seed: tuple[int, ...]) -> Draw:
+        """Draw enough for a regression on so many unknowns."""
+        return Draw(max(_COLUMNS_PER_UNKNOWN * (unknowns + 1), _LEAST_COLUMNS), seed)
+
+    def choose(
+        self, batches: Sequence[Batch], index: int, rows: int, positions: int
+    ) -> tuple[int, NDArray[np.intp]]:
+        """Choose the columns of one batch.
+
+        Args:
+            batches: all batches, in the order of their folds.
+            index: which one.
+            rows: extent of the first axis of the batch's tensor.
+            positions: of one row.
+
+        Returns:
+            How many rows, the first ones, are looked at, maybe none, and the (k,) positions.
+        """
+        batch = batches[index]
+        # Some graphs fold positions into the first axis; a sample then has several rows.
+        repeat = rows // len(batch.samples)
+        samples = sum(other.count for other in batches)
+        least = math.ceil(self.wanted / (samples * repeat))
+        k = min(positions, max(_POSITIONS_PER_SAMPLE, least))
+        # Samples are in random order, so the first of each fold are as good as any.
+        fold = [other.count for other in batches if other.fold == batch.fold]
+        before = sum(other.count for other in batches[:index] if other.fold == batch.fold)
+        share = math.ceil(self.wanted / (k * repeat) * sum(fold) / samples)
+        count = min(batch.count, max(0, share - before))
+        rng = np.random.default_rng([*self.seed, index])
+        return count * repeat, np.sort(rng.choice(positions, size=k, replace=False))
+
+
+class Gatherer:
+    """Gathers columns; its sessions serve all tensors of a rank and an element type."""
+
+    def __init__(self, runtime: Runtime, dtype: np.dtype[Any]) -> None:
+        """Start without any session.
+
+        Args:
+            runtime: where the tensors are.
+            dtype: of the columns: float32, or float64 for networks that compute in it.
+        """
+        self._runtime = runtime
+        self._dtype = dtype
+        self._sessions: dict[tuple[int, int, bool, bool], InferenceSession] = {}
+
+    def __call__(
+        self,
+        tensor: OrtValue,
+        channels_last: bool,
+        count: int,
+        index: NDArray[np.intp],
+        inside: NDArray[np.bool_] | None = None,
+    ) -> NDArray[Any]:
+        """Gather columns to the host, (channels * taps, count * k).
+
+        Args:
+            tensor: (N, channels, ...), or (N, ..., channels).
+            channels_last: which of the two.
+            count: how many of the N.
+            index: (taps, k) flat positions.
+            inside: (taps, k) whether there is such a position; ``None``: all of them.
+        """
+        shape = tensor.shape()
+        key = (len(shape), int(tensor.element_type()), channels_last, inside is not None)
+        if key not in self._sessions:
+            self._sessions[key] = self._session(*key)
+        chosen = upload(indices(shape, channels_last, count, index, inside), self._runtime.device)
+        feeds = {"tensor": tensor} | chosen
+        # A copy: columns are kept for long, and would leave holes in the runtime's arena.
+        return download(run(self._sessions[key], feeds, [COLUMNS], "cpu")[COLUMNS])
+
+    def _session(
+        self, rank: int, element_type: int, channels_last: bool, masked: bool
+    ) -> InferenceSession:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(element_type)
+        tensor = gs.Variable("tensor", dtype, [None] * rank)
+        graph = gs.Graph(inputs=[tensor], opset=_OPSET, name="columns")
+        GatherColumns("tensor", channels_last, masked, self._dtype).run(graph)
+        return self._runtime.session(gs.export_onnx(graph, ir_version=_IR))

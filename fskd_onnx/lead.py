@@ -1,0 +1,251 @@
+"""The teacher, running ahead of the students that follow it.
+
+It depends on nothing that is fitted. So it runs over many blocks in one session, as a plain forward
+pass would, and leaves its columns for when a student gets there: by default all of them, else
+window after window of blocks::
+
+    teacher   ═══ blocks 1-9 ═══▶ ║ ═══ blocks 10-13 ═══▶            columns of each block
+    student   ─▶ 1 ─▶ 2 ─▶ 3 ─▶ ... ─▶ 9 ─▶ 10 ─▶ ...                fitted with them, one by one
+
+Both networks read the same samples, once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnxruntime import OrtValue
+
+from fskd_onnx.columns import Draw, Gatherer
+from fskd_onnx.engine import Batch, Held, Network, Store, read_lazily
+from fskd_onnx.match import Matching
+from fskd_onnx.passes.linear import Linear, find_linear
+from fskd_onnx.passes.segment import ancestors
+from fskd_onnx.providers import Runtime
+from fskd_onnx.readout import Readout, read_out
+from fskd_onnx.samples import SampleReader
+
+# What the teacher may leave for later blocks. More saves cuts, of which few are left at this size.
+_AHEAD_BYTES = 2**29
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What is known of a block before anything runs.
+
+    Attributes:
+        index: its number among the blocks that are fitted.
+        name: of the student's node.
+        patches: the student's tensor that the block reads.
+        partner: the teacher's block.
+        readout: where the student's error is seen.
+        totals: the teacher's sum behind its block output; None where the error is not seen there.
+        draw: which columns are looked at.
+    """
+
+    index: int
+    name: str
+    patches: str
+    partner: Linear
+    readout: Readout
+    totals: str | None
+    draw: Draw
+
+    @property
+    def of_student(self) -> list[str]:
+        """The student's tensors that have to exist for the block."""
+        return [self.patches, *([self.readout.shortcut] if self.readout.shortcut else [])]
+
+    @property
+    def of_teacher(self) -> list[str]:
+        """The teacher's tensors that have to exist for the block."""
+        return [self.partner.output.name, *([self.totals] if self.totals else [])]
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the teacher's channels are on the last axis."""
+        return self.partner.op == "MatMul"
+
+    @property
+    def bytes(self) -> int:
+        """Size of the teacher's columns, roughly and at most."""
+        return 4 * self.partner.width * self.draw.wanted * len(self.of_teacher)
+
+
+def plan_blocks(
+    matching: Matching, student: gs.Graph, teacher: gs.Graph, outputs: bool, seed: int
+) -> list[BlockPlan]:
+    """Look up where each block's columns come from and where its error is seen.
+
+    Args:
+        matching: pairs of blocks.
+        student: the compressed network.
+        teacher: the original network.
+        outputs: whether outputs are regressors, of which as many count as there are dimensions.
+        seed: for the choice of columns.
+    """
+    partners = {v.output.name: v for v in find_linear(teacher) if isinstance(v, Linear)}
+    tensors = {t.name: t for node in student.nodes for t in node.outputs}
+    views = {v.name: v for v in find_linear(student) if isinstance(v, Linear)}
+    linears = [views[pair.student] for pair in matching.usable]
+    plans = []
+    for index, (pair, linear) in enumerate(zip(matching.usable, linears, strict=True)):
+        partner = partners[str(pair.teacher)]
+        readout, theirs = read_out(student, linear), read_out(teacher, partner)
+        if readout.total is not None:
+            later = {id(v.bias_node or v.node) for v in linears[index:]}
+            shortcut = [tensors[name] for name in (readout.shortcut,) if name in tensors]
+            # A shortcut that is corrected later would be repaired twice.
+            if theirs.total is None or any(id(node) in later for node in ancestors(shortcut)):
+                readout = readout.without_sum()
+        _, n, p = linear.matrix.shape
+        plans.append(
+            BlockPlan(
+                index=index,
+                name=pair.student,
+                patches=linear.input.name,
+                partner=partner,
+                readout=readout,
+                totals=None if readout.total is None else theirs.total,
+                draw=Draw.of_unknowns(min(n, p) if outputs else p, (seed, index)),
+            )
+        )
+    return plans
+
+
+@dataclass(frozen=True)
+class LeadColumns:
+    """The teacher's columns of one block in one batch.
+
+    Attributes:
+        count: rows of the batch's tensors that they come from.
+        chosen: (k,) positions in each.
+        shape: of the teacher's block output.
+        targets: (channels, columns) of the block output.
+        totals: (channels, columns) of the sum; None where it broadcasts, or there is none.
+    """
+
+    count: int
+    chosen: NDArray[np.intp]
+    shape: tuple[int, ...]
+    targets: Held
+    totals: Held | None
+
+
+class Lead:
+    """The teacher on its way, and what it leaves behind.
+
+    Attributes:
+        plans: of each block, in the order in which they are fitted.
+        batches: which samples run together.
+        store: keeps the columns, the samples, and what crosses a cut.
+        gather: gathers columns.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        teacher: gs.Graph,
+        plans: Sequence[BlockPlan],
+        samples: SampleReader,
+        batches: Sequence[Batch],
+        store: Store,
+    ) -> None:
+        """Plan; nothing is read or run yet.
+
+        Args:
+            runtime: where to run.
+            teacher: the original network.
+            plans: of each block, in the order in which they are fitted.
+            samples: the samples, named as the teacher's inputs are.
+            batches: which samples run together.
+            store: keeps the columns, the samples, and what crosses a cut.
+        """
+        self.plans = tuple(plans)
+        self.batches = tuple(batches)
+        self.store = store
+        exact = any(plan.partner.weight.dtype == np.float64 for plan in plans)
+        self.gather = Gatherer(runtime, np.dtype(np.float64 if exact else np.float32))
+        self._runtime = runtime
+        self._teacher = teacher
+        self._feeds = read_lazily(samples, batches, store, runtime.device)
+        self._windows = _windows(plans)
+        self._at = -1
+        self._network: Network | None = None
+        self._columns: dict[int, dict[int, LeadColumns]] = {}
+
+    def follow(self, student: gs.Graph) -> Network:
+        """Set a student out on the same samples, to stop where the blocks need it to."""
+        names = [tensor.name for tensor in student.inputs]
+        feeds = [dict(zip(names, feed.values(), strict=True)) for feed in self._feeds]
+        stops = [plan.of_student for plan in self.plans]
+        return Network(self._runtime, student, stops, self.batches, feeds, self.store)
+
+    def advance(self, block: int) -> None:
+        """Have the columns of a block at hand; those of others may go."""
+        wanted = next(i for i, window in enumerate(self._windows) if block in window)
+        if self._network is None or wanted < self._at:  # the next student starts from the front
+            stops = [
+                list(dict.fromkeys(name for block in w for name in self.plans[block].of_teacher))
+                for w in self._windows
+            ]
+            self._network = Network(
+                self._runtime, self._teacher, stops, self.batches, self._feeds, self.store
+            )
+            self._at = -1
+        while self._at < wanted:
+            self._at += 1
+            self._run(self._network, self._windows[self._at])
+
+    def columns(self, block: int) -> dict[int, LeadColumns]:
+        """Return the columns of a block, which was advanced to, by batch; not all have some."""
+        return self._columns[block]
+
+    def _run(self, network: Network, window: range) -> None:
+        self._columns = {block: {} for block in window}
+        text = f"teacher, blocks {window.start + 1} to {window.stop} of {len(self.plans)}"
+        network.enter(text)
+        for index in range(len(self.batches)):
+            tensors = network.tensors_once(index)
+            for block in window:
+                found = self._gather(self.plans[block], index, tensors)
+                if found is not None:
+                    self._columns[block][index] = found
+            del tensors  # before the next batch needs as much memory
+        network.leave()
+
+    def _gather(
+        self, plan: BlockPlan, index: int, tensors: Mapping[str, OrtValue]
+    ) -> LeadColumns | None:
+        shape = tuple(tensors[plan.partner.output.name].shape())
+        positions = math.prod(shape[1:-1] if plan.channels_last else shape[2:])
+        count, chosen = plan.draw.choose(self.batches, index, shape[0], positions)
+        if count == 0:
+            return None
+        found = [
+            self.store.keep(OrtValue.ortvalue_from_numpy(columns))
+            for columns in (
+                self.gather(tensors[name], plan.channels_last, count, chosen[np.newaxis])
+                for name in plan.of_teacher
+                if tuple(tensors[name].shape()) == shape
+            )
+        ]
+        return LeadColumns(count, chosen, shape, found[0], found[1] if len(found) > 1 else None)
+
+
+def _windows(plans: Sequence[BlockPlan]) -> list[range]:
+    """Divide the blocks into runs whose columns may lie in memory together."""
+    windows: list[range] = []
+    held = 0
+    for plan in plans:
+        held += plan.bytes
+        if not windows or held > _AHEAD_BYTES:
+            windows.append(range(plan.index, plan.index))
+            held = plan.bytes
+        windows[-1] = range(windows[-1].start, plan.index + 1)
+    return windows
