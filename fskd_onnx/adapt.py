@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from fskd_onnx.moments import Affine, Moments, total
 from fskd_onnx.readout import PLAIN, Readout
@@ -16,9 +15,8 @@ from fskd_onnx.solve import Family, Solution, cross_validate, tested_targets
 from fskd_onnx.stream import BlockStream
 
 _ITERATIONS = 5
-
-# Smaller systems lose more by being handed round among threads than they gain.
-_WORTH_THREADS = 1500
+# A repetition that takes off less than this is the last one.
+_WORTH_REPEATING = 0.998
 
 
 @dataclass(frozen=True)
@@ -56,22 +54,38 @@ def fit_block(stream: BlockStream, families: Sequence[Family], readout: Readout)
         families: candidates, as maps of the stream's regressors.
         readout: where the error is seen; an empty one sees it at the block's output only.
     """
-    few = stream.block_map.shape[2] < _WORTH_THREADS
-    with threadpool_limits(1 if few else None):
-        variants = stream.sums()
-        plain = min(
-            (cross_validate(variants[0], family) for family in families),
-            key=lambda solution: solution.error_after,
-        )
-        if readout != PLAIN:
-            return _refine(stream, variants, plain, readout)
-    scale = _scale(plain.energy, variants[0])
+    n = stream.block_map.shape[1]
+    # Targets share all but their own values, so some of them tell which variant is the best one;
+    # but where there is only one, all of them are needed anyway.
+    all_rows = np.arange(n)
+    rows = tested_targets(n) if readout.total is not None else all_rows
+    variants = stream.sums(rows)
+    plain = min(
+        (cross_validate(variants[0], family, rows) for family in families),
+        key=lambda solution: solution.error_after,
+    )
+    family = plain.family
+    best = _Candidate(0, variants[0], plain.ridge)
+    before, scale = plain.error_before, _scale(plain.energy, variants[0])
+    if readout == PLAIN:
+        best = replace(best, error=plain.error_after)
+    else:
+        best = _refine(stream, variants, plain, readout, rows)
+        unchanged = family.lift(family.unchanged.of_targets(rows))
+        before = stream.error(unchanged, readout, rows)
+        scale = _scale(variants[0][0].target_energy, variants[0][:1])
+    moments = best.moments
+    if len(rows) < n:
+        folds = stream.towards(best.moments, best.variant, all_rows)
+        steps = _repeat(stream, folds, family, best.ridge, readout, all_rows)
+        _, moments = next(itertools.islice(steps, best.repeats, None))
+    whole = family.regress(total(moments), known=plain.moments)
     return BlockFit(
-        plain.family,
-        plain.adapter,
-        plain.ridge,
-        plain.error_before * scale,
-        plain.error_after * scale,
+        family,
+        family.ridge(whole, best.ridge).fit(whole),
+        best.ridge,
+        before * scale,
+        best.error * scale,
     )
 
 
@@ -85,17 +99,19 @@ def _scale(energy: float, folds: Sequence[Moments]) -> float:
 
 
 @dataclass(frozen=True)
-class _Refinement:
-    """One way to repeat a fit with what the readout shows.
+class _Candidate:
+    """One way to fit a block.
 
     Attributes:
-        folds: moments towards one variant of the targets.
+        variant: of the targets.
+        moments: that were fitted to in the end.
         ridge: strength.
         repeats: how often to forgive what the activation hides, and fit again.
-        error: on the first fold, which the fit has not seen, over the tested targets.
+        error: on folds that the fit has not seen.
     """
 
-    folds: list[Moments]
+    variant: int
+    moments: list[Moments]
     ridge: float
     repeats: int = 0
     error: float = np.inf
@@ -106,42 +122,26 @@ def _refine(
     variants: list[list[Moments]],
     plain: Solution,
     readout: Readout,
-) -> BlockFit:
-    """Repeat the fit with what the readout shows, as long as the first fold, left out, agrees.
+    rows: NDArray[np.intp],
+) -> _Candidate:
+    """Repeat a fit with what the readout shows, as long as the first fold, left out, agrees.
 
     The candidates are the fits to each variant of the targets, and what follows from each by
-    forgiving what the activation hides. Targets share all but their own values, so some of them
-    tell which candidate is best; the winner is fitted again to all folds and targets.
+    forgiving what the activation hides.
     """
     family = plain.family
-    rows = tested_targets(family)
-    best = _Refinement(variants[0], plain.ridge)
-    for folds in variants:
-        ridge = plain.ridge if folds is variants[0] else cross_validate(folds, family).ridge
-        steps = _repeat(
-            stream, [fold.of_targets(rows) for fold in folds], family, ridge, readout, rows
-        )
-        for repeats, (fitted, _) in zip(range(_ITERATIONS + 1), steps):
+    best = _Candidate(0, variants[0], plain.ridge)
+    for variant, folds in enumerate(variants):
+        ridge = plain.ridge if variant == 0 else cross_validate(folds, family, rows).ridge
+        steps = _repeat(stream, folds, family, ridge, readout, rows)
+        for repeats, (fitted, moments) in enumerate(itertools.islice(steps, _ITERATIONS + 1)):
             error = stream.error(family.lift(fitted), readout, rows)
-            if error >= best.error:
+            enough = error > _WORTH_REPEATING * best.error
+            if error < best.error:
+                best = _Candidate(variant, moments, ridge, repeats, error)
+            if enough or not readout.clips:
                 break
-            best = _Refinement(folds, ridge, repeats, error)
-            if not readout.clips:
-                break
-    everything = np.arange(family.prior.shape[1])
-    steps = _repeat(stream, best.folds, family, best.ridge, readout, everything)
-    _, moments = next(itertools.islice(steps, best.repeats, None))
-    whole = family.regress(total(moments))
-    tested = variants[0][0].of_targets(rows)
-    scale = _scale(tested.target_energy, [tested])
-    unchanged = family.lift(family.unchanged.of_targets(rows))
-    return BlockFit(
-        family,
-        family.ridge(whole, best.ridge).fit(whole),
-        best.ridge,
-        stream.error(unchanged, readout, rows) * scale,
-        best.error * scale,
-    )
+    return best
 
 
 def _repeat(

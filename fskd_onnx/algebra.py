@@ -1,25 +1,34 @@
 """The linear algebra that costs time, on NumPy or PyTorch; everything around it is NumPy.
 
 Matrices come in and go out as float64 arrays, stacked along a first axis where there are several.
+
+Threads: BLAS hands a large system round among its own. Smaller ones lose more by that than they
+gain, so there BLAS keeps to one thread, and as many chunks of columns are worked on side by side
+(``each``). Either way there are as many threads as BLAS was set to use.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, Protocol
+from contextvars import ContextVar, copy_context
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from fskd_onnx.errors import FskdError
 
 logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
+T = TypeVar("T")
+S = TypeVar("S")
 
 
 class Backend(Protocol):
@@ -98,8 +107,9 @@ class _TorchBackend:
         return self._torch.as_tensor(np.ascontiguousarray(array), device=self._device)
 
 
-_BACKENDS: dict[str, Callable[[], Backend]] = {"numpy": _NumpyBackend, "torch": _TorchBackend}
-_BACKEND: ContextVar[Backend] = ContextVar("backend", default=_NumpyBackend())
+_NUMPY = _NumpyBackend()
+_BACKENDS: dict[str, Callable[[], Backend]] = {"numpy": lambda: _NUMPY, "torch": _TorchBackend}
+_BACKEND: ContextVar[Backend] = ContextVar("backend", default=_NUMPY)
 
 
 def backend() -> Backend:
@@ -119,3 +129,53 @@ def solved_by(name: str) -> Iterator[None]:
         yield
     finally:
         _BACKEND.reset(token)
+
+
+_WORTH_THREADS = 1500
+_SIDE_BY_SIDE: ContextVar[int] = ContextVar("side_by_side", default=1)
+
+
+@functools.cache
+def _blas() -> tuple[ThreadpoolController, int]:
+    """Return what sets BLAS's threads, and how many it was set to."""
+    controller = ThreadpoolController().select(user_api="blas")
+    return controller, max((info["num_threads"] for info in controller.info()), default=1)
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "fskd-onnx")
+
+
+@contextmanager
+def threads_for(unknowns: int) -> Iterator[None]:
+    """Set the threads for systems of a size."""
+    if unknowns >= _WORTH_THREADS or backend() is not _NUMPY:  # PyTorch has threads of its own
+        yield
+        return
+    controller, threads = _blas()
+    token = _SIDE_BY_SIDE.set(threads)
+    try:
+        with controller.limit(limits=1):
+            yield
+    finally:
+        _SIDE_BY_SIDE.reset(token)
+
+
+def each(work: Callable[[T], S], items: Iterable[T]) -> Iterable[S]:
+    """Do some work on each of several items, side by side where they are in memory anyway.
+
+    Args:
+        work: what to do; it spends its time in NumPy.
+        items: a list, or something that makes one after another, of which only one is held.
+
+    Returns:
+        The results, in the order of the items.
+    """
+    threads = _SIDE_BY_SIDE.get()
+    if threads == 1 or not isinstance(items, list) or len(items) == 1:
+        return map(work, items)
+    # Each in a context of its own, which knows the backend.
+    pool = _pool(threads)
+    futures = [pool.submit(copy_context().run, work, item) for item in items]
+    return [future.result() for future in futures]

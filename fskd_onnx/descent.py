@@ -6,11 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.adapt import BlockFit, fit_block
-from fskd_onnx.algebra import solved_by
+from fskd_onnx.algebra import solved_by, threads_for
 from fskd_onnx.clock import Clock
 from fskd_onnx.engine import Network
 from fskd_onnx.errors import MatchError
@@ -69,11 +68,9 @@ class Descent:
         self._options = options
         self._clock = clock
         self._lead = lead
-        self._weights = dict(weights or {})
-        self._adapters: dict[str, Adapter] = {}
         self._known: dict[str, tuple[Channels, float]] = {}
         self._blocks: dict[str, BlockReport] = {}
-        ReplaceWeights(self._weights).run(self.student)
+        ReplaceWeights(weights or {}).run(self.student)
 
     def run(self) -> None:
         """Advance the student block by block, correcting it before it runs on."""
@@ -82,14 +79,9 @@ class Descent:
             for plan in plans:
                 self._lead.advance(plan.index)
                 network.enter(f"block {plan.index + 1} of {len(plans)}")
-                with self._clock("solve"):
+                with self._clock("solve"), threads_for(plan.unknowns):
                     self._blocks[plan.name] = self._fit(plan, network)
                 network.leave()
-
-    def explicit(self) -> onnx.ModelProto:
-        """Return the corrected student with its pointwise adapters as nodes of their own."""
-        replaced = ReplaceWeights(self._weights)(self._task.student.canonical).model
-        return InsertAdapter(self._adapters)(replaced).model
 
     @property
     def reports(self) -> tuple[BlockReport, ...]:
@@ -171,7 +163,9 @@ class Descent:
 
     def _settle_channels(self, stream: BlockStream) -> float:
         """Let activations decide a block's channels, and all that follows for later blocks."""
-        channels, confidence = channels_from_moments(total(stream.sums()[0]))
+        channels, confidence = channels_from_moments(
+            total(stream.sums(np.arange(len(stream.reading.channels)))[0])
+        )
         if not uncertain(confidence):
             self._known[stream.reading.linear.name] = channels, confidence
             again = match_models(
@@ -184,20 +178,18 @@ class Descent:
         return confidence
 
     def _correct(self, linear: Linear, block: BlockFit) -> None:
-        """Apply a fit to the graph, and keep it for the explicit form of the whole."""
+        """Apply a fit to the graph."""
         name, shift = linear.name, block.adapter.shift.reshape(-1)
         change = block.family.change(block.adapter)
         if block.family.name == "pointwise":
             matrix = change + np.eye(change.shape[1])
             bias = linear.bias.reshape(linear.groups, -1, 1)
             # The adapter is a map of the outputs, which have the bias in them.
-            shift = shift - (matrix @ bias).reshape(-1)
-            self._adapters[name] = Adapter(matrix, shift)
-            InsertAdapter({name: self._adapters[name]}).run(self.student)
+            adapter = Adapter(matrix, shift - (matrix @ bias).reshape(-1))
+            InsertAdapter({name: adapter}).run(self.student)
             FuseAdapter().run(self.student)
         else:
-            self._weights[name] = Weights(linear.matrix + change, shift)
-            ReplaceWeights({name: self._weights[name]}).run(self.student)
+            ReplaceWeights({name: Weights(linear.matrix + change, shift)}).run(self.student)
 
     def _pair(self, name: str) -> BlockPair:
         return next(pair for pair in self.matching.pairs if pair.student == name)

@@ -26,8 +26,8 @@ from fskd_onnx.samples import SampleReader
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
-# Larger batches than fit the caches are slower, in whole networks and more so in segments; this many
-# input values per batch is 32 samples of 28 x 28 and 6 of 224 x 224 x 3.
+# Larger batches than fit the caches are slower, in whole networks and more so in segments; this
+# many input values per batch is 32 samples of 28 x 28 and 6 of 224 x 224 x 3.
 _VALUES_PER_BATCH = 2**20
 _BATCH_LIMITS = (4, 32)
 

@@ -45,6 +45,7 @@ class BlockPlan:
         partner: the teacher's block.
         readout: where the student's error is seen.
         totals: the teacher's sum behind its block output; None where the error is not seen there.
+        unknowns: of its regression.
         draw: which columns are looked at.
     """
 
@@ -54,6 +55,7 @@ class BlockPlan:
     partner: Linear
     readout: Readout
     totals: str | None
+    unknowns: int
     draw: Draw
 
     @property
@@ -104,6 +106,7 @@ def plan_blocks(
             if theirs.total is None or any(id(node) in later for node in ancestors(shortcut)):
                 readout = readout.without_sum()
         _, n, p = linear.matrix.shape
+        unknowns = min(n, p) if outputs else p
         plans.append(
             BlockPlan(
                 index=index,
@@ -112,7 +115,8 @@ def plan_blocks(
                 partner=partner,
                 readout=readout,
                 totals=None if readout.total is None else theirs.total,
-                draw=Draw.of_unknowns(min(n, p) if outputs else p, (seed, index)),
+                unknowns=unknowns,
+                draw=Draw.of_unknowns(unknowns, (seed, index)),
             )
         )
     return plans
@@ -169,8 +173,7 @@ class Lead:
         self.plans = tuple(plans)
         self.batches = tuple(batches)
         self.store = store
-        exact = any(plan.partner.weight.dtype == np.float64 for plan in plans)
-        self.gather = Gatherer(runtime, np.dtype(np.float64 if exact else np.float32))
+        self.gather = Gatherer(runtime)
         self._runtime = runtime
         self._teacher = teacher
         self._feeds = read_lazily(samples, batches, store, runtime.device)

@@ -238,16 +238,17 @@ def _channels_from_weights(
     columns = columns.reshape(*columns.shape[:2], want, taps)[origin.groups]
     columns = np.take_along_axis(columns, origin.inputs[:, np.newaxis, :, np.newaxis], axis=2)
     biases = teacher.bias.reshape(teacher.groups, -1)[origin.groups]
-    found = [
-        _assign(similarity, _distance(*bias))
-        for similarity, *bias in zip(
-            _cosine(rows, columns.reshape(*columns.shape[:2], -1)),
-            student.bias.reshape(student.groups, -1),
-            biases,
-            strict=True,
-        )
-    ]
-    parts, confidence = np.array([part for part, _ in found]), min(sure for _, sure in found)
+    columns = columns.reshape(*columns.shape[:2], -1)
+    own = student.bias.reshape(student.groups, -1)
+    if np.array_equal(rows, columns) and np.array_equal(own, biases):
+        # Nothing was removed here, as in every layer that only lost inputs: no need to search.
+        parts, confidence = np.tile(np.arange(rows.shape[1]), (student.groups, 1)), 1.0
+    else:
+        found = [
+            _assign(similarity, _distance(*bias))
+            for similarity, *bias in zip(_cosine(rows, columns), own, biases, strict=True)
+        ]
+        parts, confidence = np.array([part for part, _ in found]), min(sure for _, sure in found)
     if confidence < _WEIGHTS_AGREE:
         if kept is None or want > 1 or rows.shape[1] != columns.shape[1]:
             return None

@@ -223,7 +223,7 @@ def _grams(
     inputs = tuple(tensor.name for tensor in teacher.inputs)
     computed = tuple(name for name in readers if name not in inputs)
     used = _first_batches(batches, _SAMPLES)
-    gather = Gatherer(runtime, np.dtype(np.float32))
+    gather = Gatherer(runtime)
     sums: dict[str, Moments] = {}
     session = None
     for index, batch in enumerate(used):

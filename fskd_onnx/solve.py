@@ -28,6 +28,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +43,9 @@ Indices = NDArray[np.intp]
 
 RIDGES: tuple[float, ...] = tuple(10.0**exponent for exponent in range(-6, 2))
 
-# A system of this many unknowns is factorized in milliseconds. Costlier ones are tested on fewer
+# A system of this many unknowns is factorized in a millisecond. Costlier ones are tested on fewer
 # folds: the held-out error of two folds already orders the ridges.
-_CHEAP = 640
+_CHEAP = 128
 _SPARSE = 0.5
 _FOLDS_IF_COSTLY = 2
 # All targets of a block share regressors and ridge, so that this many tell which ridge is best.
@@ -168,11 +169,11 @@ class Family:
 
 @dataclass(frozen=True)
 class Solution:
-    """An adapter and what cross-validation says of it.
+    """What cross-validation says of a family.
 
     Attributes:
-        family: that it belongs to.
-        adapter: map of the family's regressors, fitted on all folds.
+        family: of adapters.
+        moments: of its regressors, over all folds.
         ridge: the chosen strength, relative to the mean diagonal of Gxx.
         error_before: ||student - teacher||^2 of the block as it is.
         error_after: the same of adapters fitted without the fold that they are tested on.
@@ -180,21 +181,20 @@ class Solution:
     """
 
     family: Family
-    adapter: Affine
+    moments: Moments
     ridge: float
     error_before: float
     error_after: float
     energy: float
 
 
-def tested_targets(family: Family) -> Indices:
-    """Return the targets that stand for all where a choice is made."""
-    n = family.prior.shape[1]
-    return np.arange(0, n, -(-n // _TESTED_TARGETS))
+def tested_targets(targets: int) -> Indices:
+    """Return the targets, of so many, that stand for all where a choice is made."""
+    return np.arange(0, targets, -(-targets // _TESTED_TARGETS))
 
 
-def cross_validate(folds: Sequence[Moments], family: Family) -> Solution:
-    """Fit an adapter; choose its ridge by the error on held-out folds.
+def cross_validate(folds: Sequence[Moments], family: Family, rows: Indices) -> Solution:
+    """Choose the ridge of a family by the error on held-out folds.
 
     The error has one minimum along the ridge in all that was measured, so the search starts in the
     middle and walks downhill.
@@ -202,13 +202,14 @@ def cross_validate(folds: Sequence[Moments], family: Family) -> Solution:
     Args:
         folds: moments of the captured regressors, at least two folds that share no sample.
         family: of adapters.
+        rows: which of the family's targets those of the moments are.
     """
-    parts = [family.regress(fold) for fold in folds]
+    some = tested_targets(len(rows))
+    parts = [family.regress(fold.of_targets(some)) for fold in folds]
+    rows = rows[some]
     everything = total(parts)
-    m = family.prior.shape[2]
-    rows = tested_targets(family)
-    tested = [part.of_targets(rows) for part in parts[: None if m <= _CHEAP else _FOLDS_IF_COSTLY]]
-    others = [everything.of_targets(rows) - part for part in tested]
+    tested = parts[: None if family.prior.shape[2] <= _CHEAP else _FOLDS_IF_COSTLY]
+    others = [everything - part for part in tested]
     errors: dict[float, float] = {}
 
     def held_out(ridge: float) -> float:
@@ -222,7 +223,7 @@ def cross_validate(folds: Sequence[Moments], family: Family) -> Solution:
     best = _walk_downhill(held_out)
     return Solution(
         family=family,
-        adapter=family.ridge(everything, best).fit(everything),
+        moments=everything,
         ridge=best,
         error_before=sum(part.error(family.unchanged.of_targets(rows)) for part in tested),
         error_after=errors[best],
@@ -253,35 +254,42 @@ class Ridge:
         # Without any variance there is nothing to fit but the shift, and any strength gives that.
         strength = ridge * mean_diagonal if mean_diagonal > 0 else 1.0
         self._factors = [
-            (group, rows, columns, _factorize(part[columns[:, np.newaxis], columns], strength))
+            (group, block, _factorize(part[_square(block[1])], strength))
             for group, part in enumerate(gram)
-            for rows, columns in _supports(
-                prior[group], None if support is None else support[group]
-            )
+            for block in _supports(None if support is None else support[group])
         ]
 
     def fit(self, moments: Moments) -> Affine:
         """Solve for the targets of some moments, over the same columns as the regressors."""
         right = moments.centered_cross - self._pull
         step = np.zeros_like(right)
-        for group, rows, columns, solve in self._factors:
-            block = rows[:, np.newaxis], columns
+        for group, block, solve in self._factors:
             step[group][block] = solve(right[group][block])
         matrix = self._prior + step
         shift = moments.mean_y - np.einsum("gij,gj->gi", matrix, moments.mean_x)
         return Affine(matrix, shift)
 
 
-def _supports(prior: Array, support: Mask | None) -> Iterator[tuple[Indices, Indices]]:
-    """Yield the rows that share a support, and its columns; rows without any are left out."""
-    n, m = prior.shape
+_Index = Any  # slices, or arrays of indices; NumPy's own type for them is private
+
+
+def _supports(support: Mask | None) -> Iterator[tuple[_Index, _Index]]:
+    """Yield an index of the rows that share a support and its columns; rows without any are out."""
     if support is None:
-        yield np.arange(n), np.arange(m)
+        yield slice(None), slice(None)
         return
     patterns, members = np.unique(support, axis=0, return_inverse=True)
     for index, pattern in enumerate(patterns):
         if pattern.any():
-            yield np.flatnonzero(members.reshape(-1) == index), np.flatnonzero(pattern)
+            yield np.ix_(members.reshape(-1) == index, pattern)
+
+
+def _square(columns: _Index) -> tuple[_Index, _Index]:
+    """Return an index of the rows and columns of a matrix that some columns name."""
+    if isinstance(columns, slice):
+        return columns, columns
+    flat = columns.reshape(-1)
+    return np.ix_(flat, flat)
 
 
 def _walk_downhill(error: Callable[[float], float]) -> float:

@@ -1,8 +1,8 @@
 """The columns of one block, chunk by chunk, and their sums.
 
 A column pairs regressors x, what the student's block reads, with targets y, what the teacher's
-block gives, at one position of one sample. Nothing is read from the student's block itself: its patches
-are gathered from its *input* at the drawn positions. So a block never runs uncorrected.
+block gives, at one position of one sample. Nothing is read from the student's block itself: its
+patches are gathered from its *input* at the drawn positions. So a block never runs uncorrected.
 
 Where the block output only feeds an Add with a shortcut, its error can be seen there. The targets
 then are (teacher's sum - student's shortcut), so that a block also repairs what arrives through the
@@ -12,10 +12,10 @@ shortcut::
     teacher output  ─────────────────▶ y ─────────┼─▶ float64 ─▶ sums
     teacher sum, student shortcut ─▶ difference ──┘
 
-Regressors are the patches, or coordinates of the block's outputs W p where only those are asked for.
-And where the columns are fewer than their rows, as ten samples of an image of one pixel are, they span
-less than the whole space, and a ridge leaves everything outside of the span alone. Then x are the
-coordinates in an orthonormal basis of the span, and nothing is lost.
+Regressors are the patches, or coordinates of the block's outputs W p where only those are asked
+for. And where the columns are fewer than their rows, as ten samples of an image of one pixel are,
+they span less than the whole space, and a ridge leaves everything outside of the span alone. Then x
+are the coordinates in an orthonormal basis of the span, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
-from fskd_onnx.algebra import Array
+from fskd_onnx.algebra import Array, each
 from fskd_onnx.clock import Clock
 from fskd_onnx.engine import Network
 from fskd_onnx.errors import MatchError
@@ -45,8 +45,8 @@ Rows = NDArray[np.intp]
 
 # Products of larger chunks are no faster. Columns that fit the second are kept for the next time
 # they are asked for; those of blocks with more are gathered anew each time.
-_CHUNK_BYTES = 2**25
-_KEPT_BYTES = 2**28
+_CHUNK_BYTES = 2**26
+_KEPT_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -55,39 +55,54 @@ class Chunk:
 
     Attributes:
         fold: the fold of cross-validation.
-        x: (groups, m, columns) regressors.
+        x: (groups, m, columns) regressors, in float64: every product needs all of them.
         targets: (groups, n, columns) of the teacher's block output.
         residual: the teacher's sum and the student's shortcut, each (groups, n, columns); None
             where the error is not seen behind a sum.
     """
 
     fold: int
-    x: Floats
+    x: Array
     targets: Floats
     residual: tuple[Floats, Floats] | None = None
 
-    @property
-    def variants(self) -> list[Floats]:
-        """The targets, for each way to see them."""
-        if self.residual is None:
-            return [self.targets]
+    def towards(self, variant: int, rows: Rows) -> Array:
+        """Return some targets: those of the block output (0), or the shortcut taken off (1)."""
+        if variant == 0 or self.residual is None:
+            return _exact(self.targets, rows)
         totals, shortcut = self.residual
-        return [self.targets, totals - shortcut]
+        return _exact(totals, rows) - _exact(shortcut, rows)
 
-    def seen(self, fitted: Affine, rows: Rows) -> tuple[Floats, Floats, Floats | float]:
+    def seen(self, fitted: Affine, rows: Rows) -> tuple[Array, Array, Array | float]:
         """Return prediction and target of some rows where the error is seen, and the shortcut."""
-        kind = self.targets.dtype
-        prediction = fitted.matrix.astype(kind) @ self.x.astype(kind, copy=False)
-        prediction += fitted.shift[..., np.newaxis].astype(kind)
+        prediction = fitted.matrix @ self.x
+        prediction += fitted.shift[..., np.newaxis]
         if self.residual is None:
-            return prediction, self.targets[:, rows], 0.0
-        totals, shortcut = (part[:, rows] for part in self.residual)
+            return prediction, _exact(self.targets, rows), 0.0
+        totals, shortcut = (_exact(part, rows) for part in self.residual)
         prediction += shortcut
         return prediction, totals, shortcut
 
     def __len__(self) -> int:
         """Number of columns."""
         return int(self.x.shape[2])
+
+    @staticmethod
+    def join(parts: Sequence[Chunk]) -> Chunk:
+        """Put columns of the same fold side by side."""
+
+        def side_by_side(arrays: Iterable[Floats]) -> Floats:
+            return np.concatenate(list(arrays), axis=2)
+
+        pairs = [part.residual for part in parts if part.residual is not None]
+        return Chunk(
+            fold=parts[0].fold,
+            x=np.concatenate([part.x for part in parts], axis=2, dtype=np.float64),
+            targets=side_by_side(part.targets for part in parts),
+            residual=(side_by_side(a for a, _ in pairs), side_by_side(b for _, b in pairs))
+            if pairs
+            else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -165,9 +180,9 @@ class BlockStream:
             self.block_map, self._turn = span(self.block_map)
             self.basis = None
         columns = sum(part.count * len(part.chosen) for part in self._columns.values())
-        rows = groups * self.block_map.shape[1 if reading.merged else 2]
-        rows += len(reading.channels) * (3 if reading.residual else 1)
-        self._keep = 4 * rows * columns <= _KEPT_BYTES
+        per_column = 8 * groups * self.block_map.shape[1 if reading.merged else 2]
+        per_column += 4 * len(reading.channels) * (3 if reading.residual else 1)
+        self._keep = per_column * columns <= _KEPT_BYTES
         self._few = columns < self.block_map.shape[2]
 
     def reduce(self) -> None:
@@ -179,7 +194,7 @@ class BlockStream:
             return
         with self._clock("capture"):
             chunks = list(self._read())
-            x = np.concatenate([chunk.x for chunk in chunks], axis=2).astype(np.float64)
+            x = np.concatenate([chunk.x for chunk in chunks], axis=2)
             # Householder reflections, so the basis is orthonormal even where columns are equal.
             bases, turned = zip(
                 *(scipy.linalg.qr(part, mode="economic") for part in x), strict=True
@@ -194,22 +209,24 @@ class BlockStream:
         if self._turn is None:
             self.basis = basis if self.basis is None else self.basis @ basis
 
-    def sums(self) -> list[list[Moments]]:
-        """Return the moments of each variant of the targets, and of each fold in it."""
-        variants: list[dict[int, Moments]] = [{}, {}]
-        with self._clock("capture"):
-            for chunk in self._read():
-                first = Moments.of(chunk.x, chunk.targets)
-                _add(variants[0], chunk.fold, first)
-                for folds, y in zip(variants[1:], chunk.variants[1:], strict=False):
-                    _add(folds, chunk.fold, Moments.of_targets_alone(chunk.x, y))
-        plain = list(variants[0].values())
-        seen = [
-            [part.with_regressors(whole) for part, whole in zip(folds.values(), plain, strict=True)]
-            for folds in variants[1:]
-            if folds
-        ]
-        return [plain, *seen]
+    def sums(self, rows: Rows) -> list[list[Moments]]:
+        """Return the moments of each variant of some targets, and of each fold in it.
+
+        Args:
+            rows: which targets, the same ones in each group.
+        """
+        plain = self._sum(lambda chunk: Moments.of(chunk.x, chunk.towards(0, rows)))
+        return [plain, self.towards(plain, 1, rows)] if self.reading.residual else [plain]
+
+    def towards(self, folds: Sequence[Moments], variant: int, rows: Rows) -> list[Moments]:
+        """Return the moments of the same columns with other targets.
+
+        Args:
+            folds: moments of the columns; those of the regressors are taken over.
+            variant: 0 for the block output, 1 for the sum behind it without the shortcut.
+            rows: which targets, the same ones in each group.
+        """
+        return self._with_targets(folds, lambda chunk: chunk.towards(variant, rows))
 
     def error(self, fitted: Affine, readout: Readout, rows: Rows) -> float:
         """Return the sum of squared errors where the readout sees them, over the first fold.
@@ -219,17 +236,16 @@ class BlockStream:
             readout: where the error is seen.
             rows: which targets, the same ones in each group.
         """
-        error = 0.0
+
+        def of_chunk(chunk: Chunk) -> float:
+            prediction, target, _ = chunk.seen(fitted, rows)
+            if readout.clips:
+                prediction, target = readout.clip(prediction), readout.clip(target)
+            difference = prediction - target
+            return float(np.vdot(difference, difference))
+
         with self._clock("capture"):
-            for chunk in self._read(first_fold=True):
-                prediction, target, _ = chunk.seen(fitted, rows)
-                difference = (
-                    readout.clip(prediction) - readout.clip(target)
-                    if readout.clips
-                    else prediction - target
-                )
-                error += float(np.einsum("gnk,gnk->", difference, difference, dtype=np.float64))
-        return error
+            return sum(each(of_chunk, self._read(first_fold=True)))
 
     def hidden(
         self, folds: Sequence[Moments], fitted: Affine, readout: Readout, rows: Rows
@@ -250,26 +266,40 @@ class BlockStream:
             readout: the activation.
             rows: which targets, the same ones in each group.
         """
-        found: dict[int, Moments] = {}
-        with self._clock("capture"):
-            for chunk in self._read():
-                prediction, target, shortcut = chunk.seen(fitted, rows)
-                y = readout.forgive(prediction, target) - shortcut
-                _add(found, chunk.fold, Moments.of_targets_alone(chunk.x, y))
-        return [
-            part.with_regressors(whole) for part, whole in zip(found.values(), folds, strict=True)
-        ]
 
-    def _read(self, first_fold: bool = False) -> Iterator[Chunk]:
-        """Yield all chunks, fold after fold; only those of the first fold, if that is enough."""
+        def targets(chunk: Chunk) -> Array:
+            prediction, target, shortcut = chunk.seen(fitted, rows)
+            return readout.forgive(prediction, target) - shortcut
+
+        return self._with_targets(folds, targets)
+
+    def _with_targets(
+        self, folds: Sequence[Moments], targets: Callable[[Chunk], Array]
+    ) -> list[Moments]:
+        found = self._sum(lambda chunk: Moments.of_targets_alone(chunk.x, targets(chunk)))
+        return [part.with_regressors(whole) for part, whole in zip(found, folds, strict=True)]
+
+    def _sum(self, work: Callable[[Chunk], Moments]) -> list[Moments]:
+        """Add up the moments of the chunks of each fold."""
+
+        def of_chunk(chunk: Chunk) -> tuple[int, Moments]:
+            return chunk.fold, work(chunk)
+
+        folds: dict[int, Moments] = {}
+        with self._clock("capture"):
+            for fold, part in each(of_chunk, self._read()):
+                folds[fold] = folds[fold] + part if fold in folds else part
+        return list(folds.values())
+
+    def _read(self, first_fold: bool = False) -> Iterable[Chunk]:
+        """Give all chunks, fold after fold; only those of the first fold, if that is enough."""
+        batches = self._lead.batches
+        first = batches[0].fold
         if self._chunks is None and self._keep:
             self._chunks = list(self._gathered(self._columns))
-        first = self._lead.batches[0].fold
         if self._chunks is not None:
-            yield from (c for c in self._chunks if not first_fold or c.fold == first)
-            return
-        batches = self._lead.batches
-        yield from self._gathered(
+            return [c for c in self._chunks if not first_fold or c.fold == first]
+        return self._gathered(
             [index for index in self._columns if not first_fold or batches[index].fold == first]
         )
 
@@ -280,11 +310,11 @@ class BlockStream:
         for index in batches:
             part = self._gather_batch(index)
             if parts and (part.fold != parts[0].fold or size > _CHUNK_BYTES):
-                yield _joined(parts)
+                yield Chunk.join(parts)
                 parts, size = [], 0
             parts.append(part)
-            size += part.x.nbytes
-        yield _joined(parts)
+            size += 8 * part.x.size
+        yield Chunk.join(parts)
 
     def _gather_batch(self, index: int) -> Chunk:
         tensors, tapped = self._student.tensors(index), self._columns[index]
@@ -323,25 +353,13 @@ class BlockStream:
             )
 
 
+def _exact(values: Floats, rows: Rows) -> Array:
+    """Return some rows in float64."""
+    if len(rows) < values.shape[1]:
+        values = values[:, rows]
+    return values.astype(np.float64, copy=False)
+
+
 def _array(value: OrtValue) -> Floats:
     array: Floats = value.numpy()
     return array
-
-
-def _add(folds: dict[int, Moments], fold: int, part: Moments) -> None:
-    folds[fold] = folds[fold] + part if fold in folds else part
-
-
-def _joined(parts: Sequence[Chunk]) -> Chunk:
-    """Put columns of the same fold side by side."""
-
-    def side_by_side(of: Callable[[Chunk], Floats]) -> Floats:
-        return np.concatenate([of(part) for part in parts], axis=2)
-
-    residual = None
-    if parts[0].residual is not None:
-        pairs = zip(*(part.residual for part in parts if part.residual), strict=True)
-        totals, shortcut = (np.concatenate(several, axis=2) for several in pairs)
-        residual = totals, shortcut
-    x, targets = side_by_side(lambda c: c.x), side_by_side(lambda c: c.targets)
-    return Chunk(parts[0].fold, x, targets, residual)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,26 +11,26 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
+from fskd_onnx import adapt, solve
 from fskd_onnx.adapt import BlockFit, fit_block
 from fskd_onnx.clock import Clock
-from fskd_onnx.engine import Batch, Lockstep
-from fskd_onnx.moments import Affine
-from fskd_onnx.passes import Columns
-from fskd_onnx.passes.linear import Linear, find_linear
-from fskd_onnx.preprocess import Preprocess
+from fskd_onnx.columns import Draw
+from fskd_onnx.engine import Batch, Store
+from fskd_onnx.lead import BlockPlan, Lead
+from fskd_onnx.model_io import input_specs
 from fskd_onnx.providers import open_runtime
-from fskd_onnx.readout import Readout
-from fskd_onnx.samples import InputSpec, load_samples
+from fskd_onnx.readout import PLAIN, Readout
+from fskd_onnx.samples import load_samples
 from fskd_onnx.solve import Family
-from fskd_onnx.stream import BlockStream, BlockTensors
-from tests.helpers import Array, build
+from fskd_onnx.stream import BlockStream, Reading
+from tests.helpers import Array, build, linears
 
 INPUTS, SEEN, WIDTH, LENGTH = 6, 3, 5, 16
 
 # teacher   x ─▶ MatMul ─▶ Add ─▶ y ─▶ + ─▶ s         student   x ─▶ MatMul ─▶ u ─▶ MatMul ─▶ ...
 #           └─▶ MatMul ──────────▶ k ─▶ ┘               of fewer columns: it misses half of x
 TEACHER = """g (float[N,L,6] x) => (float[N,L,5] s) <float[6,5] w, float[5] b, float[6,5] v> {
-    h = MatMul (x, w)
+    [n] h = MatMul (x, w)
     y = Add (h, b)
     k = MatMul (x, v)
     s = Add (y, k)
@@ -76,37 +76,57 @@ class Block:
     def stream(self, residual: bool = False) -> Iterator[tuple[BlockStream, list[Family]]]:
         """Open the columns of the block, cross-validated over five folds."""
         student, teacher = (
-            gs.import_onnx(build(text, values))
+            build(text, values)
             for text, values in ((STUDENT, self.of_student), (TEACHER, self.of_teacher))
         )
-        linear = next(v for v in find_linear(student) if isinstance(v, Linear) and v.name == "n")
-        names = BlockTensors("u", "y", *(("k", "s") if residual else ()))
-        columns = Columns(linear, False, 1, np.arange(WIDTH), WIDTH, True, residual)
-        spec = InputSpec("x", (None, None, INPUTS), np.dtype(np.float32))
-        x = self.draw(self.samples, 1)
-        loaded = load_samples({"x": x}, [spec], Preprocess(), None, 0)
+        linear, partner = linears(student)["n"], linears(teacher)["n"]
+        plan = BlockPlan(
+            index=0,
+            name="n",
+            patches="u",
+            partner=partner,
+            readout=Readout("k", "s") if residual else PLAIN,
+            totals="s" if residual else None,
+            draw=Draw.of_unknowns(SEEN, (0, 0)),
+        )
+        reading = Reading(plan, linear, np.arange(WIDTH), residual, outputs=False)
+        loaded = load_samples({"x": self.draw(self.samples, 1)}, input_specs(teacher))
         folds = np.array_split(np.arange(self.samples, dtype=np.intp), min(5, self.samples))
         batches = [Batch(fold, len(fold), index) for index, fold in enumerate(folds)]
         runtime = open_runtime(("cpu",))
-        with (
-            Lockstep(runtime, student, teacher, [names.stop], loaded, batches) as lockstep,
-            lockstep.stage(),
-        ):
-            block = Affine(linear.matrix, linear.bias.reshape(1, -1))
-            families = [Family("pointwise", block, True), Family("kernel", block, False)]
-            yield BlockStream(runtime, lockstep, names, columns, (0, 0), Clock()), families
+        with Store() as store:
+            lead = Lead(runtime, gs.import_onnx(teacher), [plan], loaded, batches, store)
+            network = lead.follow(gs.import_onnx(student))
+            lead.advance(0)
+            network.enter("block")
+            stream = BlockStream(network, lead, reading, Clock())
+            stream.reduce()
+            bias = linear.bias.reshape(1, -1)
+            yield (
+                stream,
+                [
+                    Family.pointwise(stream.block_map, bias),
+                    Family.kernel(stream.block_map, bias, stream.basis),
+                ],
+            )
 
-    def fit(self, readout: Readout) -> BlockFit:
+    def fit(self, readout: Readout, names: Sequence[str] = ("pointwise", "kernel")) -> BlockFit:
         with self.stream(readout.total is not None) as (stream, families):
-            return fit_block(stream, families, readout)
+            return fit_block(stream, [f for f in families if f.name in names], readout)
+
+    def fused(self, fit: BlockFit) -> tuple[Array, Array]:
+        """The weights of the block once a fit is fused into it."""
+        matrix, change = self.of_student["w"].T, fit.family.change(fit.adapter)[0]
+        if fit.family.name == "pointwise":
+            change = change @ matrix
+        return matrix + change, fit.adapter.shift[0]
 
     def error(self, fit: BlockFit | None, low: float = -math.inf, summed: bool = False) -> float:
         """The mean squared error of a fit on new samples, or of the block as it is."""
         x = self.draw(400, 2).astype(np.float64)
         matrix, shift = self.of_student["w"].T, self.of_student["b"]
         if fit is not None:
-            adapter = fit.family.lift(fit.adapter)
-            matrix, shift = adapter.matrix[0], adapter.shift[0]
+            matrix, shift = self.fused(fit)
         mine = x @ self.p @ matrix.T + shift
         theirs = x @ self.of_teacher["w"] + self.of_teacher["b"]
         if summed:
@@ -114,7 +134,7 @@ class Block:
         return float(np.mean((np.maximum(mine, low) - np.maximum(theirs, low)) ** 2))
 
 
-PLAIN, RELU = Readout(), Readout(low=0.0)
+RELU = Readout(low=0.0)
 
 
 @pytest.mark.parametrize("bias", [0.0, -2.0])
@@ -134,11 +154,7 @@ def test_an_activation_that_hides_nothing_changes_little() -> None:
     block = Block()
     block.of_teacher["b"] += 30.0
     plain, aware = block.fit(PLAIN), block.fit(RELU)
-    np.testing.assert_allclose(
-        plain.family.lift(plain.adapter).matrix,
-        aware.family.lift(aware.adapter).matrix,
-        atol=0.05,
-    )
+    np.testing.assert_allclose(block.fused(plain)[0], block.fused(aware)[0], atol=0.05)
 
 
 @pytest.mark.parametrize("low", [-math.inf, 0.0])
@@ -239,3 +255,37 @@ def test_errors_are_relative_to_the_teachers_block() -> None:
     # The inputs have unit variance, and half of them are missing.
     w = block.of_teacher["w"]
     assert fit.error_before == pytest.approx((w[SEEN:] ** 2).sum() / (w**2).sum(), rel=0.1)
+
+
+@pytest.mark.parametrize("readout", [PLAIN, RELU, Readout("k", "s"), Readout("k", "s", 0.0)])
+@pytest.mark.parametrize("name", ["pointwise", "kernel"])
+def test_a_few_targets_decide_for_all(
+    name: str, readout: Readout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Choices may be made on two of five targets here; all of them are fitted."""
+    block = Block()
+    block.of_teacher["w"][SEEN:] *= 0.1
+    block.of_student["w"] = block.of_teacher["w"][:SEEN] * np.linspace(0.5, 1.5, WIDTH)
+    block.of_student["v"] = block.of_teacher["v"] + block.p @ np.ones((SEEN, WIDTH))
+    # What is left to choose is clear, so that both choose the same.
+    monkeypatch.setattr(solve, "RIDGES", (1e-3,))
+    monkeypatch.setattr(adapt, "_ITERATIONS", 1)
+    whole = block.fit(readout, [name])
+    monkeypatch.setattr(solve, "_TESTED_TARGETS", 2)
+    few = block.fit(readout, [name])
+    for one, other in zip(block.fused(few), block.fused(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+    assert few.error_after < 0.5 * few.error_before
+
+
+@pytest.mark.parametrize("readout", [PLAIN, RELU])
+def test_a_fit_to_fewer_columns_than_unknowns_leaves_what_they_do_not_span(
+    readout: Readout,
+) -> None:
+    block = Block(samples=2, length=1)
+    block.of_student["b"] += 3.0
+    fit = block.fit(readout, ["kernel"])
+    seen = block.draw(2, 1)[:, 0] @ block.p
+    unseen = np.linalg.svd(seen)[2][2]
+    change = block.fused(fit)[0] - block.of_student["w"].T
+    np.testing.assert_allclose(change @ unseen, 0, atol=1e-6)

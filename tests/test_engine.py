@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +23,17 @@ import pytest
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
+from fskd_onnx import engine
 from fskd_onnx.engine import (
-    Lockstep,
+    Batch,
+    Held,
+    Network,
     Store,
     default_batch_size,
     download,
     plan_batches,
+    read_lazily,
+    upload,
 )
 from fskd_onnx.errors import FskdError
 from fskd_onnx.model_io import input_specs
@@ -73,24 +82,51 @@ def samples(model: onnx.ModelProto, arrays: dict[str, NDArray[np.float32]]) -> S
     return load_samples(arrays, input_specs(model))
 
 
-def lockstep(
-    runtime: Runtime, model: onnx.ModelProto, samples: Samples, limit: int | None = None
-) -> Lockstep:
+@dataclass
+class Opened:
+    """A network on its way, and what it was made of."""
+
+    network: Network
+    batches: list[Batch]
+    feeds: list[dict[str, Held]]
+    store: Store
+
+    @property
+    def indices(self) -> range:
+        return range(len(self.batches))
+
+
+@contextmanager
+def opened(
+    runtime: Runtime,
+    model: onnx.ModelProto,
+    samples: Samples,
+    limit: int | None = None,
+    stops: Sequence[Sequence[str]] = tuple((name,) for name in STOPS),
+) -> Iterator[Opened]:
     folds = np.array_split(np.random.default_rng(2).permutation(COUNT), 3)
-    student, teacher = gs.import_onnx(model), gs.import_onnx(model)
-    stops = [([name], [name]) for name in STOPS]
     batches = plan_batches(folds, 5, None)
-    return Lockstep(runtime, student, teacher, stops, samples, batches, limit)
+    with Store(limit) as store:
+        feeds = read_lazily(samples, batches, store, runtime.device)
+        network = Network(runtime, gs.import_onnx(model), stops, batches, feeds, store)
+        yield Opened(network, batches, feeds, store)
 
 
-def whole(model: onnx.ModelProto, arrays: dict[str, NDArray[np.float32]]) -> list[NDArray[Any]]:
+def whole(
+    model: onnx.ModelProto, arrays: dict[str, NDArray[np.float32]]
+) -> dict[str, NDArray[Any]]:
+    """All tensors that tests stop at, inputs included, of all samples."""
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
     shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in STOPS[:-1])
     session = onnxruntime.InferenceSession(
         shown.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    return session.run(list(STOPS), dict(arrays))
+    return arrays | dict(zip(STOPS, session.run(list(STOPS), dict(arrays)), strict=True))
+
+
+def assert_close(found: NDArray[Any], expected: NDArray[Any]) -> None:
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("limit", LIMITS)
@@ -105,31 +141,58 @@ def test_segments_give_what_the_whole_network_gives(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     spilled = set()
-    with lockstep(runtime, model, samples, limit) as pair:
-        for name, expected in zip(STOPS, whole(model, arrays), strict=True):
-            with pair.stage():
-                for index, batch in enumerate(pair.batches):
-                    for tensors in (*pair.tensors(index), *pair.tensors(index)):
-                        found = download(tensors[name])
-                        np.testing.assert_allclose(
-                            found, expected[batch.samples], rtol=1e-5, atol=1e-5
-                        )
-                spilled |= set(tmp_path.rglob("*"))
+    expected = whole(model, arrays)
+    with opened(runtime, model, samples, limit) as run:
+        for name in STOPS:
+            run.network.enter(name)
+            for index, batch in enumerate(run.batches):
+                for _ in range(2):
+                    found = download(run.network.tensors(index)[name])
+                    assert_close(found, expected[name][batch.samples])
+            spilled |= set(tmp_path.rglob("*"))
+            run.network.leave()
     assert bool(spilled) == (limit is not None)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("once", [False, True])
+def test_a_stop_may_name_what_is_there_already(
+    once: bool,
+    limit: int | None,
+    runtime: Runtime,
+    model: onnx.ModelProto,
+    arrays: dict[str, NDArray[np.float32]],
+    samples: Samples,
+) -> None:
+    """Inputs, tensors of an earlier stop, and nothing new at all."""
+    stops = [("x", "a"), ("a",), ("a", "sum"), ("y", "late", "sum")]
+    expected = whole(model, arrays)
+    with opened(runtime, model, samples, limit, stops) as run:
+        for stop in stops:
+            run.network.enter("")
+            for index, batch in enumerate(run.batches):
+                ask = run.network.tensors_once if once else run.network.tensors
+                found = ask(index)
+                assert set(found) == set(stop)
+                for name, value in found.items():
+                    assert_close(download(value), expected[name][batch.samples])
+            run.network.leave()
+
+
+@pytest.mark.parametrize("once", [False, True])
 def test_where_the_cut_is_kept_changes_no_bit(
-    runtime: Runtime, model: onnx.ModelProto, samples: Samples
+    once: bool, runtime: Runtime, model: onnx.ModelProto, samples: Samples
 ) -> None:
     outputs = []
     for limit in LIMITS:
         found = []
-        with lockstep(runtime, model, samples, limit) as pair:
+        with opened(runtime, model, samples, limit) as run:
             for name in STOPS:
-                with pair.stage():
-                    indices = range(len(pair.batches))
-                    found += [download(pair.tensors(index)[0][name]) for index in indices]
+                run.network.enter(name)
+                ask = run.network.tensors_once if once else run.network.tensors
+                found += [download(ask(index)[name]) for index in run.indices]
+                run.network.leave()
         outputs.append(b"".join(array.tobytes() for array in found))
     assert len(set(outputs)) == 1
 
@@ -148,16 +211,25 @@ def test_samples_are_read_batch_by_batch_and_once(
         return take(indices)
 
     monkeypatch.setattr(samples, "take", counted)
-    with lockstep(runtime, model, samples) as pair:
-        with pair.stage():
-            assert read == []
-            pair.tensors(0)
-            assert read == list(pair.batches[0].samples)
-            pair.tensors(1)
-        for _ in STOPS[1:]:
-            with pair.stage():
-                pair.tensors(1)
-    assert sorted(read) == list(range(COUNT))
+    with opened(runtime, model, samples) as run:
+        run.network.enter("first")
+        assert read == []
+        run.network.tensors(0)
+        assert read == list(run.batches[0].samples)
+        run.network.tensors(1)
+        run.network.leave()
+        for name in STOPS[1:]:
+            run.network.enter(name)
+            run.network.tensors(1)
+            run.network.leave()
+        assert sorted(read) == list(range(COUNT))
+        # Nor does another network on the same samples read any.
+        stops = [(name,) for name in STOPS]
+        other = Network(runtime, gs.import_onnx(model), stops, run.batches, run.feeds, run.store)
+        for name in STOPS:
+            other.enter(name)
+            other.leave()
+    assert len(read) == COUNT
 
 
 def test_batches_that_nobody_asked_for_run_on(
@@ -166,14 +238,66 @@ def test_batches_that_nobody_asked_for_run_on(
     arrays: dict[str, NDArray[np.float32]],
     samples: Samples,
 ) -> None:
-    with lockstep(runtime, model, samples) as pair:
-        for _ in STOPS[:-1]:
-            with pair.stage():
-                pass
-        with pair.stage():
-            found = download(pair.tensors(0)[0]["y"])
-    expected = whole(model, arrays)[-1][pair.batches[0].samples]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    with opened(runtime, model, samples) as run:
+        for name in STOPS[:-1]:
+            run.network.enter(name)
+            run.network.leave()
+        run.network.enter("y")
+        found = download(run.network.tensors(0)["y"])
+    assert_close(found, whole(model, arrays)["y"][run.batches[0].samples])
+
+
+def test_what_changes_behind_the_cut_takes_effect(
+    runtime: Runtime,
+    model: onnx.ModelProto,
+    arrays: dict[str, NDArray[np.float32]],
+    samples: Samples,
+) -> None:
+    graph = gs.import_onnx(model)
+    stops = [(name,) for name in STOPS]
+    with opened(runtime, model, samples) as run:
+        network = Network(runtime, graph, stops, run.batches, run.feeds, run.store)
+        for name in STOPS[:-1]:
+            network.enter(name)
+            network.leave()
+        weight = next(node for node in graph.nodes if node.op == "MatMul").inputs[1]
+        weight.values = 2 * weight.values
+        network.enter("y")
+        found = download(network.tensors(0)["y"])
+    assert_close(found, 2 * whole(model, arrays)["y"][run.batches[0].samples])
+
+
+def test_what_is_asked_for_once_is_kept_only_for_later_stages(
+    runtime: Runtime, model: onnx.ModelProto, samples: Samples
+) -> None:
+    # Bytes of one sample.
+    sizes = {"a": 4 * 4 * 6 * 6, "sum": 4 * 4 * 6 * 6, "y": 4 * 3}
+
+    def growth(run: Opened, index: int, once: bool) -> float:
+        before = run.store._used
+        (run.network.tensors_once if once else run.network.tensors)(index)
+        return (run.store._used - before) / len(run.batches[index].samples)
+
+    with opened(runtime, model, samples, stops=[("a",), ("a", "sum"), ("y",)]) as run:
+        for feed in run.feeds:
+            feed["x"].value()
+        read = run.store._used
+        assert read == 4 * COUNT * (2 * 6 * 6 + 4)
+        run.network.enter("")
+        assert [growth(run, index, once=index == 0) for index in range(2)] == [sizes["a"]] * 2
+        run.network.leave()
+        assert run.store._used == read + COUNT * sizes["a"]
+        run.network.enter("")
+        # The first run on a is its last, but one who may ask again is still given it.
+        assert growth(run, 0, once=True) == sizes["sum"] - sizes["a"]
+        assert growth(run, 1, once=False) == sizes["sum"]
+        run.network.leave()
+        assert run.store._used == read + COUNT * sizes["sum"]
+        run.network.enter("")
+        assert growth(run, 0, once=True) == -sizes["sum"]
+        assert growth(run, 1, once=False) == sizes["y"] - sizes["sum"]
+        run.network.leave()
+        assert run.store._used == read
 
 
 def test_files_go_when_the_work_fails(
@@ -184,13 +308,10 @@ def test_files_go_when_the_work_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with (
-        pytest.raises(KeyboardInterrupt),
-        lockstep(runtime, model, samples, limit=0) as pair,
-        pair.stage(),
-    ):
-        pair.tensors(0)
-        assert list(tmp_path.rglob("*"))
+    with pytest.raises(KeyboardInterrupt), opened(runtime, model, samples, limit=0) as run:
+        run.network.enter("first")
+        run.network.tensors(0)
+        assert files(tmp_path)
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
 
@@ -198,23 +319,69 @@ def test_files_go_when_the_work_fails(
 def test_an_observer_hears_of_every_sample_of_every_stage(
     runtime: Runtime, model: onnx.ModelProto, samples: Samples
 ) -> None:
-    heard: list[tuple[int, ...]] = []
+    stages: list[tuple[str, int]] = []
+    advanced: list[int] = []
 
     class Listener:
-        def start(self, block: int, blocks: int, samples: int) -> None:
-            heard.append((block, blocks, samples))
+        def start(self, stage: str, samples: int) -> None:
+            stages.append((stage, samples))
 
         def advance(self, samples: int) -> None:
-            heard.append((samples,))
+            advanced.append(samples)
 
-    with told_to(Listener()), lockstep(runtime, model, samples) as pair:
-        for _ in STOPS:
-            with pair.stage():
-                for index in [*range(len(pair.batches)), 0]:
-                    pair.tensors(index)
-    starts = [event for event in heard if len(event) == 3]
-    assert starts == [(1, 3, COUNT), (2, 3, COUNT), (3, 3, COUNT)]
-    assert sum(event[0] for event in heard if len(event) == 1) == 3 * COUNT
+    with told_to(Listener()), opened(runtime, model, samples) as run:
+        for number, name in enumerate(STOPS, 1):
+            run.network.enter(f"up to {name}")
+            for index in [*run.indices[1:], 1]:
+                run.network.tensors(index)
+            assert sum(advanced) == number * COUNT - run.batches[0].count
+            run.network.leave()
+            assert sum(advanced) == number * COUNT
+    assert stages == [("up to a", COUNT), ("up to sum", COUNT), ("up to y", COUNT)]
+
+
+def test_a_kept_tensor_keeps_no_other_of_its_run_in_memory(runtime: Runtime) -> None:
+    """Neither what the run gave besides, nor what it was fed."""
+    first = runtime.session(build("net (float[N,4] x) => (float[N,4] h) { h = Exp(x) }"))
+    second = runtime.session(
+        build("net (float[N,4] h) => (float[N,4] y, float[N,4] z) { y = Relu(h) z = Neg(h) }")
+    )
+    rows, runs, store = 10_000, 8, Store()
+    fed, beside = set(), set()
+    kept = []
+    for number in range(runs):
+        x = upload({"x": np.full((rows, 4), number, np.float32)}, runtime.device)
+        made = engine.run(first, x, ["h"], runtime.device)
+        fed.add(made["h"].data_ptr())
+        made = engine.run(second, made, ["y", "z"], runtime.device)
+        beside.add(made["z"].data_ptr())
+        kept.append(store.keep(made["y"]))
+        del made
+    # Tensors that are alive at the same time lie apart; so these made room for one another.
+    assert len(fed) < runs
+    assert len(beside) < runs
+    for number, held in enumerate(kept):
+        np.testing.assert_allclose(held.value().numpy(), np.exp(np.float32(number)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (0, 3), ()])
+@pytest.mark.parametrize("kind", ["BOOL", "UINT8", "INT64", "FLOAT16", "FLOAT", "DOUBLE", "STRING"])
+def test_tensors_of_all_types_cross_a_cut(
+    kind: str, shape: tuple[int, ...], runtime: Runtime
+) -> None:
+    number = onnx.TensorProto.DataType.Value(kind)
+    axes = f"[{','.join(map(str, shape))}]" if shape else ""
+    result = f"{kind.lower()}{axes} y"
+    model = build(f"net (float{axes} x) => ({result}) {{ y = Cast <to = {number}> (x) }}")
+    values = np.arange(math.prod(shape)).reshape(shape)
+    x = {"x": OrtValue.ortvalue_from_numpy(values.astype(np.float32))}
+    held = Store().keep(engine.run(runtime.session(model), x, ["y"], runtime.device)["y"])
+    assert (held.shape, held.element_type) == (shape, number)
+    found = held.value().numpy()
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(number)
+    assert (found.shape, found.dtype) == (shape, dtype)
+    expected = values.astype(str if kind == "STRING" else dtype)
+    assert found.tolist() == expected.tolist()
 
 
 def tensor(size: int) -> OrtValue:
@@ -227,7 +394,7 @@ def files(folder: Path) -> list[Path]:
 
 def test_what_is_dropped_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    store = Store("cpu", limit=100)
+    store = Store(limit=100)
     first, second = store.keep(tensor(60)), store.keep(tensor(60))
     assert len(files(tmp_path)) == 1
     np.testing.assert_array_equal(download(second.value()), np.full(60, 7))
@@ -238,7 +405,8 @@ def test_what_is_dropped_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     empty = store.keep(tensor(0)), store.keep(tensor(1)), store.keep(tensor(0))
     assert [held.value().shape() for held in empty] == [[0], [1], [0]]
     assert kept.shape == (100,)
-    store.close()
+    with store:
+        pass
     assert not list(tmp_path.iterdir())
 
 
@@ -247,7 +415,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(FskdError, match=r"memory limit cannot be written.*--memory-limit"):
-        Store("cpu", limit=0).keep(tensor(1))
+        Store(limit=0).keep(tensor(1))
 
 
 @pytest.mark.parametrize("fixed", [None, 4])

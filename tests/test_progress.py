@@ -16,7 +16,7 @@ def shown(terminal: bool, quiet: bool = False) -> str:
     console = Console(file=screen, force_terminal=terminal, quiet=quiet, width=100)
     with shown_on(console):
         for block in (1, 2):
-            observer().start(block, 2, 30)
+            observer().start(f"block {block} of 2", 30)
             observer().advance(10)
             observer().advance(20)
     return screen.getvalue()

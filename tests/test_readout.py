@@ -9,9 +9,11 @@ from types import MappingProxyType
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fskd_onnx.passes.linear import Linear, find_linear
-from fskd_onnx.readout import Readout, read_out
+from fskd_onnx.readout import PLAIN, Readout, read_out
 from tests.helpers import build
 
 INF = math.inf
@@ -142,3 +144,48 @@ def test_the_bias_of_a_product_belongs_to_the_block() -> None:
     linear = find_linear(graph)[0]
     assert isinstance(linear, Linear)
     assert read_out(graph, linear) == Readout("x", "s", 0.0, INF)
+
+
+CLIPPING = [
+    Readout(low=0.0),
+    Readout(low=0.0, high=6.0),
+    Readout(high=0.5),
+    Readout(low=-1, high=1),
+]
+
+
+@pytest.mark.parametrize("seen", CLIPPING)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_are_clipped_as_the_activation_does(seen: Readout, dtype: type[np.floating]) -> None:
+    values = np.linspace(-9, 9, 37).astype(dtype)
+    clipped = seen.clip(values)
+    assert clipped.dtype == dtype
+    np.testing.assert_array_equal(clipped, np.clip(values, seen.low, seen.high))
+
+
+bounds = st.sampled_from([-math.inf, -1.0, 0.0]), st.sampled_from([0.5, 6.0, math.inf])
+number = st.floats(-10, 10, allow_subnormal=False)
+
+
+@given(*bounds, st.lists(st.tuples(number, number), min_size=1))
+def test_what_is_forgiven_is_what_the_activation_hides(
+    low: float, high: float, pairs: list[tuple[float, float]]
+) -> None:
+    prediction, target = np.array(pairs).T
+    seen = Readout(low=low, high=high)
+    forgiving = seen.forgive(prediction, target)
+    # Targets inside the bounds stay as they are; the others say the same behind the activation,
+    inside = (low < target) & (target < high)
+    np.testing.assert_array_equal(forgiving[inside], target[inside])
+    np.testing.assert_array_equal(seen.clip(forgiving), seen.clip(target))
+    # and ask for nothing where the prediction does so too.
+    agree = ~inside & (seen.clip(prediction) == seen.clip(target))
+    np.testing.assert_array_equal(forgiving[agree], prediction[agree])
+
+
+def test_nothing_is_forgiven_without_an_activation() -> None:
+    prediction, target = np.array([1.0, -2.0]), np.array([-3.0, 4.0])
+    assert Readout() == PLAIN
+    np.testing.assert_array_equal(PLAIN.forgive(prediction, target), target)
+    np.testing.assert_array_equal(PLAIN.clip(target), target)
+    assert not PLAIN.clips

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fskd_onnx.algebra import Array
 from fskd_onnx.engine import plan_batches
 from fskd_onnx.match import Channels, match_models
 from fskd_onnx.model_io import fixed_batch_size, input_specs
-from fskd_onnx.moments import Array
 from fskd_onnx.passes import Canonicalize, ReplaceWeights, Weights
 from fskd_onnx.preprocess import Preprocess
 from fskd_onnx.providers import open_runtime

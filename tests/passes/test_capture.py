@@ -1,44 +1,22 @@
-"""Sums of a block's columns: what ONNX Runtime adds up is what NumPy adds up in float64."""
+"""Gathered columns are the patches that ONNX Runtime's own nodes see."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from numpy.typing import NDArray
 
-from fskd_onnx.passes import Columns
-from fskd_onnx.passes.base import Pass, PreconditionError
-from fskd_onnx.passes.capture import (
-    CROSS,
-    CUT,
-    ERROR,
-    FIRST_X,
-    FIRST_Y,
-    GRAM,
-    MATRIX,
-    PATCHES,
-    REGRESSORS,
-    SHIFT,
-    SHORTCUT,
-    SQUARE_Y,
-    TARGETS,
-    TOTALS,
-    Capture,
-    CaptureActivated,
-    CaptureChannels,
-    CutColumns,
-    JoinColumns,
-    channel_inputs,
-    index_inputs,
-)
+from fskd_onnx.passes import GatherColumns
+from fskd_onnx.passes.base import PreconditionError
+from fskd_onnx.passes.capture import COLUMNS, indices
 from fskd_onnx.passes.geometry import Geometry
 from fskd_onnx.passes.linear import Linear
-from tests.helpers import Array, build, linears, run
+from tests.helpers import Array, assert_close, build, linears, random_feeds, run
 
 # x ─▶ [one linear node] ─▶ y
 CONVS = [  # input, weight, attributes
@@ -114,20 +92,51 @@ def count_of(slices: list[slice]) -> int:
     return math.prod(len(range(s.start, s.stop, s.step)) for s in slices[2:])
 
 
-def positions_first(tensor: Array, last: bool) -> Array:
-    """Bring a block output into (samples, channels, positions)."""
+def example_input(model: onnx.ModelProto) -> Array:
+    return random_feeds(model, seed=2, batch=SAMPLES)["x"]
+
+
+def channels_first(tensor: Array, last: bool) -> Array:
+    """Bring a tensor into (samples, channels, positions)."""
     turned = np.moveaxis(tensor, -1, 1) if last else tensor
     return turned.reshape(*turned.shape[:2], -1)
 
 
 def side_by_side(parts: Array, groups: int) -> Array:
-    """Bring (samples, channels, positions) into (groups, channels of one, columns) in float64."""
-    split = parts.reshape(len(parts), groups, -1, parts.shape[-1]).astype(np.float64)
+    """Bring (samples, channels, positions) into (groups, channels of one, columns)."""
+    split = parts.reshape(len(parts), groups, -1, parts.shape[-1])
     return split.transpose(1, 2, 0, 3).reshape(groups, split.shape[2], -1)
 
 
+def gather(
+    tensor: Array,
+    last: bool,
+    count: int,
+    index: NDArray[np.intp],
+    inside: NDArray[np.bool_] | None = None,
+    dtype: type[np.floating] = np.float32,
+    opset: int = 17,
+) -> Array:
+    """Run the pass's nodes alone."""
+    graph = gs.Graph(
+        inputs=[gs.Variable("t", tensor.dtype, [None] * tensor.ndim)], opset=opset, name="g"
+    )
+    GatherColumns("t", last, inside is not None, np.dtype(dtype)).run(graph)
+    chosen = indices(tensor.shape, last, count, index, inside)
+    (columns,) = run(gs.export_onnx(graph, ir_version=8), {"t": tensor, **chosen}).values()
+    return columns
+
+
+def patches(
+    linear: Linear, x: Array, geometry: Geometry, count: int, chosen: NDArray[np.intp]
+) -> Array:
+    """Gather what a node sees at some positions: (groups, p, columns)."""
+    columns = gather(x, linear.op == "MatMul", count, *geometry.patches(chosen))
+    return columns.reshape(linear.groups, -1, columns.shape[1])
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_geometry_and_indices_cut_the_patches_that_the_node_sees(form: str) -> None:
+def test_gathered_patches_are_those_that_the_node_sees(form: str) -> None:
     model = build(FORMS[form])
     linear = linears(model)["n"]
     x = example_input(model)
@@ -137,17 +146,26 @@ def test_geometry_and_indices_cut_the_patches_that_the_node_sees(form: str) -> N
     assert geometry.positions == expected.shape[-1]
     assert geometry.output_shape == (y.shape[1:-1] if linear.op == "MatMul" else y.shape[2:])
 
-    cut = run_pass(
-        CutColumns(columns(linear, 6)),
-        {PATCHES: x, TARGETS: targets_like(y, 6, linear)},
-        index_inputs(geometry, SAMPLES, np.arange(geometry.positions)),
+    found = patches(linear, x, geometry, SAMPLES, np.arange(geometry.positions))
+    np.testing.assert_array_equal(
+        found.reshape(linear.groups, expected.shape[2], SAMPLES, -1),
+        expected.transpose(1, 2, 0, 3),
     )
-    regressors = cut[REGRESSORS].reshape(linear.groups, expected.shape[2], SAMPLES, -1)
-    np.testing.assert_array_equal(regressors, expected.transpose(1, 2, 0, 3))
-    # And so they are what ONNX Runtime's own convolution sees.
-    again = linear.matrix @ cut[REGRESSORS] + linear.bias.reshape(linear.groups, -1, 1)
-    out = side_by_side(positions_first(y, linear.op == "MatMul"), linear.groups)
-    np.testing.assert_allclose(again, out, rtol=1e-5, atol=1e-5)
+    assert_outputs(linear, found, y)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_some_positions_of_the_first_samples(form: str) -> None:
+    """As of a padded batch of which few columns are wanted."""
+    model = build(FORMS[form])
+    linear = linears(model)["n"]
+    x = example_input(model)
+    geometry = Geometry.of(linear, x.shape)
+    rng = np.random.default_rng(3)
+    chosen = np.sort(rng.choice(geometry.positions, (geometry.positions + 1) // 2, replace=False))
+    expected = patches_of(linear, x)[:COUNT, ..., chosen].transpose(1, 2, 0, 3)
+    found = patches(linear, x, geometry, COUNT, chosen)
+    np.testing.assert_array_equal(found, expected.reshape(*found.shape))
 
 
 TRANSPOSED = [  # input, weight, attributes
@@ -176,278 +194,94 @@ def test_patches_of_transposed_convolutions(image: str, weight: str, attrs: str)
     y = run(model, {"x": x})["y"]
     geometry = Geometry.of(linear, x.shape)
     assert geometry.output_shape == y.shape[2:]
-    cut = run_pass(
-        CutColumns(columns(linear, width)),
-        {PATCHES: x, TARGETS: y},
-        index_inputs(geometry, SAMPLES, np.arange(geometry.positions)),
-    )
-    again = linear.matrix @ cut[REGRESSORS] + linear.bias.reshape(groups, -1, 1)
-    np.testing.assert_allclose(
-        again, side_by_side(positions_first(y, False), groups), rtol=1e-5, atol=1e-5
-    )
+    found = patches(linear, x, geometry, SAMPLES, np.arange(geometry.positions))
+    assert_outputs(linear, found, y)
 
 
-@pytest.mark.parametrize("outputs", [False, True])
-@pytest.mark.parametrize("form", FORMS)
-def test_sums(form: str, outputs: bool) -> None:
-    """All variants of targets, over some positions of the first samples of a padded batch."""
-    case = Example(FORMS[form], residual=True, outputs=outputs)
-    x, variants = case.expected()
-    expected = {
-        GRAM: x @ x.transpose(0, 2, 1),
-        FIRST_X: x.sum(2),
-        CROSS: variants @ x.transpose(0, 2, 1),
-        FIRST_Y: variants.sum(3),
-        SQUARE_Y: (variants**2).sum(3),
-    }
-    sums = run_pass(Capture(case.columns), case.tensors, case.indices)
-    assert_sums(sums, expected, 1e-5 if outputs else 1e-6)
-
-    plain = replace(case.columns, residual=False)
-    tensors = {name: case.tensors[name] for name in (PATCHES, TARGETS)}
-    expected |= {name: expected[name][:1] for name in (CROSS, FIRST_Y, SQUARE_Y)}
-    assert_sums(
-        run_pass(Capture(plain), tensors, case.indices), expected, 1e-5 if outputs else 1e-6
-    )
+def assert_outputs(linear: Linear, columns: Array, y: Array) -> None:
+    """Compare the block's matrix times its patches with what the runtime gave."""
+    again = linear.matrix @ columns + linear.bias.reshape(linear.groups, -1, 1)
+    expected = side_by_side(channels_first(y, linear.op == "MatMul"), linear.groups)
+    np.testing.assert_allclose(again, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, math.inf), (-0.5, 0.5), (-math.inf, 0.3)])
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("form", ["MatMul 3", "6,2,3,3 group = 2, pads = [1, 1, 1, 1]"])
-def test_sums_of_what_an_activation_shows(
-    form: str, residual: bool, low: float, high: float
-) -> None:
-    case = Example(FORMS[form], residual=residual)
-    x, variants = case.expected()
-    rng = np.random.default_rng(4)
-    matrix = rng.standard_normal(case.linear.matrix.shape)
-    shift = rng.standard_normal((*matrix.shape[:2], 1))
-    shortcut = case.group(case.tensors[SHORTCUT], None) if residual else np.zeros(1)
-    u = matrix @ x + shift + shortcut
-    t = variants[-1] + shortcut
-    hidden = np.where(t <= low, np.minimum(u, low), np.where(t >= high, np.maximum(u, high), t))
-    y = hidden - shortcut
-    expected = {
-        CROSS: (y @ x.transpose(0, 2, 1))[np.newaxis],
-        FIRST_Y: y.sum(2)[np.newaxis],
-        SQUARE_Y: (y**2).sum(2)[np.newaxis],
-        ERROR: ((np.clip(u, low, high) - np.clip(t, low, high)) ** 2).sum(),
-    }
-    prediction = {MATRIX: matrix.astype(np.float32), SHIFT: shift.astype(np.float32)}
-    capture = CaptureActivated(case.columns, low, high)
-    assert_sums(run_pass(capture, case.tensors, case.indices | prediction), expected, 1e-5)
-
-
-def test_an_exact_prediction_leaves_targets_and_no_error() -> None:
-    case = Example(FORMS["MatMul 3"], residual=False, own_targets=True)
-    exact = {
-        MATRIX: case.linear.matrix.astype(np.float32),
-        SHIFT: case.linear.bias.reshape(1, -1, 1).astype(np.float32),
-    }
-    sums = run_pass(
-        CaptureActivated(case.columns, 0.0, math.inf), case.tensors, case.indices | exact
-    )
-    plain = run_pass(Capture(case.columns), case.tensors, case.indices)
-    assert_sums(sums, {name: plain[name] for name in (CROSS, FIRST_Y, SQUARE_Y)}, 1e-6)
-    assert sums[ERROR] < 1e-9
-
-
-@pytest.mark.parametrize("residual", [False, True])
-def test_columns_cut_apart_and_joined_are_summed_as_one(residual: bool) -> None:
-    case = Example(FORMS["6,2,3,3 group = 2, pads = [1, 1, 1, 1]"], residual=residual)
-    whole = case.columns
-    cuts = [
-        run_pass(CutColumns(whole), case.tensors, index_inputs(case.geometry, count, chosen))
-        for count, chosen in ((2, np.array([0, 7])), (4, np.array([3, 4, 29])), (1, np.array([5])))
-    ]
-    names = (REGRESSORS, *CUT.values()) if residual else (REGRESSORS, CUT[TARGETS])
-    assert whole.names == names
-    assert [list(cut) for cut in cuts] == [list(names)] * 3
-    joined = run_pass(
-        JoinColumns(whole, 3), {}, {f"{n}/{i}": cut[n] for i, cut in enumerate(cuts) for n in cut}
-    )
-    for name in names:
-        np.testing.assert_array_equal(joined[name], np.concatenate([c[name] for c in cuts], axis=2))
-    assert joined[REGRESSORS].shape[2] == 2 * 2 + 4 * 3 + 1
-
-    apart = [run_pass(Capture(whole), cut, {}) for cut in cuts]
-    expected = {name: np.sum([part[name] for part in apart], axis=0) for name in apart[0]}
-    assert_sums(run_pass(Capture(whole), joined, {}), expected, 1e-12)
-    direct = run_pass(
-        Capture(whole), case.tensors, index_inputs(case.geometry, 2, np.array([0, 7]))
-    )
-    assert_sums(direct, apart[0], 1e-12)
-
-
-def test_float64_networks_are_summed_in_float64() -> None:
-    case = Example(FORMS["MatMul 3"].replace("float", "double"), residual=True)
-    x, variants = case.expected()
-    sums = run_pass(Capture(case.columns), case.tensors, case.indices)
-    assert_sums(sums, {GRAM: x @ x.transpose(0, 2, 1), FIRST_Y: variants.sum(3)}, 1e-13)
-
-
-def test_float16_networks_are_summed_without_overflow() -> None:
-    case = Example(FORMS["MatMul 3"].replace("float", "float16"), residual=False, scale=200.0)
-    x, variants = case.expected()
-    sums = run_pass(Capture(case.columns), case.tensors, case.indices)
-    expected = {GRAM: x @ x.transpose(0, 2, 1), SQUARE_Y: (variants**2).sum(3)}
-    assert expected[GRAM].max() > np.finfo(np.float16).max
-    assert_sums(sums, expected, 1e-6)
-
-
-def test_the_teacher_may_be_another_operator_with_channels_elsewhere() -> None:
-    # A student's 1x1 convolution aims at a teacher's MatMul, whose channels are on the last axis.
-    text = "g (float[N,4,7] x) => (float[N,6,7] y) <float[6,4,1] w> { [n] y = Conv (x, w) }"
-    case = Example(text, residual=False)
-    x, variants = case.expected()
-    turned = case.tensors | {TARGETS: np.moveaxis(case.tensors[TARGETS], 1, -1)}
-    sums = run_pass(Capture(replace(case.columns, targets_last=True)), turned, case.indices)
-    assert_sums(sums, {CROSS: variants @ x.transpose(0, 2, 1)}, 1e-6)
+@pytest.mark.parametrize("spatial", [(), (7,), (3, 6), (2, 3, 4)])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("count", [1, COUNT, SAMPLES])
+def test_channels_first_and_last(last: bool, spatial: Sequence[int], count: int) -> None:
+    shape = (SAMPLES, *spatial, 4) if last else (SAMPLES, 4, *spatial)
+    tensor = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    chosen = np.arange(math.prod(spatial))[::2]
+    found = gather(tensor, last, count, chosen[np.newaxis])
+    expected = side_by_side(channels_first(tensor, last)[:count, :, chosen], 1)[0]
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_sums_of_channels(last: bool) -> None:
-    tensor = np.random.default_rng(0).standard_normal((5, 4, 3, 6)).astype(np.float32)
-    chosen = np.array([1, 2, 11])
-    width = 6 if last else 4
-    step = CaptureChannels("tensor", width, last)
-    sums = run_pass(step, {"tensor": tensor}, channel_inputs(COUNT, chosen))
-    x = side_by_side(positions_first(tensor, last)[:COUNT, :, chosen], 1)
-    assert_sums(sums, {GRAM: x @ x.transpose(0, 2, 1), FIRST_X: x.sum(2)}, 1e-6)
+def test_columns_are_zero_where_there_is_no_position(last: bool) -> None:
+    tensor = np.random.default_rng(1).uniform(1, 2, (SAMPLES, 3, 3)).astype(np.float32)
+    index = np.array([[0, 2], [1, 1]])
+    inside = np.array([[True, False], [False, True]])
+    found = gather(tensor, last, COUNT, index, inside).reshape(3, 2, COUNT, 2)
+    whole = gather(tensor, last, COUNT, index).reshape(found.shape)
+    mask = np.broadcast_to(inside[:, np.newaxis], found.shape)
+    np.testing.assert_array_equal(found[mask], whole[mask])
+    assert not found[~mask].any()
 
 
-@pytest.mark.parametrize("opset", [12, 18])
-@pytest.mark.parametrize(
-    "make",
-    [
-        CutColumns,
-        Capture,
-        lambda columns: JoinColumns(columns, 2),
-        lambda columns: CaptureActivated(columns, 0.0, 6.0),
-        lambda columns: CaptureChannels(PATCHES, 4, True),
-    ],
-    ids=["CutColumns", "Capture", "JoinColumns", "CaptureActivated", "CaptureChannels"],
-)
-def test_opsets_that_write_the_sums_otherwise_are_refused(
-    make: Callable[[Columns], Pass], opset: int
+@pytest.mark.parametrize("given", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("wanted", [np.float32, np.float64])
+@pytest.mark.parametrize("masked", [False, True])
+def test_columns_have_the_type_that_is_asked_for(
+    given: type[np.floating], wanted: type[np.floating], masked: bool
 ) -> None:
-    case = Example(FORMS["MatMul"], residual=False)
-    graph = gs.Graph(opset=opset, name="capture")
-    with pytest.raises(PreconditionError, match=f"opset 13 to 17; the graph 'capture' has {opset}"):
-        make(case.columns).run(graph)
+    tensor = np.random.default_rng(4).standard_normal((SAMPLES, 3, 6)).astype(given)
+    index = np.array([[0, 3, 5]])
+    inside = np.ones_like(index, dtype=bool) if masked else None
+    found = gather(tensor, False, COUNT, index, inside, wanted)
+    assert found.dtype == wanted
+    expected = side_by_side(tensor[:COUNT, :, index[0]], 1)[0].astype(wanted)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("opset", [15, 17, 21])
+@pytest.mark.parametrize("last", [False, True])
+def test_opsets_that_have_the_operators_give_the_same(last: bool, opset: int) -> None:
+    tensor = np.random.default_rng(5).standard_normal((SAMPLES, 4, 4)).astype(np.float32)
+    index, inside = np.array([[1, 2]]), np.array([[True, False]])
+    found = gather(tensor, last, COUNT, index, inside, opset=opset)
+    np.testing.assert_array_equal(found, gather(tensor, last, COUNT, index, inside))
+
+
+def test_columns_of_what_a_node_makes_stand_beside_the_outputs() -> None:
+    model = build(FORMS["MatMul 3"])
+    feeds = random_feeds(model, batch=SAMPLES)
+    step = GatherColumns("h", channels_last=True, masked=False, dtype=np.dtype(np.float32))
+    graph = gs.import_onnx(model)
+    assert step.run(graph) == ["columns of 'h' gathered"]
+    index = np.array([[0, 6]])
+    chosen = indices((SAMPLES, 7, 6), True, COUNT, index)
+    found = run(gs.export_onnx(graph), feeds | chosen)
+    columns = found.pop(COLUMNS)
+    assert_close(found, run(model, feeds))
+    h = found["y"] - linears(model)["n"].bias
+    expected = side_by_side(channels_first(h, True)[:COUNT, :, index[0]], 1)[0]
+    np.testing.assert_allclose(columns, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("opset", "tensor", "reason"),
+    [
+        (14, "t", "opset 15 or later; the graph 'g' has 14"),
+        (17, "other", "'g' has no tensor 'other' to gather columns of"),
+    ],
+)
+def test_graphs_that_columns_cannot_be_gathered_in_are_refused(
+    opset: int, tensor: str, reason: str
+) -> None:
+    inputs = [gs.Variable("t", np.float32, [None, 4])]
+    graph = gs.Graph(inputs=inputs, opset=opset, name="g")
+    with pytest.raises(PreconditionError, match=reason):
+        GatherColumns(tensor, False, False, np.dtype(np.float32)).run(graph)
     assert not graph.nodes
-
-
-def test_each_pass_says_what_it_did() -> None:
-    case = Example(FORMS["MatMul"], residual=False)
-    inputs = [gs.Variable(name, np.float32) for name in case.tensors]
-    for step, note in (
-        (CutColumns(case.columns), "columns of 'n' cut"),
-        (JoinColumns(case.columns, 2), "columns of 'n' joined"),
-        (Capture(case.columns), "moments of 'n' appended"),
-        (CaptureActivated(case.columns, 0.0, 6.0), "activated moments of 'n' appended"),
-        (CaptureChannels(PATCHES, 4, True), f"moments of '{PATCHES}' appended"),
-    ):
-        assert step.run(gs.Graph(inputs=list(inputs), opset=17)) == [note]
-
-
-@dataclass
-class Example:
-    """A block with random tensors around it, and a choice of their columns.
-
-    The teacher has 7 channels (or those of a grouped block), the student aims at some of them, in
-    another order.
-    """
-
-    text: str
-    residual: bool
-    outputs: bool = False
-    own_targets: bool = False
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        model = build(self.text)
-        self.linear = linears(model)["n"]
-        rng = np.random.default_rng(3)
-        x = (self.scale * example_input(model)).astype(example_input(model).dtype)
-        y = run(model, {"x": x})["y"]
-        width = self.linear.width
-        self.teacher_width = width if self.own_targets else width + 1
-        self.columns = columns(self.linear, self.teacher_width, self.residual, self.outputs)
-        if self.own_targets:
-            self.columns = replace(self.columns, channels=np.arange(width))
-        self.tensors = {
-            PATCHES: x,
-            TARGETS: y if self.own_targets else targets_like(y, width + 1, self.linear),
-        }
-        if self.residual:
-            self.tensors[TOTALS] = targets_like(y, width + 1, self.linear, seed=8)
-            self.tensors[SHORTCUT] = rng.standard_normal(y.shape).astype(y.dtype)
-        self.geometry = Geometry.of(self.linear, x.shape)
-        count = self.geometry.positions
-        self.chosen = np.sort(rng.choice(count, (count + 1) // 2, replace=False))
-        self.indices = index_inputs(self.geometry, COUNT, self.chosen)
-
-    def expected(self) -> tuple[Array, Array]:
-        """Regressors (groups, m, columns) and targets (variants, groups, n, columns)."""
-        patches = patches_of(self.linear, self.tensors[PATCHES])[:COUNT, ..., self.chosen]
-        x = patches.transpose(1, 2, 0, 3).reshape(*patches.shape[1:3], -1).astype(np.float64)
-        if self.outputs:
-            x = self.linear.matrix @ x + self.linear.bias.reshape(len(x), -1, 1)
-        chosen = self.columns.channels
-        variants = [self.group(self.tensors[TARGETS], chosen)]
-        if self.residual:
-            shortcut = self.group(self.tensors[SHORTCUT], None)
-            variants.append(self.group(self.tensors[TOTALS], chosen) - shortcut)
-        return x, np.stack(variants)
-
-    def group(self, tensor: Array, channels: Array | None) -> Array:
-        parts = positions_first(tensor, self.linear.op == "MatMul")[:COUNT, :, self.chosen]
-        return side_by_side(parts if channels is None else parts[:, channels], self.linear.groups)
-
-
-def example_input(model: onnx.ModelProto) -> Array:
-    tensor = model.graph.input[0].type.tensor_type
-    shape = [SAMPLES, *(dim.dim_value for dim in tensor.shape.dim[1:])]
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    return np.random.default_rng(2).standard_normal(shape).astype(dtype)
-
-
-def targets_like(y: Array, width: int, linear: Linear, seed: int = 7) -> Array:
-    shape = [len(y), *y.shape[1:-1], width] if linear.op == "MatMul" else [len(y), width]
-    shape += [] if linear.op == "MatMul" else y.shape[2:]
-    return np.random.default_rng(seed).standard_normal(shape).astype(y.dtype)
-
-
-def columns(linear: Linear, width: int, residual: bool = False, outputs: bool = False) -> Columns:
-    return Columns(
-        linear=linear,
-        outputs=outputs,
-        groups=linear.groups,
-        channels=np.random.default_rng(6).permutation(width)[: linear.width],
-        targets_width=width,
-        targets_last=linear.op == "MatMul",
-        residual=residual,
-    )
-
-
-def run_pass(
-    step: Pass, tensors: Mapping[str, Array], others: Mapping[str, Array]
-) -> dict[str, Array]:
-    """Run a pass on a graph that has some tensors as inputs; the pass makes inputs of the others.
-
-    The result is what its graph gives, in order.
-    """
-    inputs = [gs.Variable(name, v.dtype, [None] * v.ndim) for name, v in tensors.items()]
-    graph = gs.Graph(inputs=inputs, opset=17)
-    step.run(graph)
-    return run(gs.export_onnx(graph, ir_version=8), {**tensors, **others})
-
-
-def assert_sums(sums: Mapping[str, Array], expected: Mapping[str, Array], rtol: float) -> None:
-    """Compare relative to the largest value of each."""
-    for name, value in expected.items():
-        assert sums[name].dtype == np.float64
-        assert sums[name].shape == np.shape(value), name
-        largest = float(np.abs(value).max())
-        np.testing.assert_allclose(sums[name], value, rtol=0, atol=rtol * largest, err_msg=name)
+    assert graph.inputs == inputs

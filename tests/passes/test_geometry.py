@@ -35,8 +35,10 @@ CASES += [
 ]
 
 
-def convolution(op: str, kernel: int, attrs: dict[str, Any]) -> onnx.ModelProto:
-    """Make a model of one convolution of 6 channels to 4 over 7 x 8 positions."""
+def convolution(
+    op: str, kernel: int, attrs: dict[str, Any], size: tuple[int, int] = (7, 8)
+) -> onnx.ModelProto:
+    """Make a model of one convolution of 6 channels to 4."""
     given = dict(attrs)
     for name in ("strides", "dilations", "output_padding"):
         if name in given:
@@ -49,7 +51,7 @@ def convolution(op: str, kernel: int, attrs: dict[str, Any]) -> onnx.ModelProto:
     graph = helper.make_graph(
         [helper.make_node(op, ["x", "w"], ["y"], **given)],
         "convolution",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 6, 7, 8])],
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 6, *size])],
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 4, None, None])],
         [numpy_helper.from_array(weight, "w")],
     )
@@ -82,3 +84,47 @@ def test_positions_of_a_product_are_those_of_its_input() -> None:
     assert geometry.positions == 15
     assert index.tolist() == [[14, 2]]
     assert inside.all()
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize(
+    ("kernel", "size", "pads", "dilation"),
+    [
+        (3, (1, 1), (1, 1), 1),
+        (3, (2, 1), (1, 1), 1),
+        (3, (2, 2), (2, 2), 2),
+        (3, (3, 2), (2, 2), 2),
+        (3, (1, 2), (2, 0), 1),
+        (2, (1, 1), (1, 0), 1),
+        (3, (5, 1), (1, 1), 1),
+        (1, (2, 1), (0, 0), 1),
+    ],
+)
+def test_taps_inside_are_those_whose_weights_matter(
+    op: str, kernel: int, size: tuple[int, int], pads: tuple[int, int], dilation: int
+) -> None:
+    attrs = {"group": 2, "pads": pads, "dilations": dilation}
+    model = convolution(op, kernel, attrs, size)
+    x = np.random.default_rng(1).uniform(1, 2, (2, 6, *size)).astype(np.float32)
+    before = run(model, {"x": x})["y"]
+    weight = numpy_helper.to_array(model.graph.initializer[0])
+    matters = []
+    for tap in np.ndindex(kernel, kernel):
+        changed = weight.copy()
+        changed[..., *tap] += 1.0
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(changed, "w"))
+        matters.append(not np.array_equal(run(model, {"x": x})["y"], before))
+    (linear,) = find_linear(gs.import_onnx(model))
+    assert isinstance(linear, Linear)
+    assert Geometry.of(linear, x.shape).taps_inside.tolist() == matters
+
+
+def test_three_by_three_on_one_pixel_is_one_by_one() -> None:
+    model = convolution("Conv", 3, {"group": 1, "pads": (1, 1)}, (1, 1))
+    (linear,) = find_linear(gs.import_onnx(model))
+    assert isinstance(linear, Linear)
+    assert np.flatnonzero(Geometry.of(linear, (2, 6, 1, 1)).taps_inside).tolist() == [4]
+
+
+def test_a_product_has_one_tap() -> None:
+    assert Geometry((3, 5), ()).taps_inside.tolist() == [True]
