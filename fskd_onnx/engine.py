@@ -116,6 +116,8 @@ class Store:
         Raises:
             FskdError: it has to go to a file, and that cannot be written.
         """
+        if not _is_plain(value):
+            return _InMemory(value)  # strings, or no tensor at all: small, and no bytes to write
         size, device = value.tensor_size_in_bytes(), value.device_name()
         if self._limit is None or self._used + size <= self._limit:
             self._used += size
@@ -362,8 +364,12 @@ def _detached(value: OrtValue) -> OrtValue:
     Also those that it was fed, and the bindings that they come from: one tensor of the last segment
     would hold on to every activation before it.
     """
-    has_dlpack = value.is_tensor() and value.data_type() != "tensor(string)"
-    return OrtValue.from_dlpack(value) if has_dlpack else value
+    return OrtValue.from_dlpack(value) if _is_plain(value) else value
+
+
+def _is_plain(value: OrtValue) -> bool:
+    """Whether a value is a tensor whose elements lie in memory one after another."""
+    return bool(value.is_tensor()) and value.data_type() != "tensor(string)"
 
 
 def upload(tensors: Tensors, device: str) -> dict[str, OrtValue]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from fskd_onnx.passes.linear import Linear
 
-Floats = NDArray[np.floating]
+F = TypeVar("F", bound=np.floating)
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,12 @@ class Readout:
         """Whether an activation hides part of the output."""
         return math.isfinite(self.low) or math.isfinite(self.high)
 
-    def clip(self, values: Floats) -> Floats:
+    def clip(self, values: NDArray[F]) -> NDArray[F]:
         """Return what the activation makes of some values."""
-        clipped: Floats = np.clip(values, *self._bounds(values))
+        clipped: NDArray[F] = np.clip(values, *self._bounds(values))
         return clipped
 
-    def forgive(self, prediction: Floats, target: Floats) -> Floats:
+    def forgive(self, prediction: NDArray[F], target: NDArray[F]) -> NDArray[F]:
         """Return targets that ask for nothing beyond a bound where the teacher lies beyond it.
 
         See ``fskd_onnx.stream.BlockStream.hidden``.
@@ -59,7 +60,7 @@ class Readout:
             target = np.where(target >= high, np.maximum(prediction, high), target)
         return target
 
-    def _bounds(self, values: Floats) -> tuple[np.floating | None, np.floating | None]:
+    def _bounds(self, values: NDArray[F]) -> tuple[F | None, F | None]:
         """Return the bounds in the type of some values; None where there is none."""
         low, high = (
             values.dtype.type(bound) if math.isfinite(bound) else None

@@ -23,15 +23,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
-from onnxruntime import OrtValue
 
 from fskd_onnx.algebra import Array, each
 from fskd_onnx.clock import Clock
-from fskd_onnx.engine import Network
+from fskd_onnx.engine import Held, Network
 from fskd_onnx.errors import MatchError
 from fskd_onnx.lead import BlockPlan, Lead
 from fskd_onnx.moments import Affine, Moments
@@ -42,6 +42,7 @@ from fskd_onnx.solve import span
 
 Floats = NDArray[np.floating]
 Rows = NDArray[np.intp]
+F = TypeVar("F", bound=np.floating)
 
 # Products of larger chunks are no faster. Columns that fit the second are kept for the next time
 # they are asked for; those of blocks with more are gathered anew each time.
@@ -91,13 +92,13 @@ class Chunk:
     def join(parts: Sequence[Chunk]) -> Chunk:
         """Put columns of the same fold side by side."""
 
-        def side_by_side(arrays: Iterable[Floats]) -> Floats:
+        def side_by_side(arrays: Iterable[NDArray[F]]) -> NDArray[F]:
             return np.concatenate(list(arrays), axis=2)
 
         pairs = [part.residual for part in parts if part.residual is not None]
         return Chunk(
             fold=parts[0].fold,
-            x=np.concatenate([part.x for part in parts], axis=2, dtype=np.float64),
+            x=side_by_side(part.x for part in parts),
             targets=side_by_side(part.targets for part in parts),
             residual=(side_by_side(a for a, _ in pairs), side_by_side(b for _, b in pairs))
             if pairs
@@ -313,7 +314,7 @@ class BlockStream:
                 yield Chunk.join(parts)
                 parts, size = [], 0
             parts.append(part)
-            size += 8 * part.x.size
+            size += part.x.nbytes
         yield Chunk.join(parts)
 
     def _gather_batch(self, index: int) -> Chunk:
@@ -329,18 +330,23 @@ class BlockStream:
         if self._turn is not None:
             x = (self._turn.astype(x.dtype) @ x).reshape(groups, -1, x.shape[2])
 
-        def aligned(values: Floats) -> Floats:
-            return values[self.reading.channels].reshape(groups, -1, x.shape[2])
+        def aligned(held: Held) -> Floats:
+            value = held.value()  # what it gives is on loan, and has to live until it is copied
+            values: Floats = value.numpy()[self.reading.channels]
+            return values.reshape(groups, -1, x.shape[2])
 
-        targets = aligned(_array(tapped.targets.value()))
-        fold = self._lead.batches[index].fold
+        residual = None
         name = self.reading.plan.readout.shortcut
-        if not self.reading.residual or tapped.totals is None or name is None:
-            return Chunk(fold, x, targets)
-        totals = aligned(_array(tapped.totals.value()))
-        position = tapped.chosen[np.newaxis]
-        shortcut = self._lead.gather(tensors[name], last, tapped.count, position)
-        return Chunk(fold, x, targets, (totals, shortcut.reshape(totals.shape)))
+        if self.reading.residual and tapped.totals is not None and name is not None:
+            totals, position = aligned(tapped.totals), tapped.chosen[np.newaxis]
+            shortcut = self._lead.gather(tensors[name], last, tapped.count, position)
+            residual = totals, shortcut.reshape(totals.shape)
+        return Chunk(
+            fold=self._lead.batches[index].fold,
+            x=x.astype(np.float64, copy=False),
+            targets=aligned(tapped.targets),
+            residual=residual,
+        )
 
     def _check_positions(self, rows: int) -> None:
         plan = self.reading.plan
@@ -358,8 +364,3 @@ def _exact(values: Floats, rows: Rows) -> Array:
     if len(rows) < values.shape[1]:
         values = values[:, rows]
     return values.astype(np.float64, copy=False)
-
-
-def _array(value: OrtValue) -> Floats:
-    array: Floats = value.numpy()
-    return array

@@ -18,6 +18,7 @@ from fskd_onnx.columns import Draw
 from fskd_onnx.engine import Batch, Store
 from fskd_onnx.lead import BlockPlan, Lead
 from fskd_onnx.model_io import input_specs
+from fskd_onnx.moments import total
 from fskd_onnx.providers import open_runtime
 from fskd_onnx.readout import PLAIN, Readout
 from fskd_onnx.samples import load_samples
@@ -87,6 +88,7 @@ class Block:
             partner=partner,
             readout=Readout("k", "s") if residual else PLAIN,
             totals="s" if residual else None,
+            unknowns=SEEN,
             draw=Draw.of_unknowns(SEEN, (0, 0)),
         )
         reading = Reading(plan, linear, np.arange(WIDTH), residual, outputs=False)
@@ -289,3 +291,15 @@ def test_a_fit_to_fewer_columns_than_unknowns_leaves_what_they_do_not_span(
     unseen = np.linalg.svd(seen)[2][2]
     change = block.fused(fit)[0] - block.of_student["w"].T
     np.testing.assert_allclose(change @ unseen, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pointwise", "kernel"])
+def test_the_ridge_that_is_chosen_is_the_one_that_all_columns_are_fitted_with(name: str) -> None:
+    block = Block(samples=7, length=2)
+    fit = block.fit(PLAIN, [name])
+    with block.stream() as (stream, families):
+        (family,) = (family for family in families if family.name == name)
+        own = family.regress(total(stream.sums(np.arange(WIDTH))[0]))
+        expected = family.ridge(own, fit.ridge).fit(own)
+    np.testing.assert_allclose(fit.adapter.matrix, expected.matrix, rtol=1e-9)
+    np.testing.assert_allclose(fit.adapter.shift, expected.shift, rtol=1e-9, atol=1e-12)

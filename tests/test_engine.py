@@ -364,10 +364,11 @@ def test_a_kept_tensor_keeps_no_other_of_its_run_in_memory(runtime: Runtime) -> 
         np.testing.assert_allclose(held.value().numpy(), np.exp(np.float32(number)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("limit", [None, 0])
 @pytest.mark.parametrize("shape", [(2, 3), (0, 3), ()])
 @pytest.mark.parametrize("kind", ["BOOL", "UINT8", "INT64", "FLOAT16", "FLOAT", "DOUBLE", "STRING"])
 def test_tensors_of_all_types_cross_a_cut(
-    kind: str, shape: tuple[int, ...], runtime: Runtime
+    kind: str, shape: tuple[int, ...], limit: int | None, runtime: Runtime
 ) -> None:
     number = onnx.TensorProto.DataType.Value(kind)
     axes = f"[{','.join(map(str, shape))}]" if shape else ""
@@ -375,9 +376,10 @@ def test_tensors_of_all_types_cross_a_cut(
     model = build(f"net (float{axes} x) => ({result}) {{ y = Cast <to = {number}> (x) }}")
     values = np.arange(math.prod(shape)).reshape(shape)
     x = {"x": OrtValue.ortvalue_from_numpy(values.astype(np.float32))}
-    held = Store().keep(engine.run(runtime.session(model), x, ["y"], runtime.device)["y"])
-    assert (held.shape, held.element_type) == (shape, number)
-    found = held.value().numpy()
+    with Store(limit) as store:
+        held = store.keep(engine.run(runtime.session(model), x, ["y"], runtime.device)["y"])
+        assert (held.shape, held.element_type) == (shape, number)
+        found = download(held.value())
     dtype = onnx.helper.tensor_dtype_to_np_dtype(number)
     assert (found.shape, found.dtype) == (shape, dtype)
     expected = values.astype(str if kind == "STRING" else dtype)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,6 +15,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from numpy.typing import NDArray
 
+from fskd_onnx import algebra
 from fskd_onnx import stream as module
 from fskd_onnx.clock import Clock
 from fskd_onnx.columns import Draw
@@ -185,7 +188,9 @@ def activations(model: onnx.ModelProto, images: Array) -> dict[str, Array]:
 
 @contextmanager
 def opened(
-    block: Block, models: tuple[onnx.ModelProto, onnx.ModelProto] | None = None
+    block: Block,
+    limit: int | None = None,
+    models: tuple[onnx.ModelProto, onnx.ModelProto] | None = None,
 ) -> Iterator[Opened]:
     runtime = open_runtime(["cpu"])
     student, teacher = models or block.models()
@@ -201,10 +206,11 @@ def opened(
         partner=linears(teacher)["n"],
         readout=behind(block.residual),
         totals="s" if block.residual else None,
+        unknowns=linear.matrix.shape[2],
         draw=Draw(block.wanted, (5,)),
     )
     reading = Reading(plan, linear, CHANNELS, block.residual, block.outputs, merged=block.merged)
-    with Store() as store:
+    with Store(limit) as store:
         lead = Lead(runtime, gs.import_onnx(teacher), [plan], samples, batches, store)
         network = lead.follow(gs.import_onnx(student))
         lead.advance(0)
@@ -353,7 +359,7 @@ def test_without_an_activation_the_error_is_that_of_the_sums(residual: bool) -> 
 def test_an_exact_prediction_leaves_targets_and_no_error() -> None:
     student, _ = Block().models()
     alike = replace_channels(student)
-    with opened(Block(), (student, alike)) as case:
+    with opened(Block(), None, (student, alike)) as case:
         (folds,) = case.sums()
         readout = Readout(low=0.0)
         turned = Affine(case.own.matrix[:, CHANNELS % WIDTH], case.own.shift[:, CHANNELS % WIDTH])
@@ -384,10 +390,12 @@ def replace_channels(student: onnx.ModelProto) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("chunk", "kept"), [(1, 2**28), (2**26, 0), (1, 0), (20_000, 2**28), (20_000, 0)]
 )
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("block", [Block(residual=True), Block(groups=2, outputs=True)], ids=str)
 def test_chunks_and_what_is_kept_change_nothing(
-    block: Block, chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch
+    block: Block, threads: int, chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor does working on chunks side by side."""
     readout = behind(block.residual, low=0.0)
 
     def summed() -> tuple[list[Moments], float]:
@@ -400,10 +408,28 @@ def test_chunks_and_what_is_kept_change_nothing(
     whole, expected = summed()
     monkeypatch.setattr(module, "_CHUNK_BYTES", chunk)
     monkeypatch.setattr(module, "_KEPT_BYTES", kept)
-    apart, found = summed()
+    controller, _ = algebra._blas()
+    monkeypatch.setattr(algebra, "_blas", lambda: (controller, threads))
+    with algebra.threads_for(1):
+        apart, found = summed()
     assert found == pytest.approx(expected, rel=1e-12)
     for one, other in zip(apart, whole, strict=True):
         assert_sums(one, other, 1e-12)
+
+
+@pytest.mark.parametrize("block", [Block(), Block(residual=True)])
+def test_columns_in_files_are_the_same(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    sums = []
+    for limit in (None, 0):
+        with opened(block, limit) as case:
+            sums.append([fold for folds in case.sums() for fold in folds])
+            assert bool(list(tmp_path.rglob("*"))) == (limit == 0)
+    for one, other in zip(*sums, strict=True):
+        assert one.gram.tobytes() == other.gram.tobytes()
+        assert one.cross.tobytes() == other.cross.tobytes()
 
 
 # Where columns are fewer than unknowns, where taps see padding only, and where both is so.
@@ -524,7 +550,7 @@ def test_types_are_summed_in_float64(kind: str, rtol: float) -> None:
                 value = onnx.numpy_helper.to_array(tensor)
                 large = (60 * value).astype(value.dtype)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(large, "w"))
-    with opened(Block(), models) as case:
+    with opened(Block(), None, models) as case:
         (folds,) = case.sums()
         for found, truth in zip(folds, case.truth(), strict=True):
             assert_sums(found, sums_of(truth.x, truth.y), rtol)
@@ -537,7 +563,7 @@ def test_the_teacher_may_be_another_operator_with_channels_elsewhere(swapped: bo
     student, teacher = (
         build(text.format(kind="float", out=out)) for text, out in zip(texts, (4, 6), strict=True)
     )
-    with opened(Block(), (student, teacher)) as case:
+    with opened(Block(), None, (student, teacher)) as case:
         (folds,) = case.sums()
         for found, truth in zip(folds, case.truth(), strict=True):
             assert_sums(found, sums_of(truth.x, truth.y))
@@ -549,18 +575,27 @@ def test_other_positions_are_refused() -> None:
     strided = strided.replace("s = Add(y, k)", "s = Identity(y)").replace("6,5,5] s", "6,3,3] s")
     with (
         pytest.raises(MatchError, match=r"its output has \(5, 5\) positions.*\(3, 3\)"),
-        opened(Block(), (student, build(strided))),
+        opened(Block(), None, (student, build(strided))),
     ):
         pass
 
 
-def test_positions_that_one_of_them_folds_into_the_samples_are_refused() -> None:
+@pytest.mark.parametrize(("shape", "inner"), [((-1, 4), 4), ((-1, 7, 2), 2)])
+def test_positions_that_one_of_them_folds_into_the_samples_are_refused(
+    shape: tuple[int, ...], inner: int
+) -> None:
+    """Also where each of the samples then has as many positions as before."""
     teacher = build(MATMUL.format(kind="float", out=6))
-    folded = """net (float[N,7,3] x) => (float[M,4] y) <float[3,4] v, float[4,4] w, int64[2] s> {
+    axes = ",".join(["M", *map(str, shape[1:-1]), "4"])
+    folded = f"""net (float[N,7,3] x) => (float[{axes}] y)
+        <float[3,4] v, float[{inner},4] w, int64[{len(shape)}] s> {{
         p = MatMul(x, v)
         h = Reshape(p, s)
         [n] y = MatMul(h, w)
-    }"""
-    student = build(folded, {"s": np.array([-1, 4])})
-    with pytest.raises(MatchError, match="its output has"), opened(Block(), (student, teacher)):
+    }}"""
+    student = build(folded, {"s": np.array(shape)})
+    with (
+        pytest.raises(MatchError, match="its output has"),
+        opened(Block(), None, (student, teacher)),
+    ):
         pass

@@ -491,16 +491,21 @@ def readme_block(table: Table, cached_only: bool = False) -> str:
     return f"{table.markdown()}\nPrinted by `{command}`.\n"
 
 
-def write_readme(path: Path, block: str) -> None:
+def write_readme(path: Path, block: str, marker: str = "results") -> None:
     """Replace what stands between the markers.
+
+    Args:
+        path: the file.
+        block: what to put there.
+        marker: name of the markers, two comments of HTML.
 
     Raises:
         ValueError: the file does not have one pair of markers.
     """
     text = path.read_text(encoding="utf-8")
-    pattern = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+    pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.DOTALL)
     if len(pattern.findall(text)) != 1:
-        raise ValueError(f"{path}: there is not one pair of results markers")
+        raise ValueError(f"{path}: there is not one pair of {marker} markers")
     path.write_text(pattern.sub(lambda found: found[1] + block + found[2], text), encoding="utf-8")
 
 

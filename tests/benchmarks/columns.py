@@ -1,6 +1,6 @@
 """How many columns a regression needs: ``python -m tests.benchmarks.columns``.
 
-A column is one position of one sample. ``fskd_onnx.stream`` sums so many for each unknown of a
+A column is one position of one sample. ``fskd_onnx.columns`` draws so many for each unknown of a
 block, and 4,096 at least; here are 5, 20, 100 and all there are, with two draws of 500 samples
 each, so that what columns matter can be told from what samples matter. Accuracy, and agreement with
 the teacher's answers, are on training images outside of the samples; the test images have no part
@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fskd_onnx import stream
+from fskd_onnx import columns
 from fskd_onnx.engine import download, run, upload
 from fskd_onnx.model_io import ModelSource, load_model
 from fskd_onnx.options import FitOptions, RunOptions
@@ -45,15 +45,15 @@ def main() -> None:
     print("|---|---|---|---|---|---|", flush=True)
     for name, recipe in _STUDENTS:
         teacher, student = teacher_path(name), student_path(name, recipe)
-        for columns in _COLUMNS:
+        for number in _COLUMNS:
             for draw in range(2):
                 order = np.random.default_rng(draw).permutation(len(train.images))
                 samples = normalise(train.images[order[:_SAMPLES]])
                 # The least is lowered too, or it would hide the difference in narrow blocks.
-                least = min(columns * 200, stream._LEAST_COLUMNS) if columns < 20 else None
+                least = min(number * 200, columns._LEAST_COLUMNS) if number < 20 else None
                 with (
-                    mock.patch.object(stream, "_COLUMNS_PER_UNKNOWN", columns),
-                    mock.patch.object(stream, "_LEAST_COLUMNS", least or stream._LEAST_COLUMNS),
+                    mock.patch.object(columns, "_COLUMNS_PER_UNKNOWN", number),
+                    mock.patch.object(columns, "_LEAST_COLUMNS", least or columns._LEAST_COLUMNS),
                 ):
                     began = time.perf_counter()
                     options = FitOptions(RunOptions(("cpu",)), adapter, targets="kept")
@@ -63,7 +63,7 @@ def main() -> None:
                 accuracy, agreement = _judge(
                     teacher, model, Split(train.images[others], train.labels[others])
                 )
-                label = "all" if columns == _ALL else columns
+                label = "all" if number == _ALL else number
                 print(
                     f"| {name}-{recipe} | {label} | {draw} | {accuracy:.2%} | {agreement:.2%} | "
                     f"{seconds:.1f} |",
