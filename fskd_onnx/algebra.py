@@ -166,7 +166,7 @@ def each(work: Callable[[T], S], items: Iterable[T]) -> Iterable[S]:
     """Do some work on each of several items, side by side where they are in memory anyway.
 
     Args:
-        work: what to do; it spends its time in NumPy.
+        work: what to do; it spends its time in NumPy, and does not call this function.
         items: a list, or something that makes one after another, of which only one is held.
 
     Returns:

@@ -8,6 +8,7 @@ samples, and only they leave the device.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,33 +52,58 @@ class Draw:
         """Draw enough for a regression on so many unknowns."""
         return Draw(max(_COLUMNS_PER_UNKNOWN * (unknowns + 1), _LEAST_COLUMNS), seed)
 
-    def choose(
-        self, batches: Sequence[Batch], index: int, rows: int, positions: int
-    ) -> tuple[int, NDArray[np.intp]]:
+    def choose(self, place: Place, rows: int, positions: int) -> tuple[int, NDArray[np.intp]]:
         """Choose the columns of one batch.
 
         Args:
-            batches: all batches, in the order of their folds.
-            index: which one.
+            place: of the batch.
             rows: extent of the first axis of the batch's tensor.
             positions: of one row.
 
         Returns:
             How many rows, the first ones, are looked at, maybe none, and the (k,) positions.
         """
-        batch = batches[index]
         # Some graphs fold positions into the first axis; a sample then has several rows.
-        repeat = rows // len(batch.samples)
-        samples = sum(other.count for other in batches)
-        least = math.ceil(self.wanted / (samples * repeat))
+        repeat = rows // len(place.batch.samples)
+        least = math.ceil(self.wanted / (place.samples * repeat))
         k = min(positions, max(_POSITIONS_PER_SAMPLE, least))
         # Samples are in random order, so the first of each fold are as good as any.
-        fold = [other.count for other in batches if other.fold == batch.fold]
-        before = sum(other.count for other in batches[:index] if other.fold == batch.fold)
-        share = math.ceil(self.wanted / (k * repeat) * sum(fold) / samples)
-        count = min(batch.count, max(0, share - before))
-        rng = np.random.default_rng([*self.seed, index])
+        share = math.ceil(self.wanted / (k * repeat) * place.in_fold / place.samples)
+        count = min(place.batch.count, max(0, share - place.before))
+        rng = np.random.default_rng([*self.seed, place.index])
         return count * repeat, np.sort(rng.choice(positions, size=k, replace=False))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a batch stands among all of them.
+
+    Attributes:
+        batch: the batch.
+        index: its number.
+        before: samples of its fold in the batches before it.
+        in_fold: samples of its fold.
+        samples: of all batches.
+    """
+
+    batch: Batch
+    index: int
+    before: int
+    in_fold: int
+    samples: int
+
+
+def places(batches: Sequence[Batch]) -> list[Place]:
+    """Work out where each batch stands."""
+    sizes: Counter[int] = Counter()
+    before = []
+    for batch in batches:
+        before.append(sizes[batch.fold])
+        sizes[batch.fold] += batch.count
+    return [
+        Place(batch, index, before[index], sizes[batch.fold], sizes.total())
+        for index, batch in enumerate(batches)
+    ]
 
 
 class Gatherer:

@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
-from fskd_onnx.columns import Draw, Gatherer
+from fskd_onnx.columns import Draw, Gatherer, places
 from fskd_onnx.engine import Batch, Held, Network, Store, read_lazily
 from fskd_onnx.match import Matching
 from fskd_onnx.passes.linear import Linear, find_linear
@@ -177,6 +177,7 @@ class Lead:
         self._runtime = runtime
         self._teacher = teacher
         self._feeds = read_lazily(samples, batches, store, runtime.device)
+        self._places = places(batches)
         self._windows = _windows(plans)
         self._at = -1
         self._network: Network | None = None
@@ -227,7 +228,7 @@ class Lead:
     ) -> LeadColumns | None:
         shape = tuple(tensors[plan.partner.output.name].shape())
         positions = math.prod(shape[1:-1] if plan.channels_last else shape[2:])
-        count, chosen = plan.draw.choose(self.batches, index, shape[0], positions)
+        count, chosen = plan.draw.choose(self._places[index], shape[0], positions)
         if count == 0:
             return None
         found = [

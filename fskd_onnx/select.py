@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.algebra import Array
-from fskd_onnx.columns import Draw, Gatherer
+from fskd_onnx.columns import Draw, Gatherer, places
 from fskd_onnx.engine import Batch, run, upload
 from fskd_onnx.match import Channels, Matching
 from fskd_onnx.moments import Moments
@@ -222,12 +222,12 @@ def _grams(
     """Run the teacher once over some samples; return the centred Gram matrix of each tensor."""
     inputs = tuple(tensor.name for tensor in teacher.inputs)
     computed = tuple(name for name in readers if name not in inputs)
-    used = _first_batches(batches, _SAMPLES)
+    used = places(_first_batches(batches, _SAMPLES))
     gather = Gatherer(runtime)
     sums: dict[str, Moments] = {}
     session = None
-    for index, batch in enumerate(used):
-        feeds = upload(samples.take(batch.samples), runtime.device)
+    for place in used:
+        feeds = upload(samples.take(place.batch.samples), runtime.device)
         if session is None:
             types = {
                 name: onnx.helper.make_tensor_type_proto(
@@ -241,7 +241,7 @@ def _grams(
             last, shape = linear.op == "MatMul", tensors[name].shape()
             channels, *spatial = (shape[-1], *shape[1:-1]) if last else shape[1:]
             draw = Draw(max(_COLUMNS_PER_CHANNEL * channels, _LEAST_COLUMNS), (0,))
-            count, chosen = draw.choose(used, index, shape[0], math.prod(spatial))
+            count, chosen = draw.choose(place, shape[0], math.prod(spatial))
             if count == 0:
                 continue
             columns = gather(tensors[name], last, count, chosen[np.newaxis])[np.newaxis]

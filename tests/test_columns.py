@@ -31,8 +31,8 @@ def plan(samples: int, folds: int, size: int, fixed: int | None = None) -> list[
 
 def choose_all(draw: Draw, batches: list[Batch], positions: int, repeat: int = 1) -> list[Chosen]:
     return [
-        draw.choose(batches, index, len(batch.samples) * repeat, positions)
-        for index, batch in enumerate(batches)
+        draw.choose(place, len(place.batch.samples) * repeat, positions)
+        for place in columns.places(batches)
     ]
 
 

@@ -138,6 +138,7 @@ def test_columns_are_those_of_a_whole_run(
             ["c3", "s3"],
             ["y"],
         ]
+        places = columns.places(ahead_of_us.batches)
         for plan in ahead_of_us.plans:
             ahead_of_us.advance(plan.index)
             found = ahead_of_us.columns(plan.index)
@@ -147,7 +148,7 @@ def test_columns_are_those_of_a_whole_run(
             for index, batch in enumerate(ahead_of_us.batches):
                 shape = (len(batch.samples), *expected[name].shape[1:])
                 positions = int(np.prod(shape[1:-1] if last else shape[2:]))
-                count, chosen = plan.draw.choose(ahead_of_us.batches, index, shape[0], positions)
+                count, chosen = plan.draw.choose(places[index], shape[0], positions)
                 assert (index in found) == (count > 0)
                 if not count:
                     continue
