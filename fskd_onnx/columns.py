@@ -19,9 +19,10 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession, OrtValue
 
-from fskd_onnx.engine import Batch, download, run, upload
+from fskd_onnx.engine import Batch, run
 from fskd_onnx.passes.capture import COLUMNS, GatherColumns, indices
 from fskd_onnx.providers import Runtime
+from fskd_onnx.store import download, upload
 
 # Accuracy with kernel adapters on two draws of 500 samples, which differ by 0.6 among themselves,
 # at 5, 20, 100 columns per unknown and at all columns (``tests/benchmarks/columns.py``):

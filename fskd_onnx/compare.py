@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fskd_onnx.engine import Batch, default_batch_size, download, plan_batches, run, upload
+from fskd_onnx.engine import Batch, default_batch_size, plan_batches, run
 from fskd_onnx.errors import ModelError
 from fskd_onnx.model_io import (
     ModelSource,
@@ -23,6 +23,7 @@ from fskd_onnx.options import RunOptions
 from fskd_onnx.providers import Runtime, open_runtime
 from fskd_onnx.report import Agreement, Comparison
 from fskd_onnx.samples import InputSpec, SampleReader, SampleSource, load_samples
+from fskd_onnx.store import download, upload
 
 Outputs = list[NDArray[np.generic]]
 

@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
 from fskd_onnx.columns import Draw, Gatherer, places
-from fskd_onnx.engine import Batch, Held, Network, Store, read_lazily
+from fskd_onnx.engine import Batch, Network, read_lazily
 from fskd_onnx.match import Matching
 from fskd_onnx.passes.linear import Linear, find_linear
 from fskd_onnx.passes.segment import ancestors
 from fskd_onnx.providers import Runtime
 from fskd_onnx.readout import Readout, read_out
 from fskd_onnx.samples import SampleReader
+from fskd_onnx.store import Held, Store
 
 # What the teacher may leave for later blocks. More saves cuts, of which few are left at this size.
 _AHEAD_BYTES = 2**29

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from fskd_onnx.clock import Clock
 from fskd_onnx.compare import agreement, squared_errors
 from fskd_onnx.descent import Descent
-from fskd_onnx.engine import Store
 from fskd_onnx.errors import MatchError, NoImprovementError
 from fskd_onnx.lead import Lead, plan_blocks
 from fskd_onnx.match import Matching, match_models
@@ -27,6 +26,7 @@ from fskd_onnx.passes import export
 from fskd_onnx.report import Agreement, FitReport, Seconds
 from fskd_onnx.samples import SampleSource
 from fskd_onnx.select import select_targets
+from fskd_onnx.store import Store
 from fskd_onnx.task import NetworkFile, Task, prepare
 
 logger = logging.getLogger(__name__)

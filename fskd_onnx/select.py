@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from fskd_onnx.algebra import Array
 from fskd_onnx.columns import Draw, Gatherer, places
-from fskd_onnx.engine import Batch, run, upload
+from fskd_onnx.engine import Batch, run
 from fskd_onnx.match import Channels, Matching
 from fskd_onnx.moments import Moments
 from fskd_onnx.passes.linear import Linear, find_linear
@@ -38,6 +38,7 @@ from fskd_onnx.providers import Runtime
 from fskd_onnx.samples import SampleReader
 from fskd_onnx.solve import is_sparse
 from fskd_onnx.spaces import Spaces, find_spaces, is_follower
+from fskd_onnx.store import upload
 
 # Second moments of a few hundred channels are known well enough from this many samples and columns.
 _SAMPLES = 256

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from fskd_onnx.algebra import Array, each
 from fskd_onnx.clock import Clock
-from fskd_onnx.engine import Held, Network
+from fskd_onnx.engine import Network
 from fskd_onnx.errors import MatchError
 from fskd_onnx.lead import BlockPlan, Lead
 from fskd_onnx.moments import Affine, Moments
@@ -39,6 +39,7 @@ from fskd_onnx.passes.geometry import Geometry
 from fskd_onnx.passes.linear import Linear
 from fskd_onnx.readout import Readout
 from fskd_onnx.solve import span
+from fskd_onnx.store import Held
 
 Floats = NDArray[np.floating]
 Rows = NDArray[np.intp]

@@ -15,7 +15,7 @@ from fskd_onnx import adapt, solve
 from fskd_onnx.adapt import BlockFit, fit_block
 from fskd_onnx.clock import Clock
 from fskd_onnx.columns import Draw
-from fskd_onnx.engine import Batch, Store
+from fskd_onnx.engine import Batch
 from fskd_onnx.lead import BlockPlan, Lead
 from fskd_onnx.model_io import input_specs
 from fskd_onnx.moments import total
@@ -23,6 +23,7 @@ from fskd_onnx.providers import open_runtime
 from fskd_onnx.readout import PLAIN, Readout
 from fskd_onnx.samples import load_samples
 from fskd_onnx.solve import Family
+from fskd_onnx.store import Store
 from fskd_onnx.stream import BlockStream, Reading
 from tests.helpers import Array, build, linears
 

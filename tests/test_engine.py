@@ -24,22 +24,12 @@ from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
 from fskd_onnx import engine
-from fskd_onnx.engine import (
-    Batch,
-    Held,
-    Network,
-    Store,
-    default_batch_size,
-    download,
-    plan_batches,
-    read_lazily,
-    upload,
-)
-from fskd_onnx.errors import FskdError
+from fskd_onnx.engine import Batch, Network, default_batch_size, plan_batches, read_lazily
 from fskd_onnx.model_io import input_specs
 from fskd_onnx.progress import told_to
 from fskd_onnx.providers import Runtime, open_runtime
 from fskd_onnx.samples import Samples, load_samples
+from fskd_onnx.store import Held, Store, download, upload
 from tests.helpers import DEMO, build
 
 COUNT = 23
@@ -384,40 +374,6 @@ def test_tensors_of_all_types_cross_a_cut(
     assert (found.shape, found.dtype) == (shape, dtype)
     expected = values.astype(str if kind == "STRING" else dtype)
     assert found.tolist() == expected.tolist()
-
-
-def tensor(size: int) -> OrtValue:
-    return OrtValue.ortvalue_from_numpy(np.full(size, 7, np.uint8))
-
-
-def files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def test_what_is_dropped_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    store = Store(limit=100)
-    first, second = store.keep(tensor(60)), store.keep(tensor(60))
-    assert len(files(tmp_path)) == 1
-    np.testing.assert_array_equal(download(second.value()), np.full(60, 7))
-    del first, second
-    assert not files(tmp_path)
-    kept = store.keep(tensor(100))
-    assert not files(tmp_path)
-    empty = store.keep(tensor(0)), store.keep(tensor(1)), store.keep(tensor(0))
-    assert [held.value().shape() for held in empty] == [[0], [1], [0]]
-    assert kept.shape == (100,)
-    with store:
-        pass
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_disk_that_takes_no_more_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    with pytest.raises(FskdError, match=r"memory limit cannot be written.*--memory-limit"):
-        Store(limit=0).keep(tensor(1))
 
 
 @pytest.mark.parametrize("fixed", [None, 4])

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fskd_onnx import columns, lead
-from fskd_onnx.engine import Batch, Store, plan_batches
+from fskd_onnx.engine import Batch, plan_batches
 from fskd_onnx.lead import BlockPlan, Lead, LeadColumns, plan_blocks
 from fskd_onnx.match import match_models
 from fskd_onnx.model_io import input_specs
@@ -21,6 +21,7 @@ from fskd_onnx.progress import told_to
 from fskd_onnx.providers import Runtime, open_runtime
 from fskd_onnx.readout import Readout
 from fskd_onnx.samples import Samples, load_samples
+from fskd_onnx.store import Store
 from tests.helpers import build
 
 COUNT, FOLDS = 22, 3

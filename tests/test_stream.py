@@ -19,7 +19,7 @@ from fskd_onnx import algebra
 from fskd_onnx import stream as module
 from fskd_onnx.clock import Clock
 from fskd_onnx.columns import Draw
-from fskd_onnx.engine import Store, plan_batches
+from fskd_onnx.engine import plan_batches
 from fskd_onnx.errors import MatchError
 from fskd_onnx.lead import BlockPlan, Lead
 from fskd_onnx.model_io import input_specs
@@ -29,6 +29,7 @@ from fskd_onnx.providers import open_runtime
 from fskd_onnx.readout import Readout
 from fskd_onnx.samples import load_samples
 from fskd_onnx.solve import Family
+from fskd_onnx.store import Store
 from fskd_onnx.stream import BlockStream, Reading
 from tests.helpers import Array, build, linears, random_feeds, run
 

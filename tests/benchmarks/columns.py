@@ -18,11 +18,12 @@ import onnx
 from numpy.typing import NDArray
 
 from fskd_onnx import columns
-from fskd_onnx.engine import download, run, upload
+from fskd_onnx.engine import run
 from fskd_onnx.model_io import ModelSource, load_model
 from fskd_onnx.options import FitOptions, RunOptions
 from fskd_onnx.pipeline import fit
 from fskd_onnx.providers import open_runtime
+from fskd_onnx.store import download, upload
 from models.build import student_path, teacher_path
 from models.data import Split, load, normalise
 

@@ -25,11 +25,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fskd_onnx.engine import default_batch_size, run, upload
+from fskd_onnx.engine import default_batch_size, run
 from fskd_onnx.model_io import ModelSource, load_model
 from fskd_onnx.options import FitOptions, RunOptions
 from fskd_onnx.pipeline import fit
 from fskd_onnx.providers import open_runtime
+from fskd_onnx.store import upload
 from models.data import draw_samples, load, normalise
 from tests.benchmarks import shapes
 from tests.benchmarks.paper import paper_fit
