@@ -301,7 +301,7 @@ def test_files_go_when_the_work_fails(
     with pytest.raises(KeyboardInterrupt), opened(runtime, model, samples, limit=0) as run:
         run.network.enter("first")
         run.network.tensors(0)
-        assert files(tmp_path)
+        assert any(path.is_file() for path in tmp_path.rglob("*"))
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
 
