@@ -77,7 +77,8 @@ class Descent:
         plans, network = self._lead.plans, self._lead.follow(self.student)
         with self._clock("capture"), solved_by(self._options.solver):
             for plan in plans:
-                self._lead.advance(plan.index)
+                with threads_for(plan.unknowns):
+                    self._lead.advance(plan.index)
                 network.enter(f"block {plan.index + 1} of {len(plans)}")
                 with self._clock("solve"), threads_for(plan.unknowns):
                     self._blocks[plan.name] = self._fit(plan, network)

@@ -21,7 +21,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
-from fskd_onnx.columns import Draw, Gatherer, places
+from fskd_onnx.algebra import each
+from fskd_onnx.columns import Draw, Gatherer, Place, places
 from fskd_onnx.engine import Batch, Network, read_lazily
 from fskd_onnx.match import Matching
 from fskd_onnx.passes.linear import Linear, find_linear
@@ -215,32 +216,52 @@ class Lead:
         self._columns = {block: {} for block in window}
         text = f"teacher, blocks {window.start + 1} to {window.stop} of {len(self.plans)}"
         network.enter(text)
-        for index in range(len(self.batches)):
-            tensors = network.tensors_once(index)
-            for block in window:
-                found = self._gather(self.plans[block], index, tensors)
+        for place in self._places:
+            tensors = network.tensors_once(place.index)
+
+            def gather(
+                block: int, place: Place = place, tensors: Mapping[str, OrtValue] = tensors
+            ) -> _Gathered | None:
+                return self._gather(self.plans[block], place, tensors)
+
+            for block, found in zip(window, each(gather, list(window)), strict=True):
                 if found is not None:
-                    self._columns[block][index] = found
-            del tensors  # before the next batch needs as much memory
+                    self._columns[block][place.index] = found.kept(self.store)
+            del tensors, gather  # before the next batch needs as much memory
         network.leave()
 
     def _gather(
-        self, plan: BlockPlan, index: int, tensors: Mapping[str, OrtValue]
-    ) -> LeadColumns | None:
+        self, plan: BlockPlan, place: Place, tensors: Mapping[str, OrtValue]
+    ) -> _Gathered | None:
         shape = tuple(tensors[plan.partner.output.name].shape())
         positions = math.prod(shape[1:-1] if plan.channels_last else shape[2:])
-        count, chosen = plan.draw.choose(self._places[index], shape[0], positions)
+        count, chosen = plan.draw.choose(place, shape[0], positions)
         if count == 0:
             return None
-        found = [
-            self.store.keep(OrtValue.ortvalue_from_numpy(columns))
-            for columns in (
-                self.gather(tensors[name], plan.channels_last, count, chosen[np.newaxis])
-                for name in plan.of_teacher
-                if tuple(tensors[name].shape()) == shape
-            )
+        columns = [
+            self.gather(tensors[name], plan.channels_last, count, chosen[np.newaxis])
+            for name in plan.of_teacher
+            if tuple(tensors[name].shape()) == shape
         ]
-        return LeadColumns(count, chosen, shape, found[0], found[1] if len(found) > 1 else None)
+        return _Gathered(count, chosen, shape, columns)
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """The teacher's columns of one block in one batch, before they are kept."""
+
+    count: int
+    chosen: NDArray[np.intp]
+    shape: tuple[int, ...]
+    columns: list[NDArray[np.floating]]
+
+    def kept(self, store: Store) -> LeadColumns:
+        """Return them as they are kept."""
+        targets, *totals = (
+            store.keep(OrtValue.ortvalue_from_numpy(columns)) for columns in self.columns
+        )
+        behind = totals[0] if totals else None
+        return LeadColumns(self.count, self.chosen, self.shape, targets, behind)
 
 
 def _windows(plans: Sequence[BlockPlan]) -> list[range]:

@@ -71,17 +71,21 @@ class Chunk:
     def towards(self, variant: int, rows: Rows) -> Array:
         """Return some targets: those of the block output (0), or the shortcut taken off (1)."""
         if variant == 0 or self.residual is None:
-            return _exact(self.targets, rows)
-        totals, shortcut = self.residual
-        return _exact(totals, rows) - _exact(shortcut, rows)
+            return _some(self.targets, rows).astype(np.float64)
+        totals, shortcut = (_some(part, rows) for part in self.residual)
+        return np.subtract(totals, shortcut, dtype=np.float64)
 
-    def seen(self, fitted: Affine, rows: Rows) -> tuple[Array, Array, Array | float]:
-        """Return prediction and target of some rows where the error is seen, and the shortcut."""
-        prediction = fitted.matrix @ self.x
-        prediction += fitted.shift[..., np.newaxis]
+    def seen(self, fitted: Affine, rows: Rows) -> tuple[Floats, Floats, Floats | float]:
+        """Return prediction and target of some rows where the error is seen, and the shortcut.
+
+        All in the precision of the networks: what is summed over columns is cast for that.
+        """
+        kind = self.targets.dtype
+        prediction: Floats = fitted.matrix.astype(kind) @ self.x.astype(kind, copy=False)
+        prediction += fitted.shift[..., np.newaxis].astype(kind)
         if self.residual is None:
-            return prediction, _exact(self.targets, rows), 0.0
-        totals, shortcut = (_exact(part, rows) for part in self.residual)
+            return prediction, _some(self.targets, rows), 0.0
+        totals, shortcut = (_some(part, rows) for part in self.residual)
         prediction += shortcut
         return prediction, totals, shortcut
 
@@ -243,7 +247,7 @@ class BlockStream:
             prediction, target, _ = chunk.seen(fitted, rows)
             if readout.clips:
                 prediction, target = readout.clip(prediction), readout.clip(target)
-            difference = prediction - target
+            difference = np.subtract(prediction, target, dtype=np.float64)
             return float(np.vdot(difference, difference))
 
         with self._clock("capture"):
@@ -271,7 +275,9 @@ class BlockStream:
 
         def targets(chunk: Chunk) -> Array:
             prediction, target, shortcut = chunk.seen(fitted, rows)
-            return readout.forgive(prediction, target) - shortcut
+            y: Array = readout.forgive(prediction, target).astype(np.float64)
+            y -= shortcut
+            return y
 
         return self._with_targets(folds, targets)
 
@@ -298,25 +304,32 @@ class BlockStream:
         batches = self._lead.batches
         first = batches[0].fold
         if self._chunks is None and self._keep:
-            self._chunks = list(self._gathered(self._columns))
+            self._chunks = list(self._gathered(list(self._columns)))
         if self._chunks is not None:
             return [c for c in self._chunks if not first_fold or c.fold == first]
         return self._gathered(
             [index for index in self._columns if not first_fold or batches[index].fold == first]
         )
 
-    def _gathered(self, batches: Iterable[int]) -> Iterator[Chunk]:
+    def _gathered(self, batches: list[int]) -> Iterator[Chunk]:
         """Gather the columns of some batches; put those of a fold side by side."""
         parts: list[Chunk] = []
         size = 0
-        for index in batches:
-            part = self._gather_batch(index)
+        for part in self._gather_all(batches):
             if parts and (part.fold != parts[0].fold or size > _CHUNK_BYTES):
                 yield Chunk.join(parts)
                 parts, size = [], 0
             parts.append(part)
             size += part.x.nbytes
         yield Chunk.join(parts)
+
+    def _gather_all(self, batches: list[int]) -> Iterable[Chunk]:
+        """Gather the columns of some batches; at once, where all of them may be in memory."""
+        if not self._keep:
+            return map(self._gather_batch, batches)
+        for index in batches:
+            self._student.tensors(index)  # runs what has not run yet, one batch after another
+        return each(self._gather_batch, batches)
 
     def _gather_batch(self, index: int) -> Chunk:
         tensors, tapped = self._student.tensors(index), self._columns[index]
@@ -360,8 +373,6 @@ class BlockStream:
             )
 
 
-def _exact(values: Floats, rows: Rows) -> Array:
-    """Return some rows in float64."""
-    if len(rows) < values.shape[1]:
-        values = values[:, rows]
-    return values.astype(np.float64, copy=False)
+def _some(values: Floats, rows: Rows) -> Floats:
+    """Return some rows; what is given, where these are all."""
+    return values if len(rows) == values.shape[1] else values[:, rows]
