@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -215,23 +216,19 @@ class Lead:
     def _run(self, network: Network, window: range) -> None:
         self._columns = {block: {} for block in window}
         text = f"teacher, blocks {window.start + 1} to {window.stop} of {len(self.plans)}"
+        plans = list(self.plans[window.start : window.stop])
         network.enter(text)
         for place in self._places:
-            tensors = network.tensors_once(place.index)
-
-            def gather(
-                block: int, place: Place = place, tensors: Mapping[str, OrtValue] = tensors
-            ) -> _Gathered | None:
-                return self._gather(self.plans[block], place, tensors)
-
-            for block, found in zip(window, each(gather, list(window)), strict=True):
+            # Held by the work alone: gone before the next batch needs as much memory.
+            gather = partial(self._gather, place, network.tensors_once(place.index))
+            for plan, found in zip(plans, each(gather, plans), strict=True):
                 if found is not None:
-                    self._columns[block][place.index] = found.kept(self.store)
-            del tensors, gather  # before the next batch needs as much memory
+                    self._columns[plan.index][place.index] = found.kept(self.store)
+            del gather
         network.leave()
 
     def _gather(
-        self, plan: BlockPlan, place: Place, tensors: Mapping[str, OrtValue]
+        self, place: Place, tensors: Mapping[str, OrtValue], plan: BlockPlan
     ) -> _Gathered | None:
         shape = tuple(tensors[plan.partner.output.name].shape())
         positions = math.prod(shape[1:-1] if plan.channels_last else shape[2:])

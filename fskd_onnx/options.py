@@ -41,8 +41,8 @@ class RunOptions:
         batch_size: samples per run; ``None`` lets the engine choose.
         seed: everything random comes from it.
         preprocess: how pixels become tensors.
-        memory_limit: bytes of samples and activations that a fit keeps in memory between blocks;
-            what is past it goes to temporary files. ``None`` keeps everything in memory.
+        memory_limit: bytes of samples, columns and activations that a fit keeps in memory between
+            blocks; what is past it goes to temporary files. ``None`` keeps everything in memory.
     """
 
     providers: tuple[str, ...] = ("auto",)

@@ -143,13 +143,7 @@ class BlockStream:
             where the regressors are the patches, or coordinates of the block's outputs.
     """
 
-    def __init__(
-        self,
-        student: Network,
-        lead: Lead,
-        reading: Reading,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, student: Network, lead: Lead, reading: Reading, clock: Clock) -> None:
         """Look at the first batch.
 
         Args:

@@ -104,9 +104,12 @@ def test_all_presets_are_listed() -> None:
     assert set(PRESETS) <= set(re.findall(r"`([a-z-]+)`", row))
 
 
-def test_the_results_have_their_place() -> None:
-    (results,) = re.findall(r"<!-- results -->\n(.*?)<!-- /results -->", README, re.DOTALL)
-    assert "|" in results
+@pytest.mark.parametrize("marker", ["results", "speed"])
+def test_measured_tables_have_their_place(marker: str) -> None:
+    pattern = rf"<!-- {marker} -->\n(.*?)<!-- /{marker} -->"
+    (table,) = re.findall(pattern, README, re.DOTALL)
+    assert "|" in table
+    assert "Printed by `python -m tests.benchmarks." in table
 
 
 @pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])

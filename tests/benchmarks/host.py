@@ -1,0 +1,90 @@
+"""Why columns leave the device before they are summed: ``python -m tests.benchmarks.host``.
+
+On the CPU both steps could be nodes of a graph as well. Here are gathers and Gram products of the
+shapes that VGG-16 and ResNet-50 have, by a session of ONNX Runtime and by NumPy with its BLAS, in
+the same process; the ratio is that of the best of several runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+
+from fskd_onnx.algebra import backend
+from fskd_onnx.columns import Gatherer
+from fskd_onnx.engine import run
+from fskd_onnx.providers import Runtime, open_runtime
+from fskd_onnx.store import upload
+
+_RUNS = 20
+
+# Samples, channels, side of the image, positions per sample, elements of the kernel.
+GATHERS = (
+    (32, 32, 28, 15, 9),
+    (32, 64, 14, 15, 9),
+    (32, 128, 7, 15, 9),
+    (32, 64, 14, 15, 1),
+    (6, 256, 56, 60, 1),
+    (6, 1024, 14, 112, 1),
+)
+# Unknowns, columns.
+PRODUCTS = ((128, 6400), (256, 12800), (1024, 5000))
+
+_GRAM = """<ir_version: 8, opset_import: ["": 17]> gram (double[M,K] x) => (double[M,M] y)
+    { t = Transpose (x) y = MatMul (x, t) }"""
+
+
+def gather_ratio(runtime: Runtime, shape: tuple[int, int, int, int, int]) -> float:
+    """Return how many times longer a session takes for a gather; both give the same bytes."""
+    samples, channels, side, k, taps = shape
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((samples, channels, side, side), dtype=np.float32)
+    tensor = upload({"x": images}, runtime.device)["x"]
+    index, inside = rng.integers(0, side**2, (taps, k)), rng.random((taps, k)) < 0.9
+    gather, mask = Gatherer(runtime), inside if taps > 1 else None
+    ways = (gather.on_device, gather)
+    found = [way(tensor, False, samples, index, mask) for way in ways]
+    if found[0].tobytes() != found[1].tobytes():
+        raise AssertionError(f"the two ways to gather differ for {shape}")
+    session, host = (
+        _best(lambda way=way: way(tensor, False, samples, index, mask))  # type: ignore[misc]
+        for way in ways
+    )
+    return session / host
+
+
+def product_ratio(runtime: Runtime, unknowns: int, columns: int) -> float:
+    """Return how many times longer a session takes for a Gram product in float64."""
+    x = np.random.default_rng(0).standard_normal((unknowns, columns))
+    session = runtime.session(onnx.parser.parse_model(_GRAM))
+    feeds = upload({"x": x}, runtime.device)
+    return _best(lambda: run(session, feeds, ["y"], runtime.device)) / _best(
+        lambda: backend().multiply(x, x)
+    )
+
+
+def _best(work: Callable[[], object]) -> float:
+    taken = []
+    for _ in range(_RUNS):
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+def main() -> None:
+    """Print the table."""
+    runtime = open_runtime(["cpu"])
+    print("| step | shape | session over NumPy |\n|---|---|---|")
+    for shape in GATHERS:
+        print(f"| gather | {' x '.join(map(str, shape))} | {gather_ratio(runtime, shape):.1f} |")
+    for unknowns, columns in PRODUCTS:
+        ratio = product_ratio(runtime, unknowns, columns)
+        print(f"| Gram product | {unknowns} x {columns} | {ratio:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
