@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fskd_onnx import FitOptions, FitResult, RunOptions, fit
+from fskd_onnx import FitOptions, FitResult, RunOptions, fit, lead
 from fskd_onnx.compare import agreement
 from fskd_onnx.errors import FskdError, MatchError, ModelError, NoImprovementError, SamplesError
 from fskd_onnx.model_io import count_parameters
@@ -419,6 +419,40 @@ def test_a_shortcut_that_is_broadcast() -> None:
         result = fit_to(teacher, student, network.samples(40))
         new = network.samples(64, seed=77)
         assert error(teacher, result.model, new) < error(teacher, student, new)
+
+
+@pytest.mark.parametrize("adapter", ["pointwise", "kernel"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_solvers_agree(name: str, adapter: str) -> None:
+    network = NETWORKS[name]
+    teacher, student, samples = network.teacher(), network.student(), network.samples(24)
+    numpy, torch = (
+        initializers(fit(teacher, student, dict(samples), options).model)
+        for options in (
+            FitOptions(CPU, adapter, "kept", solver="numpy"),
+            FitOptions(CPU, adapter, "kept", solver="torch"),
+        )
+    )
+    for key, value in numpy.items():
+        np.testing.assert_allclose(torch[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("adapter", ["pointwise", "auto"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_where_anything_is_kept_changes_no_byte(
+    name: str, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = NETWORKS[name]
+    teacher, student, samples = network.teacher(), network.student(), network.samples(24)
+
+    def fitted(limit: int | None) -> bytes:
+        options = FitOptions(replace(CPU, memory_limit=limit), adapter)
+        return fit(teacher, student, dict(samples), options).model.SerializeToString()
+
+    whole = fitted(None)
+    assert fitted(0) == whole
+    monkeypatch.setattr(lead, "_AHEAD_BYTES", 0)  # every block is a window of its own
+    assert fitted(None) == whole
 
 
 def test_inputs_of_a_student_may_have_other_names() -> None:
