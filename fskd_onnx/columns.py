@@ -110,7 +110,7 @@ def places(batches: Sequence[Batch]) -> list[Place]:
 class Gatherer:
     """Gathers columns where a tensor is; only they come to the host.
 
-    On the host NumPy does it, which is some ten times faster there than the runtime's ``Gather``;
+    On the host NumPy does it, several times faster than the runtime (``tests/benchmarks/host.py``);
     on a device, sessions that serve all tensors of a rank and an element type.
     """
 
