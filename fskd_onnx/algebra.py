@@ -40,6 +40,9 @@ class Backend(Protocol):
     def cholesky(self, matrix: Array) -> Callable[[Array], Array] | None:
         """Factorize a symmetric matrix; return R -> R inverse(matrix), None if it cannot be."""
 
+    def cholesky_all(self, matrices: Array) -> Callable[[Array], Array] | None:
+        """Do the same for a stack of small ones, (..., n, m) being solved by (..., m, m)."""
+
     def pseudo_inverse(self, matrix: Array) -> Array:
         """Invert a symmetric matrix where it can be inverted."""
 
@@ -60,6 +63,19 @@ class _NumpyBackend:
         except np.linalg.LinAlgError:
             return None
         return lambda right: scipy.linalg.cho_solve(factor, right.T, check_finite=False).T
+
+    def cholesky_all(self, matrices: Array) -> Callable[[Array], Array] | None:
+        try:
+            np.linalg.cholesky(matrices)
+        except np.linalg.LinAlgError:
+            return None
+
+        # NumPy has no stacked solver for the factors; at this size that costs nothing.
+        def solve(right: Array) -> Array:
+            solution = np.linalg.solve(matrices, np.swapaxes(right, -1, -2))
+            return np.swapaxes(solution, -1, -2)
+
+        return solve
 
     def pseudo_inverse(self, matrix: Array) -> Array:
         inverse: Array = np.linalg.pinv(matrix, hermitian=True).astype(np.float64, copy=False)
@@ -88,13 +104,16 @@ class _TorchBackend:
         return product
 
     def cholesky(self, matrix: Array) -> Callable[[Array], Array] | None:
-        factor, failed = self._torch.linalg.cholesky_ex(self._there(matrix))
-        if int(failed):
+        return self.cholesky_all(matrix)
+
+    def cholesky_all(self, matrices: Array) -> Callable[[Array], Array] | None:
+        factor, failed = self._torch.linalg.cholesky_ex(self._there(matrices))
+        if bool(failed.any()):
             return None
 
         def solve(right: Array) -> Array:
-            columns = self._there(right.T)
-            solution: Array = self._torch.cholesky_solve(columns, factor).T.cpu().numpy()
+            columns = self._there(np.swapaxes(right, -1, -2))
+            solution: Array = self._torch.cholesky_solve(columns, factor).mT.cpu().numpy()
             return solution
 
         return solve

@@ -253,16 +253,20 @@ class Ridge:
         self._pull = gram if is_identity(prior) else prior @ gram
         # Without any variance there is nothing to fit but the shift, and any strength gives that.
         strength = ridge * mean_diagonal if mean_diagonal > 0 else 1.0
+        self._together = None
+        if support is None and groups > 1 and m <= _CHEAP:
+            # Depthwise blocks have as many systems as channels, each of a few unknowns.
+            self._together = backend().cholesky_all(gram + strength * np.eye(m))
         self._factors = [
             (group, block, _factorize(part[_square(block[1])], strength))
-            for group, part in enumerate(gram)
+            for group, part in enumerate(gram if self._together is None else ())
             for block in _supports(None if support is None else support[group])
         ]
 
     def fit(self, moments: Moments) -> Affine:
         """Solve for the targets of some moments, over the same columns as the regressors."""
         right = moments.centered_cross - self._pull
-        step = np.zeros_like(right)
+        step = np.zeros_like(right) if self._together is None else self._together(right)
         for group, block, solve in self._factors:
             step[group][block] = solve(right[group][block])
         matrix = self._prior + step

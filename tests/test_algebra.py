@@ -85,8 +85,21 @@ def test_a_factor_solves_from_the_right(algebra: Backend, rows: int) -> None:
     np.testing.assert_allclose(found @ matrix, right, rtol=1e-9, atol=1e-11)
 
 
+def test_a_stack_of_factors_solves_each_for_its_own(algebra: Backend) -> None:
+    matrices, right = np.stack([positive(seed) for seed in (6, 7, 8)]), draw(9, 3, 5, 12)
+    together = algebra.cholesky_all(matrices)
+    assert together is not None
+    found = together(right)
+    for group, matrix in enumerate(matrices):
+        apart = algebra.cholesky(matrix)
+        assert apart is not None
+        np.testing.assert_allclose(found[group], apart(right[group]), rtol=1e-9, atol=1e-12)
+
+
 def test_what_has_no_factor_is_none(algebra: Backend) -> None:
-    assert algebra.cholesky(np.diag([2.0, 1.0, -1e-3])) is None
+    broken = np.diag([2.0, 1.0, -1e-3])
+    assert algebra.cholesky(broken) is None
+    assert algebra.cholesky_all(np.stack([np.eye(3), broken])) is None
 
 
 def test_a_pseudo_inverse_inverts_where_it_can(algebra: Backend) -> None:
