@@ -468,7 +468,7 @@ def test_inputs_of_a_student_may_have_other_names() -> None:
 def test_a_student_that_is_its_teacher_is_refused_with_a_report() -> None:
     network = NETWORKS["chain"]
     with pytest.raises(
-        NoImprovementError, match="no closer to the teacher on 2 held-out"
+        NoImprovementError, match="no closer to the teacher on 20 held-out"
     ) as caught:
         fit(network.teacher(), network.teacher(), network.samples(20), FitOptions(CPU))
     assert caught.value.exit_status == 3
