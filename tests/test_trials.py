@@ -82,9 +82,9 @@ def test_few_samples_all_fit_what_is_given_out(targets: str) -> None:
 
 
 def test_many_samples_take_one_fit() -> None:
-    task = task_of(50)
+    task = task_of(60)
     options = FitOptions(CPU, targets="kept")
     (found,) = try_out(task, options, Clock())
     (fitted,) = fits(task, task.final, options, Clock())
     assert found.last.model == fitted.model
-    assert len(found.errors) == 5
+    assert len(found.errors) == 6
