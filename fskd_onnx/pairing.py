@@ -256,17 +256,22 @@ def _may_pair(one: Bone, other: Bone) -> bool:
 def _likeness(one: Bone, other: Bone) -> float:
     """Return how alike two nodes and their surroundings are, 1 at most."""
     a, b = one.linear, other.linear
-    width = _WIDER if a.width > b.width else a.width / b.width
-    strides = [linear.node.attrs.get("strides") or [1] for linear in (a, b)]
+    if a.width > b.width:
+        width = _WIDER
+    else:
+        width = 1.0 if a.width == b.width else a.width / b.width / 2
+    kernel = a.kernel_shape == b.kernel_shape
+    reach = max(0.5 * kernel, 0.8 * (one.sees == other.sees), 0.8 * (one.seen == other.seen))
+    if one.sees == other.sees and one.seen == other.seen:
+        reach = 1.0
     return (
         0.3 * _in_common(one.ahead, other.ahead)
-        + 0.15 * (a.kernel_shape == b.kernel_shape)
-        + 0.15 * (_grouping(a) == _grouping(b))
-        + 0.1 * _in_common(one.behind, other.behind)
+        + 0.25 * reach
+        + 0.2 * width
         + 0.1 * (a.op == b.op)
-        + 0.1 * width
-        + 0.05 * (max(strides[0]) == max(strides[1]))
+        + 0.07 * _in_common(one.behind, other.behind)
         + 0.05 * (one.slots == other.slots)
+        + 0.03 * (_grouping(a) == _grouping(b))
     )
 
 

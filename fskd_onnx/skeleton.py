@@ -19,6 +19,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from fskd_onnx.fields import Field, widest
 from fskd_onnx.passes.linear import Linear, find_linear
 from fskd_onnx.passes.segment import reads
 from fskd_onnx.passes.shapes import infer_shapes
@@ -70,6 +71,8 @@ class Bone:
         behind: kinds of what its input comes from: "input", "linear", "activation", "sum", ...
         ahead: kinds of what reads its output; "output" for an output of the network.
         slots: places in Concats that its output takes before another linear node reads it.
+        sees: receptive field, how many positions of the network's input it sees along each axis.
+        seen: how many of its positions an output of the network, or a global pool, sees.
         inputs: positions of the network's inputs that it depends on.
         outputs: positions of the network's outputs that depend on it.
         extent: of the block output without samples and channels; None where that is not known.
@@ -79,6 +82,8 @@ class Bone:
     behind: frozenset[str]
     ahead: frozenset[str]
     slots: frozenset[int]
+    sees: tuple[float, ...]
+    seen: tuple[float, ...]
     inputs: frozenset[int]
     outputs: frozenset[int]
     extent: tuple[int | None, ...] | None
@@ -108,6 +113,8 @@ def find_skeleton(graph: gs.Graph) -> Skeleton:
             behind=up.kinds[id(view.input)],
             ahead=down.kinds[id(view.output)],
             slots=down.slots[id(view.output)],
+            sees=up.fields[id(view.output)].size,
+            seen=down.fields[id(view.output)].size,
             inputs=up.ends[id(view.input)],
             outputs=down.ends[id(view.output)],
             extent=_extent(view, shapes.get(view.output.name)),
@@ -127,6 +134,7 @@ class _Upstream:
         kinds: of the nearest nodes that count.
         ends: positions of the graph's inputs.
         linears: numbers of the linear nodes, near and far.
+        fields: what they see of the graph's inputs.
     """
 
     def __init__(self, graph: gs.Graph, views: Sequence[Linear]) -> None:
@@ -135,8 +143,9 @@ class _Upstream:
         self.kinds: dict[int, frozenset[str]] = {}
         self.ends: dict[int, frozenset[int]] = {}
         self.linears: dict[int, frozenset[int]] = {}
+        self.fields: dict[int, Field] = {}
         for position, tensor in enumerate(graph.inputs):
-            self._set(tensor, frozenset({"input"}), frozenset({position}), frozenset())
+            self._set(tensor, frozenset({"input"}), frozenset({position}), frozenset(), Field())
         for node in graph.nodes:
             sources = [id(tensor) for tensor in reads(node) if id(tensor) in self.kinds]
             linears = _union(self.linears[source] for source in sources)
@@ -147,8 +156,9 @@ class _Upstream:
                 kinds = _union(self.kinds[source] for source in sources)
             else:
                 kinds = frozenset({_kind(node)})
+            field = widest(self.fields[source] for source in sources).forward(node)
             for tensor in node.outputs:
-                self._set(tensor, kinds, ends, linears)
+                self._set(tensor, kinds, ends, linears, field)
 
     def _set(
         self,
@@ -156,9 +166,10 @@ class _Upstream:
         kinds: frozenset[str],
         ends: frozenset[int],
         linears: frozenset[int],
+        field: Field,
     ) -> None:
         self.kinds[id(tensor)], self.ends[id(tensor)] = kinds, ends
-        self.linears[id(tensor)] = linears
+        self.linears[id(tensor)], self.fields[id(tensor)] = linears, field
 
 
 class _Downstream:
@@ -168,6 +179,7 @@ class _Downstream:
         kinds: of the nearest nodes that count.
         ends: positions of the graph's outputs.
         slots: places in Concats on the way to the nearest linear nodes.
+        fields: how much of them the graph's outputs see.
     """
 
     def __init__(self, graph: gs.Graph, views: Sequence[Linear]) -> None:
@@ -176,8 +188,9 @@ class _Downstream:
         self.kinds: dict[int, frozenset[str]] = {}
         self.ends: dict[int, frozenset[int]] = {}
         self.slots: dict[int, frozenset[int]] = {}
+        self.fields: dict[int, Field] = {}
         for position, tensor in enumerate(graph.outputs):
-            self._add(tensor, frozenset({"output"}), frozenset({position}), frozenset())
+            self._add(tensor, frozenset({"output"}), frozenset({position}), frozenset(), Field())
         for node in reversed(graph.nodes):
             results = [id(tensor) for tensor in node.outputs]
             kinds = _union(self.kinds.get(result, frozenset()) for result in results)
@@ -187,17 +200,26 @@ class _Downstream:
                 kinds, slots = frozenset({"linear"}), frozenset()
             elif id(node) not in biases and not _is_looked_through(node):
                 kinds = frozenset({_kind(node)})
+            field = widest(self.fields[r] for r in results if r in self.fields).backward(node)
             for slot, tensor in enumerate(reads(node)):
                 taken = slots | {slot} if node.op == "Concat" else slots
-                self._add(tensor, kinds, ends, taken)
+                self._add(tensor, kinds, ends, taken, field)
             for tensor in node.outputs:
-                self._add(tensor, frozenset(), frozenset(), frozenset())
+                self._add(tensor, frozenset(), frozenset(), frozenset(), Field())
 
     def _add(
-        self, tensor: gs.Tensor, kinds: frozenset[str], ends: frozenset[int], slots: frozenset[int]
+        self,
+        tensor: gs.Tensor,
+        kinds: frozenset[str],
+        ends: frozenset[int],
+        slots: frozenset[int],
+        field: Field,
     ) -> None:
-        for table, new in ((self.kinds, kinds), (self.ends, ends), (self.slots, slots)):
-            table[id(tensor)] = table.get(id(tensor), frozenset()) | new
+        key = id(tensor)
+        self.kinds[key] = self.kinds.get(key, frozenset()) | kinds
+        self.ends[key] = self.ends.get(key, frozenset()) | ends
+        self.slots[key] = self.slots.get(key, frozenset()) | slots
+        self.fields[key] = widest((self.fields.get(key, Field()), field))
 
 
 def _is_looked_through(node: gs.Node) -> bool:
