@@ -8,7 +8,8 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import numpy_helper
 
-from fskd_onnx.passes.linear import Linear, Refusal, find_linear, unused_name
+from fskd_onnx.passes.linear import Linear, Refusal, find_linear
+from fskd_onnx.passes.nodes import unused_name
 from tests.helpers import Array, build, initializers, linears, random_feeds, run
 
 # x ─▶ [one linear node] ─▶ y
@@ -184,10 +185,10 @@ def test_a_sparse_weight_is_refused() -> None:
     assert isinstance(refusal, Refusal)
 
 
-def test_products_of_activations_and_namesakes_are_not_listed() -> None:
-    # x ─▶ MatMul(x, x) ─▶ my.Gemm(w) ─▶ y
+def test_products_of_activations_and_nodes_without_weights_are_not_listed() -> None:
+    # x ─▶ MatMul(x, x) ─▶ my.Gemm (a vector) ─▶ y
     model = build("""<ir_version: 8, opset_import: ["": 17, "my": 1]>
-    g (float[4,4] x) => (float[4,4] y) <float[4,4] w> { h = MatMul (x, x) y = my.Gemm (h, w) }""")
+    g (float[4,4] x) => (float[4,4] y) <float[1,4] w> { h = MatMul (x, x) y = my.Gemm (h, w) }""")
     assert find_linear(gs.import_onnx(model)) == []
 
 
