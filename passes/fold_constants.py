@@ -47,8 +47,7 @@ _CONSTANT_SCALARS = {
     "value_int": np.int64,
     "value_ints": np.int64,
 }
-# What they give is random, or is quantized on purpose.
-_NEVER_FOLDED = (
+NEVER_FOLDED = (
     "Bernoulli",
     "DequantizeLinear",
     "DynamicQuantizeLinear",
@@ -59,6 +58,7 @@ _NEVER_FOLDED = (
     "RandomUniform",
     "RandomUniformLike",
 )
+"""Operators that give something random, or that quantize on purpose."""
 
 
 class FoldConstants(Pass):
@@ -160,7 +160,7 @@ def _cone(graph: gs.Graph, tensor: gs.Tensor) -> list[gs.Node]:
                 continue
             if (
                 not is_standard(node, str(node.op))
-                or node.op in _NEVER_FOLDED
+                or node.op in NEVER_FOLDED
                 or any(True for _ in bodies(node))
             ):
                 return []

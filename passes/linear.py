@@ -217,12 +217,10 @@ class Linear:
         The shape stays as well where it can: an Add may owe the rank of its output to it, and a
         graph input of the same name may state it.
         """
-        read = node.inputs[slot] if has_input(node, slot) else None
-        old = None if read is None else stored.parameter(read)
+        old = _own_constant(graph, node.inputs[slot]) if has_input(node, slot) else None
         if old is not None and np.prod(old.shape) == values.size:
-            if _is_read_once(graph, read) and _is_read_once(graph, old):
-                stored.write(old, values)
-                return
+            stored.write(old, values)
+            return
         name = unused_name(graph, f"{self.output.name}/{kind}")
         new = gs.Constant(name, np.asarray(values, self.dtype, order="C"))
         if slot < len(node.inputs):
@@ -268,8 +266,12 @@ def _reason(node: gs.Node, outputs: set[int], graph: gs.Graph) -> str | None:
     return why_not_linear(node, outputs)
 
 
-def _is_read_once(graph: gs.Graph, tensor: gs.Tensor) -> bool:
-    return len(tensor.outputs) == 1 and not is_output(graph, tensor)
+def _own_constant(graph: gs.Graph, read: gs.Tensor) -> gs.Constant | None:
+    """Return the constant that stores an input, if no other node reads it."""
+    constant = stored.parameter(read)
+    path = (read, constant)
+    own = all(len(t.outputs) == 1 and not is_output(graph, t) for t in path if t is not None)
+    return constant if own else None
 
 
 def _bias_add(graph: gs.Graph, node: gs.Node) -> gs.Node | None:
