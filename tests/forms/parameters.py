@@ -15,10 +15,9 @@ def cast_from(form: Build, kind: int, names: tuple[str, ...]) -> Build:
         model = form()
         for tensor in model.graph.initializer:
             if tensor.name in names:
-                values = numpy_helper.to_array(tensor)
-                stored = onnx.helper.make_tensor(
-                    f"{tensor.name}_stored", kind, values.shape, values.reshape(-1).tolist()
-                )
+                dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+                values = numpy_helper.to_array(tensor).astype(dtype)
+                stored = numpy_helper.from_array(values, f"{tensor.name}_stored")
                 cast = onnx.helper.make_node(
                     "Cast", [stored.name], [tensor.name], to=tensor.data_type
                 )
