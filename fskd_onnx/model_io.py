@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import google.protobuf.message
 import onnx
+from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from fskd_onnx import external
@@ -120,17 +121,21 @@ def fixed_batch_size(specs: list[InputSpec]) -> int | None:
 def count_parameters(model: onnx.ModelProto) -> int:
     """Count the floating-point numbers that a model carries, biases and statistics included.
 
-    Whether they are initializers or come out of Constant nodes is a matter of the exporter.
+    Whether they are initializers or come out of Constant nodes, or of ConstantOfShape with a shape
+    that is stored, is a matter of the exporter.
     """
-    constants = [
-        attribute
-        for node in model.graph.node
-        if node.op_type == "Constant"
-        for attribute in node.attribute
-    ]
+    nodes = model.graph.node
+    constants = [a for node in nodes if node.op_type == "Constant" for a in node.attribute]
     tensors = [*model.graph.initializer, *(constant.t for constant in constants)]
     count: int = sum(math.prod(t.dims) for t in tensors if t.data_type in _FLOATS)
-    return count + sum(len(c.floats) + int(c.name == "value_float") for c in constants)
+    count += sum(len(c.floats) + int(c.name == "value_float") for c in constants)
+    shapes = {t.name: t for t in model.graph.initializer}
+    filled = [n for n in nodes if n.op_type == "ConstantOfShape" and n.input[0] in shapes]
+    return count + sum(
+        math.prod(numpy_helper.to_array(shapes[node.input[0]]).tolist())
+        for node in filled
+        if all(attribute.t.data_type in _FLOATS for attribute in node.attribute)
+    )
 
 
 def _check_in_memory(model: onnx.ModelProto, name: str) -> None:

@@ -18,6 +18,7 @@ which scales channels and does not commute with a matrix that mixes them.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,14 @@ from fskd_onnx.passes import stored
 from fskd_onnx.passes.base import Pass, PostconditionError
 from fskd_onnx.passes.fold_constants import SCALES
 from fskd_onnx.passes.linear import Linear, find_linear
-from fskd_onnx.passes.nodes import is_dense, is_standard, node_name, remove, sole_reader
+from fskd_onnx.passes.nodes import (
+    inner_nodes,
+    is_dense,
+    is_standard,
+    node_name,
+    remove,
+    sole_reader,
+)
 
 # Older ones had a mode of training as their default.
 _OPSET_OF_INFERENCE = 7
@@ -57,13 +65,12 @@ class FoldAffine(Pass):
 
     def ensures(self, graph: gs.Graph) -> None:
         """Check that no foldable node is left over."""
-        blocks = _blocks(graph)
+        blocks, inner = _blocks(graph), inner_nodes(graph)
         for node in graph.nodes:
-            for source in node.inputs:
-                linear = blocks.get(id(source))
-                if linear is not None and _merged(graph, node, linear) is not None:
-                    msg = f"{node.op} '{node_name(node)}' was left unfolded"
-                    raise PostconditionError(msg)
+            linear = _in_front_of(node, blocks)
+            if linear is not None and _merged_behind(graph, node, linear, inner) is not None:
+                msg = f"{node.op} '{node_name(node)}' was left unfolded"
+                raise PostconditionError(msg)
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,10 @@ class _Merged:
 
 def _fold_behind(graph: gs.Graph) -> list[str]:
     notes = []
-    blocks = _blocks(graph)
+    blocks, inner = _blocks(graph), inner_nodes(graph)
     for node in list(graph.nodes):
-        found = (blocks[id(t)] for t in node.inputs if id(t) in blocks)
-        linear = next(found, None)
-        merged = None if linear is None else _merged(graph, node, linear)
+        linear = _in_front_of(node, blocks)
+        merged = None if linear is None else _merged_behind(graph, node, linear, inner)
         if linear is None or merged is None:
             continue
         notes.append(f"{node.op} '{node_name(node)}' folded into '{linear.name}'")
@@ -89,24 +95,27 @@ def _fold_behind(graph: gs.Graph) -> list[str]:
         remove(graph, node)
         (linear.bias_node or linear.node).outputs = [result]
         linear.write(graph, merged.matrix, merged.bias)
-        blocks |= _blocks(graph, only=result)
+        # An Add behind a MatMul that has lost its scale is its bias from now on.
+        view = linear.again(graph, inner)
+        blocks[id(view.output)] = view
     return notes
 
 
-def _blocks(graph: gs.Graph, only: gs.Tensor | None = None) -> dict[int, Linear]:
-    """Return the linear nodes with weights of their own by their outputs, or one of them."""
-    return {
-        id(view.output): view
-        for view in find_linear(graph)
-        if isinstance(view, Linear)
-        and view.shared_with is None
-        and (only is None or view.output is only)
-    }
+def _blocks(graph: gs.Graph) -> dict[int, Linear]:
+    """Return the linear nodes with weights of their own by their outputs."""
+    views = (view for view in find_linear(graph) if isinstance(view, Linear))
+    return {id(view.output): view for view in views if view.shared_with is None}
 
 
-def _merged(graph: gs.Graph, node: gs.Node, linear: Linear) -> _Merged | None:
+def _in_front_of(node: gs.Node, blocks: Mapping[int, Linear]) -> Linear | None:
+    return next((blocks[id(tensor)] for tensor in node.inputs if id(tensor) in blocks), None)
+
+
+def _merged_behind(
+    graph: gs.Graph, node: gs.Node, linear: Linear, inner: set[int]
+) -> _Merged | None:
     """Return a linear node's weights with the only node that reads its output folded in."""
-    if sole_reader(graph, linear.output) is not node:
+    if sole_reader(graph, linear.output, inner) is not node:
         return None
     # MatMul counts channels on the last axis of a tensor of any rank, the others on axis 1.
     last = linear.op == "MatMul"
@@ -188,10 +197,11 @@ def _fold_in_front(graph: gs.Graph) -> list[str]:
     """Fold a BatchNormalization whose only reader is a linear node into that node."""
     notes = []
     readers = {id(view.node): view for view in _blocks(graph).values()}
+    inner = inner_nodes(graph)
     for node in list(graph.nodes):
         if not is_standard(node, "BatchNormalization"):
             continue
-        linear = readers.get(id(sole_reader(graph, node.outputs[0])))
+        linear = readers.get(id(sole_reader(graph, node.outputs[0], inner)))
         if linear is None or linear.input is not node.outputs[0] or is_dense(node.inputs[0]):
             continue
         merged = _merged_in_front(graph, node, linear)

@@ -25,16 +25,18 @@ from fskd_onnx.passes import stored
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.nodes import (
     bodies,
+    detach,
     index_of,
+    inner_nodes,
     is_dense,
     is_output,
     is_standard,
     is_vector,
+    only_nodes_read,
     remove,
     replace_reads,
-    stays_inside,
     unused_name,
-    varies,
+    varying,
 )
 from fskd_onnx.passes.unfitted import LINEAR_OPS
 
@@ -75,17 +77,16 @@ class FoldConstants(Pass):
 
 
 def _constants_to_initializers(graph: gs.Graph) -> list[str]:
-    notes = []
-    for node in list(graph.nodes):
+    gone, inner = [], inner_nodes(graph)
+    for node in graph.nodes:
         constant = _constant(node)
         # The output of a graph has to come from a node in old opsets. What a body reads has to
         # keep its name in the outer graph, which forgets an initializer that only bodies read.
-        if constant is None or not stays_inside(graph, node.outputs[0]):
-            continue
-        replace_reads(node.outputs[0], constant)
-        remove(graph, node)
-        notes.append(f"Constant '{constant.name}' became an initializer")
-    return notes
+        if constant is not None and only_nodes_read(graph, node.outputs[0], inner):
+            replace_reads(node.outputs[0], constant)
+            gone.append((node, constant.name))
+    remove(graph, *(node for node, _ in gone))
+    return [f"Constant '{name}' became an initializer" for _, name in gone]
 
 
 def _constant(node: gs.Node) -> gs.Constant | None:
@@ -110,9 +111,15 @@ def _is_native(dtype: object) -> bool:
 
 def _fold_parameters(graph: gs.Graph) -> list[str]:
     notes = []
+    inner = inner_nodes(graph)
+    places = {id(node): place for place, node in enumerate(graph.nodes)}
     for tensor, kind in list(_parameters(graph)):
-        cone = _cone(graph, tensor)
-        if not cone or not stays_inside(graph, tensor) or stored.parameter(tensor) is not None:
+        cone = sorted(_cone(tensor), key=lambda node: places[id(node)])
+        if (
+            not cone
+            or not only_nodes_read(graph, tensor, inner)
+            or stored.parameter(tensor) is not None
+        ):
             continue
         if kind == "weight" and not _is_alias(cone) and _is_tied(cone):
             continue
@@ -130,11 +137,14 @@ def _fold_parameters(graph: gs.Graph) -> list[str]:
 
 def _parameters(graph: gs.Graph) -> Iterator[tuple[gs.Tensor, str]]:
     """Yield the computed tensors that nodes read as parameters, each once, and what as."""
-    seen: set[int] = set()
+    fed, seen = varying(graph), set()
     for node in graph.nodes:
+        if not any(id(output) in fed for output in node.outputs):
+            continue
         for slot, tensor in enumerate(node.inputs):
+            computed = bool(tensor.inputs) and id(tensor) not in fed and id(tensor) not in seen
             kind = _kind(node, slot)
-            if kind and tensor.inputs and id(tensor) not in seen and not varies(tensor):
+            if computed and kind:
                 seen.add(id(tensor))
                 yield tensor, kind
 
@@ -145,13 +155,11 @@ def _kind(node: gs.Node, slot: int) -> str:
         return ("", "weight", "vector")[min(slot, 2)]
     if is_standard(node, "BatchNormalization"):
         return "vector" if slot else ""
-    if is_standard(node, *SCALES) and varies(node.inputs[1 - slot]):
-        return "scale"
-    return ""
+    return "scale" if is_standard(node, *SCALES) else ""
 
 
-def _cone(graph: gs.Graph, tensor: gs.Tensor) -> list[gs.Node]:
-    """Return the nodes that compute a tensor, in order; none where one of them must not fold."""
+def _cone(tensor: gs.Tensor) -> list[gs.Node]:
+    """Return the nodes that compute a tensor; none where one of them must not fold."""
     found: dict[int, gs.Node] = {}
     pending = [tensor]
     while pending:
@@ -168,7 +176,7 @@ def _cone(graph: gs.Graph, tensor: gs.Tensor) -> list[gs.Node]:
             pending.extend(node.inputs)
     if not all(is_dense(t) or t.inputs or t.is_empty() for n in found.values() for t in n.inputs):
         return []
-    return [node for node in graph.nodes if id(node) in found]
+    return list(found.values())
 
 
 def _is_alias(cone: list[gs.Node]) -> bool:
@@ -235,6 +243,9 @@ def _store(
 def _replace(graph: gs.Graph, cone: list[gs.Node], tensor: gs.Tensor, folded: gs.Tensor) -> None:
     """Let readers of a computed tensor read another, and remove what nobody needs any more."""
     replace_reads(tensor, folded)
+    gone = []
     for node in reversed(cone):
         if not any(output.outputs or is_output(graph, output) for output in node.outputs):
-            remove(graph, node)
+            detach(node)
+            gone.append(node)
+    remove(graph, *gone)

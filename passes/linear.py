@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,14 @@ from fskd_onnx.passes import stored
 from fskd_onnx.passes.nodes import (
     has_input,
     index_of,
+    inner_nodes,
     is_output,
     is_standard,
     is_vector,
     node_name,
     sole_reader,
     unused_name,
-    varies,
+    varying,
 )
 from fskd_onnx.passes.unfitted import (
     CONVOLUTIONS,
@@ -183,6 +184,15 @@ class Linear:
             readers += [reader for reader in self.weight.outputs if reader is not cast]
         return node_name(readers[0]) if readers else None
 
+    def again(self, graph: gs.Graph, inner: set[int]) -> Linear:
+        """Return the view of the same node in a graph that was rewritten around it.
+
+        Args:
+            graph: the graph of the node.
+            inner: see ``nodes.inner_nodes``.
+        """
+        return replace(self, bias_node=_bias_add(graph, self.node, inner))
+
     def _store(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         """Bring a matrix into the order of the stored weight."""
         if self.op == "Conv":
@@ -243,8 +253,8 @@ def find_linear(graph: gs.Graph) -> list[Linear | Refusal]:
 
     A product of two activations (attention) has none and is not listed.
     """
-    outputs = {id(tensor) for tensor in graph.outputs}
-    reasons = [(node, _reason(node, outputs, graph)) for node in graph.nodes]
+    inner, fed = inner_nodes(graph), varying(graph)
+    reasons = [(node, _reason(graph, node, fed)) for node in graph.nodes]
     listed = [(node, reason) for node, reason in reasons if reason is not None]
     names = Counter(node.name for node, _ in listed)
     views: list[Linear | Refusal] = []
@@ -253,17 +263,17 @@ def find_linear(graph: gs.Graph) -> list[Linear | Refusal]:
         if reason:
             views.append(Refusal(node, reason, own_name))
         else:
-            views.append(Linear(node, _bias_add(graph, node), own_name))
+            views.append(Linear(node, _bias_add(graph, node, inner), own_name))
     return views
 
 
-def _reason(node: gs.Node, outputs: set[int], graph: gs.Graph) -> str | None:
+def _reason(graph: gs.Graph, node: gs.Node, fed: set[int]) -> str | None:
     """Return why a node is left alone: "" where it is not, None where it has no weights."""
     if not is_linear_op(node):
         return why_left_alone(node, graph.functions) or None
-    if node.op == "MatMul" and all(map(varies, node.inputs)):
+    if node.op == "MatMul" and all(id(tensor) in fed for tensor in node.inputs):
         return None
-    return why_not_linear(node, outputs)
+    return why_not_linear(node, {id(tensor) for tensor in graph.outputs})
 
 
 def _own_constant(graph: gs.Graph, read: gs.Tensor) -> gs.Constant | None:
@@ -274,10 +284,10 @@ def _own_constant(graph: gs.Graph, read: gs.Tensor) -> gs.Constant | None:
     return constant if own else None
 
 
-def _bias_add(graph: gs.Graph, node: gs.Node) -> gs.Node | None:
+def _bias_add(graph: gs.Graph, node: gs.Node, inner: set[int]) -> gs.Node | None:
     """Return the Add of a constant vector that is the only reader of a MatMul's product."""
     product = node.outputs[0]
-    add = sole_reader(graph, product) if node.op == "MatMul" else None
+    add = sole_reader(graph, product, inner) if node.op == "MatMul" else None
     if add is None or not is_standard(add, "Add"):
         return None
     constants = [c for t in add.inputs if (c := stored.parameter(t)) is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import SparseValues
@@ -18,9 +18,16 @@ def index_of(graph: gs.Graph, node: gs.Node) -> int:
     return next(i for i, candidate in enumerate(graph.nodes) if candidate is node)
 
 
-def remove(graph: gs.Graph, node: gs.Node) -> None:
-    """Take a node out of its graph; what it read and wrote stays behind, unconnected."""
-    del graph.nodes[index_of(graph, node)]
+def remove(graph: gs.Graph, *nodes: gs.Node) -> None:
+    """Take nodes out of their graph; what they read and wrote stays behind, unconnected."""
+    gone = {id(node) for node in nodes}
+    graph.nodes[:] = [node for node in graph.nodes if id(node) not in gone]
+    for node in nodes:
+        detach(node)
+
+
+def detach(node: gs.Node) -> None:
+    """Unconnect a node from what it reads and writes; it is still listed in its graph."""
     node.outputs.clear()
     node.inputs.clear()
 
@@ -53,34 +60,61 @@ def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
     return any(output is tensor for output in graph.outputs)
 
 
-def sole_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
-    """Return the node that alone reads a tensor, in the graph itself and not in a body of it."""
+def sole_reader(graph: gs.Graph, tensor: gs.Tensor, inner: Collection[int]) -> gs.Node | None:
+    """Return the node that alone reads a tensor, in the graph itself and not in a body of it.
+
+    Args:
+        graph: the graph.
+        tensor: one of its tensors.
+        inner: see ``inner_nodes``.
+    """
     if len(tensor.outputs) != 1 or is_output(graph, tensor):
         return None
     reader = tensor.outputs[0]
-    return reader if any(node is reader for node in graph.nodes) else None
+    return None if id(reader) in inner else reader
 
 
-def stays_inside(graph: gs.Graph, tensor: gs.Tensor) -> bool:
-    """Whether nobody but nodes of the graph itself reads a tensor: no body, no output."""
-    inside = {id(node) for node in graph.nodes}
-    return not is_output(graph, tensor) and all(id(node) in inside for node in tensor.outputs)
+def only_nodes_read(graph: gs.Graph, tensor: gs.Tensor, inner: Collection[int]) -> bool:
+    """Whether nobody but nodes of the graph itself reads a tensor: no body, no output.
+
+    Args:
+        graph: the graph.
+        tensor: one of its tensors.
+        inner: see ``inner_nodes``.
+    """
+    return not is_output(graph, tensor) and all(id(node) not in inner for node in tensor.outputs)
 
 
-def varies(tensor: gs.Tensor) -> bool:
-    """Whether a tensor depends on anything that is fed to the graph."""
-    pending, seen = [tensor], set()
-    while pending:
-        tensor = pending.pop()
-        if id(tensor) in seen or isinstance(tensor, gs.Constant) or tensor.is_empty():
-            continue
-        if not tensor.inputs:
-            return True
-        seen.add(id(tensor))
-        pending.extend(source for node in tensor.inputs for source in node.inputs)
-        if any(True for node in tensor.inputs for _ in bodies(node)):
-            return True  # a body reads what it likes of the graph outside
-    return False
+def inner_nodes(graph: gs.Graph) -> set[int]:
+    """Return the nodes in bodies of a graph, at any depth, by identity; no pass touches them."""
+    of_bodies = (body for node in graph.nodes for body in bodies(node))
+    return {id(node) for body in of_bodies for node in all_nodes(body.nodes)}
+
+
+def all_nodes(nodes: Iterable[gs.Node]) -> Iterator[gs.Node]:
+    """Yield nodes and those of their bodies, at any depth."""
+    for node in nodes:
+        yield node
+        for body in bodies(node):
+            yield from all_nodes(body.nodes)
+
+
+def varying(graph: gs.Graph) -> set[int]:
+    """Return the tensors that depend on anything that is fed to a graph, by identity.
+
+    What a node with bodies computes is among them: those read what they like of the graph.
+    """
+    found = {id(tensor) for tensor in graph.inputs}
+    for node in graph.nodes:
+        depends = any(id(t) in found or _comes_from_nowhere(t) for t in node.inputs)
+        if depends or any(True for _ in bodies(node)):
+            found.update(id(tensor) for tensor in node.outputs)
+            found.update(id(t) for t in node.inputs if _comes_from_nowhere(t))
+    return found
+
+
+def _comes_from_nowhere(tensor: gs.Tensor) -> bool:
+    return not (isinstance(tensor, gs.Constant) or tensor.inputs or tensor.is_empty())
 
 
 def bodies(node: gs.Node) -> Iterator[gs.Graph]:

@@ -5,13 +5,20 @@ A reason is half a sentence about "it", the node.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes import stored
-from fskd_onnx.passes.nodes import bodies, has_input, is_dense, is_standard, is_vector, varies
+from fskd_onnx.passes.nodes import (
+    all_nodes,
+    bodies,
+    has_input,
+    is_dense,
+    is_standard,
+    is_vector,
+)
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 LINEAR_OPS = (*CONVOLUTIONS, "Gemm", "MatMul")
@@ -89,10 +96,11 @@ def why_left_alone(node: gs.Node, functions: Sequence[gs.Function]) -> str:
     """
     if is_standard(node, *_QUANTIZED):
         return "it is quantized"
-    if any(_is_weighted(inner) for body in bodies(node) for inner in _all_nodes(body.nodes)):
+    inside = (inner for body in bodies(node) for inner in all_nodes(body.nodes))
+    if any(map(_is_weighted, inside)):
         return "linear nodes in its bodies run in a scope of their own"
     called = [f for f in functions if (f.domain, f.name) == (node.domain, node.op)]
-    if any(_is_weighted(inner) for function in called for inner in _all_nodes(function.nodes)):
+    if any(_is_weighted(inner) for function in called for inner in all_nodes(function.nodes)):
         return "linear nodes inside of a function are shared by all of its calls"
     if not any(map(_is_matrix, node.inputs)) or called:
         return ""
@@ -108,7 +116,7 @@ def _why_no_parameter(role: str, tensor: gs.Tensor) -> str:
         return f"its {role} '{tensor.name}' is quantized"
     if is_dense(tensor) and role == "weight":
         return f"its weight '{tensor.name}' is not of type float16, float32 or float64"
-    if tensor.inputs and not varies(tensor):
+    if tensor.inputs:
         return f"its {role} '{tensor.name}' is computed by {tensor.inputs[0].op}, not stored"
     return f"its {role} '{tensor.name}' is not an initializer of all its values"
 
@@ -123,11 +131,3 @@ def _is_weighted(node: gs.Node) -> bool:
 
 def _is_matrix(tensor: gs.Tensor) -> bool:
     return isinstance(tensor, gs.Constant) and sum(extent > 1 for extent in tensor.shape) > 1
-
-
-def _all_nodes(nodes: Sequence[gs.Node]) -> Iterator[gs.Node]:
-    """Yield nodes and those of their bodies, at any depth."""
-    for node in nodes:
-        yield node
-        for body in bodies(node):
-            yield from _all_nodes(body.nodes)
