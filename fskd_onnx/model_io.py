@@ -131,11 +131,10 @@ def count_parameters(model: onnx.ModelProto) -> int:
     count += sum(len(c.floats) + int(c.name == "value_float") for c in constants)
     shapes = {t.name: t for t in model.graph.initializer}
     filled = [n for n in nodes if n.op_type == "ConstantOfShape" and n.input[0] in shapes]
-    return count + sum(
-        math.prod(numpy_helper.to_array(shapes[node.input[0]]).tolist())
-        for node in filled
-        if all(attribute.t.data_type in _FLOATS for attribute in node.attribute)
-    )
+    for node in filled:
+        if all(attribute.t.data_type in _FLOATS for attribute in node.attribute):
+            count += math.prod(numpy_helper.to_array(shapes[node.input[0]]).tolist())
+    return count
 
 
 def _check_in_memory(model: onnx.ModelProto, name: str) -> None:
