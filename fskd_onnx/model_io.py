@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import TypeAlias
 
 import google.protobuf.message
 import onnx
-from onnx.external_data_helper import set_external_data, uses_external_data
+from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
 
+from fskd_onnx import external
 from fskd_onnx.errors import ModelError
 from fskd_onnx.files import atomic_path
 from fskd_onnx.samples import InputSpec
@@ -34,7 +35,10 @@ def source_name(source: ModelSource) -> str:
 
 
 def load_model(source: ModelSource) -> onnx.ModelProto:
-    """Read a model with its external data, and check it.
+    """Read a model, and check it.
+
+    Its external data is read as well, but for large weights that only the runtime needs, see
+    ``fskd_onnx.external``.
 
     Args:
         source: a path, or a model, which is checked and returned as it is.
@@ -44,11 +48,13 @@ def load_model(source: ModelSource) -> onnx.ModelProto:
     """
     name = source_name(source)
     try:
-        model = source if isinstance(source, onnx.ModelProto) else _load(source)
-        # A file is checked by its path: a model with external data may exceed protobuf's 2 GB.
-        onnx.checker.check_model(
-            model if isinstance(source, onnx.ModelProto) else os.fspath(source), full_check=True
-        )
+        if isinstance(source, onnx.ModelProto):
+            model = source
+            _check_in_memory(model, name)
+        else:
+            model = external.load(Path(source))
+            # By its path: a model with external data may exceed protobuf's 2 GB.
+            onnx.checker.check_model(os.fspath(source), full_check=True)
     except FileNotFoundError as error:
         raise ModelError(f"{name}: there is no such file ({error.filename or error})") from error
     except OSError as error:
@@ -72,32 +78,22 @@ def save_model(
         model: the model.
         path: where to.
         like: the file that the model came from; the weights that it keeps outside, the new one
-            keeps outside as well, in one file beside it, named after it.
+            keeps outside as well, in one file beside it, named after it. So do models of more than
+            2 GB.
 
     Raises:
         FskdError: the file cannot be written.
     """
     path = Path(path)
     outside = set() if like is None or isinstance(like, onnx.ModelProto) else _kept_outside(like)
-    if not any(tensor.name in outside for tensor in model.graph.initializer):
+    outside |= external.large_names(model) if external.too_large(model) else set()
+    if not any(t.name in outside or uses_external_data(t) for t in model.graph.initializer):
         with atomic_path(path) as temporary:
             onnx.save_model(model, temporary, format="protobuf")
         return
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
     data = path.with_name(path.name + ".data")
-    for tensor in copy.graph.initializer:
-        if tensor.name in outside:
-            set_external_data(tensor, location=data.name)
-    with (
-        atomic_path(path) as temporary,
-        atomic_path(data) as temporary_data,
-        tempfile.TemporaryDirectory(dir=path.resolve().parent, prefix=".") as folder,
-    ):
-        whole = Path(folder) / path.name
-        onnx.save_model(copy, whole, format="protobuf")
-        whole.replace(temporary)
-        whole.with_name(data.name).replace(temporary_data)
+    with atomic_path(path) as temporary, atomic_path(data) as temporary_data:
+        external.save(model, temporary, temporary_data, data.name, outside)
 
 
 def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
@@ -125,21 +121,33 @@ def fixed_batch_size(specs: list[InputSpec]) -> int | None:
 def count_parameters(model: onnx.ModelProto) -> int:
     """Count the floating-point numbers that a model carries, biases and statistics included.
 
-    Whether they are initializers or come out of Constant nodes is a matter of the exporter.
+    Whether they are initializers or come out of Constant nodes, or of ConstantOfShape with a shape
+    that is stored, is a matter of the exporter.
     """
-    constants = [
-        attribute
-        for node in model.graph.node
-        if node.op_type == "Constant"
-        for attribute in node.attribute
-    ]
+    nodes = model.graph.node
+    constants = [a for node in nodes if node.op_type == "Constant" for a in node.attribute]
     tensors = [*model.graph.initializer, *(constant.t for constant in constants)]
     count: int = sum(math.prod(t.dims) for t in tensors if t.data_type in _FLOATS)
-    return count + sum(len(c.floats) + int(c.name == "value_float") for c in constants)
+    count += sum(len(c.floats) + int(c.name == "value_float") for c in constants)
+    shapes = {t.name: t for t in model.graph.initializer}
+    filled = [n for n in nodes if n.op_type == "ConstantOfShape" and n.input[0] in shapes]
+    for node in filled:
+        if all(attribute.t.data_type in _FLOATS for attribute in node.attribute):
+            count += math.prod(numpy_helper.to_array(shapes[node.input[0]]).tolist())
+    return count
 
 
-def _load(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    return onnx.load(os.fspath(path), format="protobuf")
+def _check_in_memory(model: onnx.ModelProto, name: str) -> None:
+    """Check a model that did not come from a file, or that a pass has rewritten."""
+    outside = [t for t in external.tensors(model.graph) if uses_external_data(t)]
+    for tensor in outside:
+        if not external.file_of(tensor).is_file():
+            raise ModelError(
+                f"{name}: keeps '{tensor.name}' in a file, and a model in memory does not say in "
+                "which folder; give the path of the model, or load it with its external data"
+            )
+    light = external.stand_in(model) if outside or external.too_large(model) else model
+    onnx.checker.check_model(light, full_check=True)
 
 
 def _spec(value: onnx.ValueInfoProto) -> InputSpec:

@@ -8,6 +8,7 @@ import functools
 import io
 import logging
 import re
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
+from fskd_onnx import external
 from fskd_onnx.errors import ProviderError
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,7 @@ _ON_CUDA = (_CUDA, "TensorrtExecutionProvider")  # both read tensors that lie on
 _FATAL = 4
 _AS_REQUESTED = 1
 _ERROR = 3
+_EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,12 @@ class Runtime:
         # system for all of its memory anew, and that costs as much as running it.
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=list(self.providers)
-        )
+        options.add_session_config_entry(_EXTERNAL_DATA, str(external.ROOT))
+        serialized, folder = external.serialized(model)
+        session = onnxruntime.InferenceSession(serialized, options, providers=list(self.providers))
+        if folder is not None:
+            weakref.finalize(session, folder.cleanup)
+        return session
 
 
 @functools.cache

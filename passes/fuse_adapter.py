@@ -14,7 +14,8 @@ import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.base import Pass, PostconditionError, PreconditionError
 from fskd_onnx.passes.insert_adapter import ADAPTER_SUFFIX
-from fskd_onnx.passes.linear import CONVOLUTIONS, Linear, find_linear, remove
+from fskd_onnx.passes.linear import CONVOLUTIONS, Linear, find_linear
+from fskd_onnx.passes.nodes import remove
 
 
 class FuseAdapter(Pass):

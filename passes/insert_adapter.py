@@ -20,7 +20,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.passes.base import Pass, PreconditionError
-from fskd_onnx.passes.linear import CONVOLUTIONS, Linear, find_linear, index_of, unused_name
+from fskd_onnx.passes.linear import CONVOLUTIONS, Linear, find_linear
+from fskd_onnx.passes.nodes import index_of, unused_name
 
 # Not just "/adapter": networks have layers of their own that are called so.
 ADAPTER_SUFFIX = "/fskd_adapter"
@@ -92,7 +93,7 @@ def _insert(graph: gs.Graph, linear: Linear, adapter: Adapter) -> None:
     last = output.inputs[0]
     raw = gs.Variable(unused_name(graph, f"{output.name}/unadapted"), output.dtype)
     last.outputs = [raw]
-    dtype = linear.weight.dtype
+    dtype = linear.dtype
     weight = gs.Constant(unused_name(graph, f"{name}/weight"), _stored(linear, adapter, dtype))
     bias = gs.Constant(unused_name(graph, f"{name}/bias"), adapter.shift.astype(dtype))
     at = index_of(graph, last) + 1

@@ -20,7 +20,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.base import IR_OF_FREE_INITIALIZERS, PreconditionError
-from fskd_onnx.passes.linear import bodies
+from fskd_onnx.passes.nodes import bodies
 
 
 @dataclass(frozen=True)

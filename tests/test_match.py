@@ -253,8 +253,8 @@ def test_one_name_in_common_is_enough() -> None:
 
 def test_blocks_that_cannot_be_viewed_are_listed_with_their_reason() -> None:
     # x ─▶ Conv (computed weight) ─▶ a ─▶ Conv ─▶ b ─▶ Conv (the same weights) ─▶ z
-    model = build("""g (float[N,4,4,4] x) => (float[N,4,4,4] z)
-      <float[4,4,1,1] w, float[4,4,1,1] k> {
+    model = build("""g (float[N,4,4,4] x, float[4,4,1,1] w) => (float[N,4,4,4] z)
+      <float[4,4,1,1] k> {
         v = Neg (w)
         [computed] a = Conv (x, v)
         [one] b = Conv (a, k)

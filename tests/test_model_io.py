@@ -200,3 +200,14 @@ def test_parameters_count_alike_as_initializers_and_as_constants() -> None:
         changed.CopyFrom(model)
         changed.graph.node.append(constant)
         assert count_parameters(changed) == 30 + count
+
+
+def test_parameters_that_fill_a_shape_count() -> None:
+    # x ─▶ MatMul (filled) ─▶ Gather (at a filled index) ─▶ z
+    model = build("""g (float[N,4] x) => (float[A,B] z) <int64[2] s = {4,6}, int64[1] one = {1}> {
+        w = ConstantOfShape <value = float[1] {0.5}> (s)
+        i = ConstantOfShape <value = int64[1] {2}> (one)
+        h = MatMul (x, w)
+        z = Gather <axis = 1> (h, i)
+    }""")
+    assert count_parameters(model) == 4 * 6

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import numpy_helper
 
-from fskd_onnx.passes.linear import Linear, Refusal, find_linear, unused_name
+from fskd_onnx.passes.linear import Linear, Refusal, find_linear
 from tests.helpers import Array, build, initializers, linears, random_feeds, run
 
 # x ─▶ [one linear node] ─▶ y
@@ -184,10 +184,10 @@ def test_a_sparse_weight_is_refused() -> None:
     assert isinstance(refusal, Refusal)
 
 
-def test_products_of_activations_and_namesakes_are_not_listed() -> None:
-    # x ─▶ MatMul(x, x) ─▶ my.Gemm(w) ─▶ y
+def test_products_of_activations_and_nodes_without_weights_are_not_listed() -> None:
+    # x ─▶ MatMul(x, x) ─▶ my.Gemm (a vector) ─▶ y
     model = build("""<ir_version: 8, opset_import: ["": 17, "my": 1]>
-    g (float[4,4] x) => (float[4,4] y) <float[4,4] w> { h = MatMul (x, x) y = my.Gemm (h, w) }""")
+    g (float[4,4] x) => (float[4,4] y) <float[1,4] w> { h = MatMul (x, x) y = my.Gemm (h, w) }""")
     assert find_linear(gs.import_onnx(model)) == []
 
 
@@ -243,11 +243,51 @@ def test_names_are_the_nodes_own_or_those_of_the_outputs() -> None:
     ]
 
 
-def test_unused_names_avoid_bodies_too() -> None:
-    # x ─▶ If (a | a_) ─▶ y
-    model = build("""g (float[N] x, bool c) => (float[N] y) {
-        y = If (c) <then_branch = t () => (float[N] a) { a = Neg (x) },
-                    else_branch = e () => (float[N] a_) { a_ = Abs (x) }>
-    }""")
+# x ─▶ [a linear node that stores its parameters in half precision behind Casts] ─▶ y
+CASTS = {
+    "MatMul": (
+        "g (float[N,4] x) => (float[N,6] y) <{t}[4,6] ws, {t}[6] bs>"
+        "{{ w = Cast <to = 1> (ws) b = Cast <to = 1> (bs) [n] h = MatMul (x, w) y = Add (b, h) }}"
+    ),
+    "Conv": (
+        "g (float[N,4,5] x) => (float[N,6,4] y) <{t}[6,4,2] ws, {t}[6] bs>"
+        "{{ w = Cast <to = 1> (ws) b = Cast <to = 1> (bs) [n] y = Conv (x, w, b) }}"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("op", CASTS)
+def test_parameters_behind_casts_are_written_where_they_are_stored(op: str, kind: str) -> None:
+    model = build(CASTS[op].format(t=kind))
     graph = gs.import_onnx(model)
-    assert [unused_name(graph, name) for name in ("a", "x", "y", "b")] == ["a__", "x_", "y_", "b"]
+    [linear] = find_linear(graph)
+    assert isinstance(linear, Linear)
+    assert (linear.weight.name, linear.shared_with) == ("ws", None)
+    assert linear.dtype == np.float32
+    rng = np.random.default_rng(3)
+    matrix, bias = rng.standard_normal(linear.matrix.shape), rng.standard_normal(linear.width)
+    linear.write(graph, matrix, bias)
+    step = 2.0**-8 if kind == "bfloat16" else 2.0**-11
+    np.testing.assert_allclose(linear.matrix, matrix, rtol=step)
+    np.testing.assert_allclose(linear.bias, bias, rtol=step)
+    written = gs.export_onnx(graph)
+    assert [n.op_type for n in written.graph.node] == [n.op_type for n in model.graph.node]
+    stored = {t.name: t.data_type for t in model.graph.initializer}
+    assert {t.name: t.data_type for t in written.graph.initializer} == stored
+    feeds = random_feeds(model)
+    np.testing.assert_allclose(
+        evaluate(linear, feeds["x"]), run(written, feeds)["y"], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_cast_that_two_nodes_read_is_shared() -> None:
+    # x ─▶ one ─▶ y ─▶ two ─▶ z with one weight behind one Cast, or behind two
+    for casts, second in (("", "w"), ("v = Cast <to = 1> (ws)", "v")):
+        model = build(f"""g (float[N,4] x) => (float[N,4] z) <float16[4,4] ws> {{
+            w = Cast <to = 1> (ws) {casts}
+            [one] y = MatMul (x, w)
+            [two] z = MatMul (y, {second})
+        }}""")
+        views = find_linear(gs.import_onnx(model))
+        assert all(isinstance(view, Linear) and view.shared_with for view in views)

@@ -1,0 +1,238 @@
+"""Fold what scales and shifts every channel by itself into a linear node beside it.
+
+Behind a linear node, an inference BatchNormalization, and an Add, Sub, Mul or Div of one value per
+channel, are affine maps that merge into it exactly (in exact arithmetic)::
+
+    y = s (W p + b) + t                   W' = s W,  b' = s b + t
+    BatchNormalization:  s = gamma / sqrt(var + eps),  t = beta - s mean
+
+In front of one, a BatchNormalization merges where every output sees as much of its input as any
+other: padding is zeros behind it, and would be -t / s in front of it. With the channels c of p::
+
+    y = W (s p + t) + b                   W'_c = W_c s_c,  b' = b + sum_c W_c t_c
+
+The adapter of a block has to sit behind both: one in front of them would have to pass through s,
+which scales channels and does not commute with a matrix that mixes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from fskd_onnx.passes import stored
+from fskd_onnx.passes.base import Pass, PostconditionError
+from fskd_onnx.passes.fold_constants import SCALES
+from fskd_onnx.passes.linear import Linear, find_linear
+from fskd_onnx.passes.nodes import (
+    inner_nodes,
+    is_dense,
+    is_standard,
+    node_name,
+    remove,
+    sole_reader,
+)
+
+# Older ones had a mode of training as their default.
+_OPSET_OF_INFERENCE = 7
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """``y = scale x + shift``, both (channels,), of a node that reads ``source`` as its data."""
+
+    node: gs.Node
+    source: gs.Tensor
+    scale: NDArray[np.float64]
+    shift: NDArray[np.float64]
+
+
+class FoldAffine(Pass):
+    """Fold affine maps per channel into the linear nodes that they follow, or that follow them.
+
+    A node that cannot be folded (parameters that are computed, a weight or an output that somebody
+    else reads, padding) stays as it is.
+    """
+
+    def apply(self, graph: gs.Graph) -> list[str]:
+        """Rewrite in place; return one note per node that went away."""
+        return _fold_behind(graph) + _fold_in_front(graph)
+
+    def ensures(self, graph: gs.Graph) -> None:
+        """Check that no foldable node is left over."""
+        blocks, inner = _blocks(graph), inner_nodes(graph)
+        for node in graph.nodes:
+            linear = _in_front_of(node, blocks)
+            if linear is not None and _merged_behind(graph, node, linear, inner) is not None:
+                msg = f"{node.op} '{node_name(node)}' was left unfolded"
+                raise PostconditionError(msg)
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """A linear node's weights with an affine map in them."""
+
+    matrix: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+
+def _fold_behind(graph: gs.Graph) -> list[str]:
+    notes = []
+    blocks, inner = _blocks(graph), inner_nodes(graph)
+    for node in list(graph.nodes):
+        linear = _in_front_of(node, blocks)
+        merged = None if linear is None else _merged_behind(graph, node, linear, inner)
+        if linear is None or merged is None:
+            continue
+        notes.append(f"{node.op} '{node_name(node)}' folded into '{linear.name}'")
+        # What was folded leaves its output to the linear node, so no reader changes.
+        result = node.outputs[0]
+        remove(graph, node)
+        (linear.bias_node or linear.node).outputs = [result]
+        linear.write(graph, merged.matrix, merged.bias)
+        # An Add behind a MatMul that has lost its scale is its bias from now on.
+        view = linear.again(graph, inner)
+        blocks[id(view.output)] = view
+    return notes
+
+
+def _blocks(graph: gs.Graph) -> dict[int, Linear]:
+    """Return the linear nodes with weights of their own by their outputs."""
+    views = (view for view in find_linear(graph) if isinstance(view, Linear))
+    return {id(view.output): view for view in views if view.shared_with is None}
+
+
+def _in_front_of(node: gs.Node, blocks: Mapping[int, Linear]) -> Linear | None:
+    return next((blocks[id(tensor)] for tensor in node.inputs if id(tensor) in blocks), None)
+
+
+def _merged_behind(
+    graph: gs.Graph, node: gs.Node, linear: Linear, inner: set[int]
+) -> _Merged | None:
+    """Return a linear node's weights with the only node that reads its output folded in."""
+    if sole_reader(graph, linear.output, inner) is not node:
+        return None
+    # MatMul counts channels on the last axis of a tensor of any rank, the others on axis 1.
+    last = linear.op == "MatMul"
+    rank = 1 if last else len(linear.kernel_shape) + 2
+    affine = _affine(graph, node, linear.output, linear.width, rank, -1 if last else 1)
+    if affine is None:
+        return None
+    return _checked(
+        linear,
+        linear.matrix * affine.scale.reshape(linear.groups, -1, 1),
+        affine.scale * linear.bias + affine.shift,
+    )
+
+
+def _checked(
+    linear: Linear, matrix: NDArray[np.float64], bias: NDArray[np.float64]
+) -> _Merged | None:
+    """Return new weights unless they overflow the type that they are stored in."""
+    kinds = [stored.element_type(linear.weight)] * 2
+    if linear.bias_constant is not None:
+        kinds[1] = stored.element_type(linear.bias_constant)
+    fits = all(map(stored.fits, (matrix, bias), kinds))
+    return _Merged(matrix, bias) if fits else None
+
+
+def _affine(
+    graph: gs.Graph, node: gs.Node, source: gs.Tensor, width: int, rank: int, axis: int
+) -> _Affine | None:
+    """Read a node as an affine map of the channels of one of its inputs, if it is one."""
+    if is_standard(node, "BatchNormalization"):
+        return _normalization(graph, node, width) if axis == 1 else None
+    if not is_standard(node, *SCALES) or node.inputs[0] is node.inputs[1]:
+        return None
+    first = node.inputs[0] is source
+    other = node.inputs[1 if first else 0]
+    values = _per_channel(other, width, rank, axis)
+    if values is None or (node.op == "Div" and not (first and values.all())):
+        return None
+    one, zero = np.ones(width), np.zeros(width)
+    if node.op == "Mul":
+        return _Affine(node, source, values, zero)
+    if node.op == "Div":
+        return _Affine(node, source, one / values, zero)
+    if node.op == "Add":
+        return _Affine(node, source, one, values)
+    return _Affine(node, source, one, -values) if first else _Affine(node, source, -one, values)
+
+
+def _normalization(graph: gs.Graph, node: gs.Node, width: int) -> _Affine | None:
+    if graph.opset < _OPSET_OF_INFERENCE or node.attrs.get("training_mode", 0):
+        return None
+    if any(not tensor.is_empty() for tensor in node.outputs[1:]):
+        return None
+    constants = [stored.parameter(tensor) for tensor in node.inputs[1:5]]
+    # Before opset 9 (``spatial`` = 0) there could be one value per position.
+    if any(constant is None or tuple(constant.shape) != (width,) for constant in constants):
+        return None
+    gamma, beta, mean, variance = map(stored.read, constants)
+    scale = gamma / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
+    return _Affine(node, node.inputs[0], scale, beta - scale * mean)
+
+
+def _per_channel(tensor: gs.Tensor, width: int, rank: int, axis: int) -> NDArray[np.float64] | None:
+    """Return a constant as one value per channel of what it is broadcast to, or None.
+
+    A constant of higher rank than the other operand would give its rank to the result.
+    """
+    constant = stored.parameter(tensor)
+    if constant is None or len(constant.shape) > rank:
+        return None
+    shape = (1,) * (rank - len(constant.shape)) + tuple(constant.shape)
+    on_axis = shape[axis]
+    if math.prod(shape) != on_axis or on_axis not in (1, width):
+        return None
+    return np.broadcast_to(stored.read(constant).reshape(-1), (width,))
+
+
+def _fold_in_front(graph: gs.Graph) -> list[str]:
+    """Fold a BatchNormalization whose only reader is a linear node into that node."""
+    notes = []
+    readers = {id(view.node): view for view in _blocks(graph).values()}
+    inner = inner_nodes(graph)
+    for node in list(graph.nodes):
+        if not is_standard(node, "BatchNormalization"):
+            continue
+        linear = readers.get(id(sole_reader(graph, node.outputs[0], inner)))
+        if linear is None or linear.input is not node.outputs[0] or is_dense(node.inputs[0]):
+            continue
+        merged = _merged_in_front(graph, node, linear)
+        if merged is None:
+            continue
+        notes.append(f"BatchNormalization '{node_name(node)}' folded into '{linear.name}'")
+        linear.node.inputs[0] = node.inputs[0]
+        remove(graph, node)
+        linear.write(graph, merged.matrix, merged.bias)
+    return notes
+
+
+def _merged_in_front(graph: gs.Graph, node: gs.Node, linear: Linear) -> _Merged | None:
+    """Return a linear node's weights with the BatchNormalization in front of it folded in."""
+    if linear.op not in ("Conv", "Gemm"):
+        return None
+    taps = math.prod(linear.kernel_shape)
+    groups, n, p = linear.matrix.shape
+    width = groups * p // taps
+    affine = _affine(graph, node, node.inputs[0], width, len(linear.kernel_shape) + 2, 1)
+    if affine is None or (affine.shift.any() and not _sees_whole_patches(linear)):
+        return None
+    by_channel = linear.matrix.reshape(groups, n, -1, taps)
+    scale, shift = (v.reshape(groups, 1, -1, 1) for v in (affine.scale, affine.shift))
+    moved = (by_channel * shift).sum(axis=(2, 3)).reshape(-1)
+    return _checked(linear, (by_channel * scale).reshape(groups, n, p), linear.bias + moved)
+
+
+def _sees_whole_patches(linear: Linear) -> bool:
+    """Whether no output of a convolution sees padding."""
+    attrs = linear.node.attrs
+    if attrs.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
+        return all(extent == 1 for extent in linear.kernel_shape)
+    return attrs.get("auto_pad", "NOTSET") == "VALID" or not any(attrs.get("pads", ()))

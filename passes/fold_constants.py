@@ -1,0 +1,251 @@
+"""Make initializers of what a graph computes from initializers alone and reads as parameters.
+
+Exporters and converters store a weight in other forms than a node reads it in: as a Constant,
+behind Identity, transposed, reshaped, cast, normalised, or as a shape to be filled with a value::
+
+    w ──▶ Transpose ──▶ Reshape ──▶ Conv            w' ──▶ Conv
+
+Only parameters are folded: weights, biases, statistics of BatchNormalization, and one value per
+channel beside an Add, Sub, Mul or Div. All else stays as it is written. A weight that is stored in
+half precision behind a Cast keeps both: folding would double the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from fskd_onnx.passes import stored
+from fskd_onnx.passes.base import Pass
+from fskd_onnx.passes.nodes import (
+    bodies,
+    detach,
+    index_of,
+    inner_nodes,
+    is_dense,
+    is_output,
+    is_standard,
+    is_vector,
+    only_nodes_read,
+    remove,
+    replace_reads,
+    unused_name,
+    varying,
+)
+from fskd_onnx.passes.unfitted import LINEAR_OPS
+
+SCALES = ("Add", "Sub", "Mul", "Div")
+"""Operators that may apply one value per channel."""
+
+_CONSTANT_SCALARS = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
+NEVER_FOLDED = (
+    "Bernoulli",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "Multinomial",
+    "QuantizeLinear",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
+"""Operators that give something random, or that quantize on purpose."""
+
+
+class FoldConstants(Pass):
+    """Make initializers of Constant nodes, and of parameters that are computed from initializers.
+
+    A Constant stays whose output leaves the graph, or is read in the body of an If or Loop. A
+    computed weight stays where another node reads what it is computed from: a copy of its own would
+    untie weights that are meant to be the same.
+    """
+
+    def apply(self, graph: gs.Graph) -> list[str]:
+        """Rewrite in place; return one note per tensor that became an initializer."""
+        return _constants_to_initializers(graph) + _fold_parameters(graph)
+
+
+def _constants_to_initializers(graph: gs.Graph) -> list[str]:
+    gone, inner = [], inner_nodes(graph)
+    for node in graph.nodes:
+        constant = _constant(node)
+        # The output of a graph has to come from a node in old opsets. What a body reads has to
+        # keep its name in the outer graph, which forgets an initializer that only bodies read.
+        if constant is not None and only_nodes_read(graph, node.outputs[0], inner):
+            replace_reads(node.outputs[0], constant)
+            gone.append((node, constant.name))
+    remove(graph, *(node for node, _ in gone))
+    return [f"Constant '{name}' became an initializer" for _, name in gone]
+
+
+def _constant(node: gs.Node) -> gs.Constant | None:
+    """Return what a Constant node holds; None for strings and types that no weight has."""
+    if not is_standard(node, "Constant"):
+        return None
+    name, value = node.outputs[0].name, node.attrs.get("value")
+    if value is not None and is_dense(value):
+        if _is_native(value.dtype):
+            return gs.Constant(name, np.array(value.values))
+        if stored.element_type(value) in stored.FLOATS:
+            return stored.make(name, stored.read(value), stored.element_type(value))
+    for attribute, dtype in _CONSTANT_SCALARS.items():
+        if attribute in node.attrs:
+            return gs.Constant(name, np.array(node.attrs[attribute], dtype=dtype))
+    return None
+
+
+def _is_native(dtype: object) -> bool:
+    return isinstance(dtype, np.dtype) and dtype.kind in "biufc"
+
+
+def _fold_parameters(graph: gs.Graph) -> list[str]:
+    notes = []
+    inner = inner_nodes(graph)
+    places = {id(node): place for place, node in enumerate(graph.nodes)}
+    for tensor, kind in list(_parameters(graph)):
+        cone = sorted(_cone(tensor), key=lambda node: places[id(node)])
+        if (
+            not cone
+            or not only_nodes_read(graph, tensor, inner)
+            or stored.parameter(tensor) is not None
+        ):
+            continue
+        if kind == "weight" and not _is_alias(cone) and _is_tied(cone):
+            continue
+        if _is_alias(cone):
+            folded: gs.Tensor = cone[0].inputs[0]
+        else:
+            value = _evaluate(graph, cone, tensor)
+            if value is None or (kind == "scale" and not _is_per_channel(value.shape)):
+                continue
+            folded = _store(graph, cone, tensor.name, value)
+        _replace(graph, cone, tensor, folded)
+        notes.append(f"'{tensor.name}' is computed from constants and became an initializer")
+    return notes
+
+
+def _parameters(graph: gs.Graph) -> Iterator[tuple[gs.Tensor, str]]:
+    """Yield the computed tensors that nodes read as parameters, each once, and what as."""
+    fed, seen = varying(graph), set()
+    for node in graph.nodes:
+        if not any(id(output) in fed for output in node.outputs):
+            continue
+        for slot, tensor in enumerate(node.inputs):
+            computed = bool(tensor.inputs) and id(tensor) not in fed and id(tensor) not in seen
+            kind = _kind(node, slot)
+            if computed and kind:
+                seen.add(id(tensor))
+                yield tensor, kind
+
+
+def _kind(node: gs.Node, slot: int) -> str:
+    """Return what a node reads an input as: a weight, a vector, a scale, or nothing of these."""
+    if is_standard(node, *LINEAR_OPS):
+        return ("", "weight", "vector")[min(slot, 2)]
+    if is_standard(node, "BatchNormalization"):
+        return "vector" if slot else ""
+    return "scale" if is_standard(node, *SCALES) else ""
+
+
+def _cone(tensor: gs.Tensor) -> list[gs.Node]:
+    """Return the nodes that compute a tensor; none where one of them must not fold."""
+    found: dict[int, gs.Node] = {}
+    pending = [tensor]
+    while pending:
+        for node in pending.pop().inputs:
+            if id(node) in found:
+                continue
+            if (
+                not is_standard(node, str(node.op))
+                or node.op in NEVER_FOLDED
+                or any(True for _ in bodies(node))
+            ):
+                return []
+            found[id(node)] = node
+            pending.extend(node.inputs)
+    if not all(is_dense(t) or t.inputs or t.is_empty() for n in found.values() for t in n.inputs):
+        return []
+    return list(found.values())
+
+
+def _is_alias(cone: list[gs.Node]) -> bool:
+    return all(node.op == "Identity" for node in cone)
+
+
+def _is_tied(cone: list[gs.Node]) -> bool:
+    """Whether a node outside of a cone reads a matrix or kernel that the cone reads."""
+    inside = {id(node) for node in cone}
+    return any(
+        id(reader) not in inside
+        for source in _sources(cone)
+        if not is_vector(source.shape)
+        for reader in source.outputs
+    )
+
+
+def _is_per_channel(shape: tuple[int, ...]) -> bool:
+    return sum(extent > 1 for extent in shape) < 2
+
+
+def _evaluate(
+    graph: gs.Graph, cone: list[gs.Node], tensor: gs.Tensor
+) -> NDArray[np.generic] | None:
+    """Compute a tensor; None where ONNX's own implementation cannot, or it is no float."""
+    part = onnx.helper.make_graph(
+        [OnnxExporter.export_node(node) for node in cone],
+        "constants",
+        [],
+        [onnx.ValueInfoProto(name=tensor.name)],
+        [OnnxExporter.export_tensor_proto(constant) for constant in _sources(cone)],
+    )
+    opset = onnx.helper.make_opsetid("", graph.opset)
+    try:
+        evaluator = ReferenceEvaluator(onnx.helper.make_model(part, opset_imports=[opset]))
+        [value] = evaluator.run(None, {})
+    except Exception:  # whatever it lacks, the graph can do itself
+        return None
+    computed = [onnx.helper.tensor_dtype_to_np_dtype(kind) for kind in stored.COMPUTED]
+    return value if isinstance(value, np.ndarray) and value.dtype in computed else None
+
+
+def _sources(cone: list[gs.Node]) -> list[gs.Constant]:
+    """Return the constants that a cone reads, each once."""
+    found = {id(t): t for node in cone for t in node.inputs if isinstance(t, gs.Constant)}
+    return list(found.values())
+
+
+def _store(
+    graph: gs.Graph, cone: list[gs.Node], name: str, value: NDArray[np.generic]
+) -> gs.Tensor:
+    """Make an initializer of a value, behind a Cast where a source holds it in fewer bytes."""
+    for kind in map(stored.element_type, _sources(cone)):
+        if kind in stored.HALVES and value.itemsize > 2 and stored.survives(value, kind):
+            constant = stored.make(unused_name(graph, f"{name}/stored"), value, kind)
+            cast = gs.Variable(name, value.dtype)
+            attrs = {"to": onnx.helper.np_dtype_to_tensor_dtype(value.dtype)}
+            at = index_of(graph, cone[-1])
+            graph.nodes.insert(at, gs.Node("Cast", cone[-1].name, attrs, [constant], [cast]))
+            return cast
+    return gs.Constant(name, value)
+
+
+def _replace(graph: gs.Graph, cone: list[gs.Node], tensor: gs.Tensor, folded: gs.Tensor) -> None:
+    """Let readers of a computed tensor read another, and remove what nobody needs any more."""
+    replace_reads(tensor, folded)
+    gone = []
+    for node in reversed(cone):
+        if not any(output.outputs or is_output(graph, output) for output in node.outputs):
+            detach(node)
+            gone.append(node)
+    remove(graph, *gone)

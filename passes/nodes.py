@@ -1,0 +1,145 @@
+"""What passes ask of any node or tensor of a graph, and what they do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import SparseValues
+
+
+def node_name(node: gs.Node) -> str:
+    """Name of a node, or of its first output where it has none (names are optional in ONNX)."""
+    return str(node.name or node.outputs[0].name)
+
+
+def index_of(graph: gs.Graph, node: gs.Node) -> int:
+    """Position of a node in the graph's list, by identity (node equality compares contents)."""
+    return next(i for i, candidate in enumerate(graph.nodes) if candidate is node)
+
+
+def remove(graph: gs.Graph, *nodes: gs.Node) -> None:
+    """Take nodes out of their graph; what they read and wrote stays behind, unconnected."""
+    gone = {id(node) for node in nodes}
+    graph.nodes[:] = [node for node in graph.nodes if id(node) not in gone]
+    for node in nodes:
+        detach(node)
+
+
+def detach(node: gs.Node) -> None:
+    """Unconnect a node from what it reads and writes; it is still listed in its graph."""
+    node.outputs.clear()
+    node.inputs.clear()
+
+
+def replace_reads(old: gs.Tensor, new: gs.Tensor) -> None:
+    """Let all that read one tensor read another."""
+    for reader in list(old.outputs):
+        for slot, tensor in enumerate(reader.inputs):
+            if tensor is old:
+                reader.inputs[slot] = new
+
+
+def is_standard(node: gs.Node, *ops: str) -> bool:
+    """Whether a node is one of some ONNX operators, not its namesake of another domain."""
+    return bool(node.op in ops) and node.domain in (None, "", "ai.onnx")
+
+
+def is_dense(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is a constant that is stored in full (reading a sparse one unpacks it)."""
+    return isinstance(tensor, gs.Constant) and not isinstance(tensor._values, SparseValues)
+
+
+def has_input(node: gs.Node, slot: int) -> bool:
+    """Whether a node has an input at a slot; trailing and inner ones may be left out."""
+    return slot < len(node.inputs) and not node.inputs[slot].is_empty()
+
+
+def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    """Whether a tensor is an output of the graph."""
+    return any(output is tensor for output in graph.outputs)
+
+
+def sole_reader(graph: gs.Graph, tensor: gs.Tensor, inner: Collection[int]) -> gs.Node | None:
+    """Return the node that alone reads a tensor, in the graph itself and not in a body of it.
+
+    Args:
+        graph: the graph.
+        tensor: one of its tensors.
+        inner: see ``inner_nodes``.
+    """
+    if len(tensor.outputs) != 1 or is_output(graph, tensor):
+        return None
+    reader = tensor.outputs[0]
+    return None if id(reader) in inner else reader
+
+
+def only_nodes_read(graph: gs.Graph, tensor: gs.Tensor, inner: Collection[int]) -> bool:
+    """Whether nobody but nodes of the graph itself reads a tensor: no body, no output.
+
+    Args:
+        graph: the graph.
+        tensor: one of its tensors.
+        inner: see ``inner_nodes``.
+    """
+    return not is_output(graph, tensor) and all(id(node) not in inner for node in tensor.outputs)
+
+
+def inner_nodes(graph: gs.Graph) -> set[int]:
+    """Return the nodes in bodies of a graph, at any depth, by identity; no pass touches them."""
+    of_bodies = (body for node in graph.nodes for body in bodies(node))
+    return {id(node) for body in of_bodies for node in all_nodes(body.nodes)}
+
+
+def all_nodes(nodes: Iterable[gs.Node]) -> Iterator[gs.Node]:
+    """Yield nodes and those of their bodies, at any depth."""
+    for node in nodes:
+        yield node
+        for body in bodies(node):
+            yield from all_nodes(body.nodes)
+
+
+def varying(graph: gs.Graph) -> set[int]:
+    """Return the tensors that depend on anything that is fed to a graph, by identity.
+
+    What a node with bodies computes is among them: those read what they like of the graph.
+    """
+    found = {id(tensor) for tensor in graph.inputs}
+    for node in graph.nodes:
+        depends = any(id(t) in found or _comes_from_nowhere(t) for t in node.inputs)
+        if depends or any(True for _ in bodies(node)):
+            found.update(id(tensor) for tensor in node.outputs)
+            found.update(id(t) for t in node.inputs if _comes_from_nowhere(t))
+    return found
+
+
+def _comes_from_nowhere(tensor: gs.Tensor) -> bool:
+    return not (isinstance(tensor, gs.Constant) or tensor.inputs or tensor.is_empty())
+
+
+def bodies(node: gs.Node) -> Iterator[gs.Graph]:
+    """Yield the subgraphs of a control flow node (If, Loop, Scan)."""
+    yield from (value for value in node.attrs.values() if isinstance(value, gs.Graph))
+
+
+def unused_name(graph: gs.Graph, name: str) -> str:
+    """Return the name, or one made from it, that no tensor of the graph or its bodies has."""
+    taken = {tensor.name for tensor in _tensors(graph)}
+    while name in taken:
+        name += "_"
+    return name
+
+
+def is_vector(shape: Iterable[int]) -> bool:
+    """Whether a shape has values along its last axis only."""
+    return all(extent == 1 for extent in tuple(shape)[:-1])
+
+
+def _tensors(graph: gs.Graph) -> Iterator[gs.Tensor]:
+    yield from graph.inputs
+    yield from graph.outputs
+    for node in graph.nodes:
+        yield from node.inputs
+        yield from node.outputs
+        for body in bodies(node):
+            yield from _tensors(body)
