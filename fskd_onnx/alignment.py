@@ -157,4 +157,5 @@ def _shares(values: Floats) -> Floats:
     best = values.max(axis=1, keepdims=True, initial=-np.inf)
     best = np.where(np.isfinite(best), best, 0.0)
     weights = np.exp(np.minimum((values - best) / _TEMPERATURE, 0.0))
-    return weights / np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+    shares: Floats = weights / np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+    return shares

@@ -214,6 +214,14 @@ _MemoryLimit = Annotated[
         help="Memory for activations between blocks, such as 200MB or 2GB; more goes to files.",
     ),
 ]
+_Map = Annotated[
+    Path | None,
+    typer.Option(
+        "--map",
+        metavar="FILE",
+        help="Pairs saved by match --json, maybe edited or only some: they override matching.",
+    ),
+]
 
 
 @_command("fit")
@@ -250,6 +258,7 @@ def _fit(
     solver: Annotated[
         SolverName, typer.Option(help="What solves the small systems; torch uses the GPU.")
     ] = SolverName.NUMPY,
+    block_map: _Map = None,
     memory_limit: _MemoryLimit = None,
     report: Annotated[
         list[Path] | None,
@@ -273,6 +282,7 @@ def _fit(
         tuple(name.strip().lower() for name in augment.split(",")) if augment else (),
         augment_copies,
         solver,
+        None if block_map is None else str(block_map),
     )
 
     from fskd_onnx.model_io import save_model
@@ -301,12 +311,13 @@ def _match(
         Path | None,
         typer.Argument(
             metavar="SAMPLES",
-            help="Find channels from activations where the weights do not tell.",
+            help="Find blocks and channels from activations where the weights do not tell.",
         ),
     ] = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Save the pairs to this file.")
     ] = None,
+    block_map: _Map = None,
     memory_limit: _MemoryLimit = None,
 ) -> None:
     """Show which blocks and channels of STUDENT belong to which of TEACHER."""
@@ -318,7 +329,9 @@ def _match(
     from fskd_onnx.report import matching_to_json, render_matching
 
     with shown_on(session.progress):
-        matching = match(teacher, student, samples, options)
+        matching = match(
+            teacher, student, samples, options, None if block_map is None else str(block_map)
+        )
     if json is not None:
         write_text_atomically(json, matching_to_json(matching))
     render_matching(matching, session.console)

@@ -19,7 +19,7 @@ from fskd_onnx.match import (
     Channels,
     Matching,
     channels_from_moments,
-    match_models,
+    match_channels,
     uncertain,
 )
 from fskd_onnx.moments import total
@@ -169,9 +169,9 @@ class Descent:
         )
         if not uncertain(confidence):
             self._known[stream.reading.linear.name] = channels, confidence
-            again = match_models(
-                self._task.teacher.graph(), self._task.student.graph(), self._known
-            )
+            task = self._task
+            graphs = task.teacher.graph(), task.student.graph()
+            again = match_channels(*graphs, task.partners, self._known)
             pairs = zip(self.matching.pairs, again.pairs, strict=True)
             self.matching = Matching(
                 tuple(new if old.channels is None else old for old, new in pairs)

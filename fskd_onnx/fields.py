@@ -2,7 +2,7 @@
 
 Through windows of k elements, with stride s and dilation d (Araujo, Norris, Sim 2019)::
 
-    from the front   size' = size + (k - 1) d step,   step' = step * s     (a transposed one: step / s)
+    from the front   size' = size + (k - 1) d step,   step' = step s   (transposed: step / s)
     from behind      size' = (size - 1) s + (k - 1) d + 1
 
 A decomposed block sees as much as the block it stands for, however it is cut up.

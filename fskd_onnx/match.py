@@ -1,17 +1,18 @@
 """Teacher x student -> block pairs and channel pairs, or the reason why there is none.
 
-Blocks are paired by the names that survive an export or a pruning tool. Channels are then followed
+Which block stands for which is found first (``fskd_onnx.pairing``). Channels are then followed
 through the student in the order of its nodes: which of the teacher's channels a tensor carries is
 known for the inputs (all of them), stays the same through whatever works channel by channel, and is
 found anew at each linear node by comparing its rows with the teacher's rows, cut down to the
 channels that the node's input carries. A layer that was pruned on both sides is thus an exact slice
-again. Where no weights say it, activations have to (``channels_from_moments``).
+again. Where its own weights do not say it, another block of the same residual stream may, and else
+activations have to (``channels_from_moments``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,9 @@ from scipy.optimize import linear_sum_assignment
 
 from fskd_onnx.algebra import Array
 from fskd_onnx.moments import Moments
+from fskd_onnx.pairing import Partner, Similarity, pair_blocks
 from fskd_onnx.passes.linear import Linear, Refusal, find_linear
+from fskd_onnx.spaces import Spaces, find_spaces
 
 Channels = NDArray[np.intp]
 
@@ -49,9 +52,12 @@ class BlockPair:
         teacher: the teacher's block output, or None where the block has no counterpart.
         channels: teacher channel of each student channel; None until activations decide.
         teacher_width: number of channels of the teacher's block output.
-        evidence: what the channels were found by: "weights", "width" or "activations".
-        confidence: 0..1, of the least certain channel.
+        evidence: what the channels were found by: "weights", "width", "stream" (another block of
+            the same residual stream), "activations" or "map".
+        confidence: 0..1, of the pair or of its least certain channel, whichever is less.
         reason: why the block is left alone; empty where it is not.
+        paired_by: what the block was found by: "weights", "structure", "activations", "names" or
+            "map".
     """
 
     student: str
@@ -62,6 +68,7 @@ class BlockPair:
     evidence: str
     confidence: float
     reason: str
+    paired_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,33 +92,47 @@ class _Kept:
 
 
 def match_models(
-    teacher: gs.Graph, student: gs.Graph, known: Mapping[str, tuple[Channels, float]] | None = None
+    teacher: gs.Graph,
+    student: gs.Graph,
+    given: Mapping[str, Partner] | None = None,
+    similarity: Similarity | None = None,
 ) -> Matching:
     """Pair the blocks of two canonical graphs and find the channels that the student kept.
 
     Args:
         teacher: the original network.
         student: the compressed network.
+        given: pairs that are not to be questioned, by the name of the student's node.
+        similarity: of activations, see ``fskd_onnx.pairing.pair_blocks``.
+    """
+    return match_channels(teacher, student, pair_blocks(teacher, student, given, similarity))
+
+
+def match_channels(
+    teacher: gs.Graph,
+    student: gs.Graph,
+    partners: Sequence[Partner],
+    known: Mapping[str, tuple[Channels, float]] | None = None,
+) -> Matching:
+    """Find the channels that the blocks of a student kept.
+
+    Args:
+        teacher: the original network, canonical.
+        student: the compressed network, canonical.
+        partners: of each of its linear nodes.
         known: channels that activations have decided, with their confidence, by the name of the
             student's node.
     """
-    partners = _Partners(teacher)
-    linears = {id(_last_node(view)): view for view in find_linear(student)}
-    kept: dict[int, _Kept] = {}
-    pairs = []
-    for node in student.nodes:
-        view = linears.get(id(node))
-        if view is None:
-            carried = _carry(node, kept)
-        else:
-            pair = _match_block(view, partners, kept, known or {})
-            pairs.append(pair)
-            carried = None
-            if pair.channels is not None and pair.teacher_width is not None:
-                carried = _Kept(np.array(pair.channels), pair.teacher_width)
-        if carried is not None:
-            kept |= {id(tensor): carried for tensor in node.outputs}
-    return Matching(tuple(pairs))
+    blocks = _Blocks(teacher, student, partners, known or {})
+    first = blocks.follow({})
+    # Blocks of one stream carry the same channels, whichever of them tells which.
+    told = {
+        space: _Kept(np.array(pair.channels), pair.teacher_width)
+        for pair in reversed(first)
+        if pair.channels is not None and pair.teacher_width is not None
+        for space in blocks.space(pair.student)
+    }
+    return Matching(tuple(blocks.follow(told)))
 
 
 def channels_from_moments(moments: Moments) -> tuple[Channels, float]:
@@ -131,79 +152,109 @@ def uncertain(confidence: float) -> bool:
     return confidence < _ACTIVATIONS_AGREE
 
 
-class _Partners:
-    """The teacher's linear nodes, by every name that a student's node may share with them."""
+class _Blocks:
+    """The student's blocks with their partners, and channels on their way through it."""
 
-    def __init__(self, teacher: gs.Graph) -> None:
-        self._by_name: dict[tuple[str, str], Linear] = {}
-        for linear in find_linear(teacher):
-            if isinstance(linear, Linear):
-                for key in _names(linear):
-                    self._by_name.setdefault(key, linear)
+    def __init__(
+        self,
+        teacher: gs.Graph,
+        student: gs.Graph,
+        partners: Sequence[Partner],
+        known: Mapping[str, tuple[Channels, float]],
+    ) -> None:
+        self._nodes = student.nodes
+        self._views = find_linear(student)
+        self._teacher = {v.output.name: v for v in find_linear(teacher) if isinstance(v, Linear)}
+        self._partners = {partner.student: partner for partner in partners}
+        self._known = known
+        linears = {v.name: v for v in self._views if isinstance(v, Linear)}
+        self._spaces: Spaces = find_spaces(student, linears)
+        self._outputs = {name: view.output.name for name, view in linears.items()}
 
-    def find(self, linear: Linear) -> Linear | None:
-        found = (self._by_name.get(key) for key in _names(linear))
-        return next((partner for partner in found if partner is not None), None)
+    def space(self, name: str) -> tuple[int, ...]:
+        """Return the channel space that a block writes to, if it writes to one."""
+        layout = self._spaces.layout(self._outputs[name]) if name in self._outputs else None
+        return layout if layout is not None and len(layout) == 1 else ()
 
+    def follow(self, told: Mapping[int, _Kept]) -> list[BlockPair]:
+        """Follow the channels from node to node.
 
-def _names(linear: Linear) -> list[tuple[str, str]]:
-    return [
-        ("output", linear.output.name),
-        ("node", linear.name),
-        ("weight", linear.weight.name),
-    ]
+        Args:
+            told: channels of some spaces, for blocks whose own weights do not tell.
+        """
+        views = {id(_last_node(view)): view for view in self._views}
+        kept: dict[int, _Kept] = {}
+        pairs = []
+        for node in self._nodes:
+            view = views.get(id(node))
+            if view is None:
+                carried = _carry(node, kept)
+            else:
+                pair = self._match(view, kept, told)
+                pairs.append(pair)
+                carried = None
+                if pair.channels is not None and pair.teacher_width is not None:
+                    carried = _Kept(np.array(pair.channels), pair.teacher_width)
+            if carried is not None:
+                kept |= {id(tensor): carried for tensor in node.outputs}
+        return pairs
+
+    def _match(
+        self, view: Linear | Refusal, kept: Mapping[int, _Kept], told: Mapping[int, _Kept]
+    ) -> BlockPair:
+        if isinstance(view, Refusal):
+            return _alone(view.name, str(view.node.op), view.reason)
+        if view.shared_with is not None:
+            reason = f"its weights are also those of '{view.shared_with}'"
+            return _alone(view.name, view.op, reason)
+        partner = self._partners[view.name]
+        if partner.teacher is None:
+            return _alone(view.name, view.op, partner.reason)
+        teacher = self._teacher[partner.teacher]
+        if view.width > teacher.width:
+            reason = f"it is wider than the teacher's '{teacher.name}'"
+            return _alone(view.name, view.op, reason)
+        channels, evidence, confidence = self._channels(view, teacher, partner, kept, told)
+        return BlockPair(
+            student=view.name,
+            op=view.op,
+            teacher=partner.teacher,
+            channels=None if channels is None else tuple(int(channel) for channel in channels),
+            teacher_width=teacher.width,
+            evidence=evidence,
+            confidence=min(confidence, partner.confidence),
+            reason="",
+            paired_by=partner.evidence,
+        )
+
+    def _channels(
+        self,
+        view: Linear,
+        teacher: Linear,
+        partner: Partner,
+        kept: Mapping[int, _Kept],
+        told: Mapping[int, _Kept],
+    ) -> tuple[Channels | None, str, float]:
+        """Return the channels of a block, what tells them, and how certain they are."""
+        if partner.channels is not None:
+            return np.array(partner.channels), "map", 1.0
+        if view.name in self._known:
+            channels, confidence = self._known[view.name]
+            return channels, "activations", confidence
+        found = _channels_from_weights(view, teacher, kept.get(id(view.input)))
+        if found is not None:
+            return found[0], "weights", found[1]
+        if view.width == teacher.width:
+            return np.arange(view.width), "width", 0.5
+        for space in self.space(view.name):
+            of_stream = told.get(space)
+            if of_stream is not None and of_stream.total == teacher.width:
+                return of_stream.channels, "stream", 0.5
+        return None, "activations", 0.0
 
 
 def _last_node(view: Linear | Refusal) -> gs.Node:
     return view.output.inputs[0] if isinstance(view, Linear) else view.node
-
-
-def _match_block(
-    view: Linear | Refusal,
-    partners: _Partners,
-    kept: Mapping[int, _Kept],
-    known: Mapping[str, tuple[Channels, float]],
-) -> BlockPair:
-    if isinstance(view, Refusal):
-        return _alone(view.name, str(view.node.op), view.reason)
-    if view.shared_with is not None:
-        reason = f"its weights are also those of '{view.shared_with}'"
-        return _alone(view.name, view.op, reason)
-    partner = partners.find(view)
-    if partner is None:
-        return _alone(view.name, view.op, "no node of the teacher shares a name with it")
-    if view.width > partner.width:
-        reason = f"it is wider than the teacher's '{partner.name}'"
-        return _alone(view.name, view.op, reason)
-    if view.name in known:
-        (channels, confidence), evidence = known[view.name], "activations"
-    else:
-        found = _channels_from_weights(view, partner, kept.get(id(view.input)))
-        if found is None and view.width != partner.width:
-            return BlockPair(
-                student=view.name,
-                op=view.op,
-                teacher=partner.output.name,
-                channels=None,
-                teacher_width=partner.width,
-                evidence="activations",
-                confidence=0.0,
-                reason="",
-            )
-        if found is None:
-            channels, evidence, confidence = np.arange(view.width), "width", 0.5
-        else:
-            (channels, confidence), evidence = found, "weights"
-    return BlockPair(
-        student=view.name,
-        op=view.op,
-        teacher=partner.output.name,
-        channels=tuple(int(channel) for channel in channels),
-        teacher_width=partner.width,
-        evidence=evidence,
-        confidence=confidence,
-        reason="",
-    )
 
 
 def _alone(name: str, op: str, reason: str) -> BlockPair:

@@ -68,6 +68,8 @@ class FitOptions:
         augment_copies: moved copies of each sample, where there is a way to move them.
         solver: where the small systems are solved: "numpy", or "torch", which uses the GPU where
             there is one.
+        map: file of block and channel pairs that override what matching would find, whole or in
+            part, see ``fskd_onnx.block_map``.
     """
 
     run: RunOptions = field(default_factory=RunOptions)
@@ -76,6 +78,7 @@ class FitOptions:
     augment: tuple[str, ...] = ()
     augment_copies: int = 8
     solver: str = SolverName.NUMPY
+    map: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not on the lists; a plain string of a list will do."""

@@ -35,6 +35,8 @@ Similarity = Callable[[Mapping[str, Sequence[str]]], Mapping[tuple[str, str], fl
 """Tells how alike activations are, 0..1, for some tensors of the student and the teacher's in
 question for each."""
 
+# Where the node of the same name has this much in common, nobody looks further.
+_CONCLUSIVE = 0.95
 # Below this chance may have found a slice.
 _CHANCE = 0.3
 # A slice outweighs all likeness in structure along a stretch of a few nodes.
@@ -93,9 +95,7 @@ def pair_blocks(
 class _Pairing:
     """The search for partners."""
 
-    def __init__(
-        self, teacher: Skeleton, student: Skeleton, given: Mapping[str, Partner]
-    ) -> None:
+    def __init__(self, teacher: Skeleton, student: Skeleton, given: Mapping[str, Partner]) -> None:
         self._teacher, self._student, self._given = teacher, student, given
         self._overlaps = _overlaps(student, teacher)
         likeness = np.array(
@@ -122,7 +122,8 @@ class _Pairing:
         }
         views = find_linear(graph)
         return tuple(
-            found[view.name] if isinstance(view, Linear)
+            found[view.name]
+            if isinstance(view, Linear)
             else Partner(view.name, None, reason=view.reason)
             for view in views
         )
@@ -194,7 +195,14 @@ class _Pairing:
         return Partner(name, output, self._evidence[number], pair.certainty)
 
     def _why_alone(self, number: int) -> str:
-        places = self._alignment.rivals().get(number, [])
+        rivals = self._alignment.rivals()
+        places = rivals.get(number, [])
+        others = [i for i, found in rivals.items() if i != number and set(found) & set(places)]
+        if len(places) == 1 and others:
+            bones = (self._student.bones[i].linear.name for i in others)
+            names = ", ".join(f"'{name}'" for name in bones)
+            place = self._teacher.bones[places[0]].linear.name
+            return f"the teacher's '{place}' fits it as well as others of the student ({names})"
         if len(places) > 1:
             names = ", ".join(f"'{self._teacher.bones[j].linear.name}'" for j in places)
             return f"{len(places)} places in the teacher fit it as well as each other ({names})"
@@ -209,17 +217,16 @@ class _Pairing:
         That is: between the partners of the nodes around it.
         """
         pairs, order = self._alignment.pairs, self._student.before
-        front = [pairs[i].teacher for i in np.flatnonzero(order[:, number]) if i in pairs]
-        behind = np.array([i for i in np.flatnonzero(order[number]) if i in pairs], dtype=np.intp)
+        in_front = [i for i in np.flatnonzero(order[:, number]).tolist() if i in pairs]
+        behind = [i for i in np.flatnonzero(order[number]).tolist() if i in pairs]
         for i in behind:
             if order[behind, i].any():
                 continue  # another one is nearer
-            end = pairs[int(i)].teacher
-            between = self._teacher.before[:, end].copy()
-            for j in front:
-                between &= self._teacher.before[j]
+            between = self._teacher.before[:, pairs[i].teacher].copy()
+            for j in in_front:
+                between &= self._teacher.before[pairs[j].teacher]
             if not between.any():
-                return self._student.bones[i].linear.name
+                return str(self._student.bones[i].linear.name)
         return None
 
 
@@ -232,12 +239,22 @@ def _overlaps(student: Skeleton, teacher: Skeleton) -> Floats:
             imprints[id(bone)] = Imprint.of(bone.linear)
         return imprints[id(bone)]
 
+    def score(one: Bone, other: Bone) -> float:
+        sure = overlap(imprint(one), imprint(other))
+        return max(0.0, sure - _CHANCE) / (1 - _CHANCE)
+
+    names = [_names(bone.linear) for bone in teacher.bones]
     found = np.full((len(student.bones), len(teacher.bones)), -np.inf)
     for i, one in enumerate(student.bones):
-        for j, other in enumerate(teacher.bones):
-            if _may_pair(one, other):
-                sure = overlap(imprint(one), imprint(other))
-                found[i, j] = max(0.0, sure - _CHANCE) / (1 - _CHANCE)
+        places = [j for j, other in enumerate(teacher.bones) if _may_pair(one, other)]
+        # Names only say where to look first; what is seen there decides.
+        own = _names(one.linear)
+        namesakes = [j for j in places if own & names[j]]
+        if len(namesakes) == 1 and score(one, teacher.bones[namesakes[0]]) >= _CONCLUSIVE:
+            found[i, places] = 0.0
+            places = namesakes
+        for j in places:
+            found[i, j] = score(one, teacher.bones[j])
     return found
 
 
@@ -256,10 +273,8 @@ def _may_pair(one: Bone, other: Bone) -> bool:
 def _likeness(one: Bone, other: Bone) -> float:
     """Return how alike two nodes and their surroundings are, 1 at most."""
     a, b = one.linear, other.linear
-    if a.width > b.width:
-        width = _WIDER
-    else:
-        width = 1.0 if a.width == b.width else a.width / b.width / 2
+    narrower = a.width / b.width
+    width = 1.0 if narrower == 1 else narrower / 2 if narrower < 1 else _WIDER
     kernel = a.kernel_shape == b.kernel_shape
     reach = max(0.5 * kernel, 0.8 * (one.sees == other.sees), 0.8 * (one.seen == other.seen))
     if one.sees == other.sees and one.seen == other.seen:

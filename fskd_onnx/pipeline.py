@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from fskd_onnx.block_map import read_map
 from fskd_onnx.clock import Clock
 from fskd_onnx.descent import Descent
 from fskd_onnx.errors import MatchError, NoImprovementError
@@ -103,19 +104,27 @@ def match(
     student: ModelSource,
     samples: SampleSource | None = None,
     options: RunOptions | None = None,
+    block_map: str | None = None,
 ) -> Matching:
     """Pair the blocks and channels of a student with its teacher's.
 
     Args:
         teacher: the original network.
         student: the compressed network.
-        samples: with samples, channels that weights leave open are found from activations, which
-            means fitting block by block, since an unfitted student's deep activations say nothing.
+        samples: with samples, blocks that weights and structure leave open are found from
+            activations. So are channels, which means fitting block by block, since an unfitted
+            student's deep activations say nothing.
         options: how to read and run.
+        block_map: as ``map`` of ``FitOptions``.
+
+    Raises:
+        FskdError: a file, the samples or the machine cannot be used.
     """
     if samples is None:
-        return match_models(*(NetworkFile.load(source).graph() for source in (teacher, student)))
-    settings = FitOptions(options or RunOptions(), adapter="pointwise")
+        graphs = NetworkFile.load(teacher).graph(), NetworkFile.load(student).graph()
+        given = {} if block_map is None else read_map(block_map, *graphs)
+        return match_models(*graphs, given)
+    settings = FitOptions(options or RunOptions(), adapter="pointwise", map=block_map)
     task = prepare(teacher, student, samples, settings)
     if all(pair.channels is not None for pair in task.matching.usable):
         return task.matching

@@ -155,6 +155,7 @@ def matching_to_json(matching: Matching) -> str:
                     "teacher": pair.teacher,
                     "channels": pair.channels,
                     "teacher_width": pair.teacher_width,
+                    "paired_by": pair.paired_by,
                     "evidence": pair.evidence,
                     "confidence": pair.confidence,
                     "reason": pair.reason,
@@ -235,7 +236,7 @@ def render_matching(matching: Matching, console: Console) -> None:
             pair.op,
             pair.teacher or _NOT_KNOWN,
             _channels(pair.channels, pair.teacher_width),
-            pair.evidence,
+            ", ".join(dict.fromkeys(filter(None, (pair.paired_by, pair.evidence)))),
             f"{pair.confidence:.2f}",
         )
     console.print(table)

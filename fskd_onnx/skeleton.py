@@ -1,9 +1,9 @@
-"""The linear nodes of a network and what stands between them: all that pairing looks at but weights.
+"""The linear nodes of a network and what stands between them: what pairing sees besides weights.
 
 Nothing here depends on names, or on the order in which a file lists its nodes::
 
-    x ─▶ Conv ─▶ BN ─▶ Relu ─▶ Conv ─┬─▶ Add ─▶        first: behind "input", in front of "activation"
-          (first)             (second)└─▶ Concat ─▶    second: in front of "sum" and "concat"
+    x ─▶ Conv ─▶ BN ─▶ Relu ─▶ Conv ─┬─▶ Add ─▶       one: behind an input, ahead an activation
+          (one)               (other)└─▶ Concat ─▶    other: ahead a sum and a Concat
 
 What only moves values about or scales channels (Identity, Reshape, BatchNormalization, a Mul by a
 constant) is looked through: exporters and optimizers disagree on it.
@@ -50,15 +50,30 @@ _POOLS = {
     "ReduceMean",
     "ReduceSum",
 }
+_ACTIVATIONS = {
+    "Celu",
+    "Clip",
+    "Elu",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "LeakyRelu",
+    "LogSoftmax",
+    "Mish",
+    "PRelu",
+    "Relu",
+    "Selu",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Swish",
+    "Tanh",
+}
 _KINDS = (
     dict.fromkeys(("Add", "Sub", "Sum", "Mean"), "sum")
     | dict.fromkeys(("Mul", "Div"), "product")
     | dict.fromkeys(_POOLS, "pool")
-    | dict.fromkeys(
-        ("Celu", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "LogSoftmax")
-        + ("Mish", "PRelu", "Relu", "Selu", "Sigmoid", "Softmax", "Softplus", "Swish", "Tanh"),
-        "activation",
-    )
+    | dict.fromkeys(_ACTIVATIONS, "activation")
 )
 
 

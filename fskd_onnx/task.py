@@ -13,10 +13,11 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.augment import Augmented
+from fskd_onnx.block_map import read_map
 from fskd_onnx.compare import Outputs, agreement, check_same_interface, forward
 from fskd_onnx.engine import Batch, default_batch_size, plan_batches
 from fskd_onnx.errors import MatchError, SamplesError
-from fskd_onnx.match import Matching, match_models
+from fskd_onnx.match import Matching, match_channels
 from fskd_onnx.model_io import (
     ModelSource,
     fixed_batch_size,
@@ -25,10 +26,12 @@ from fskd_onnx.model_io import (
     source_name,
 )
 from fskd_onnx.options import FitOptions, RunOptions
+from fskd_onnx.pairing import Partner, pair_blocks
 from fskd_onnx.passes import Canonicalize
 from fskd_onnx.providers import Runtime, open_runtime
 from fskd_onnx.report import Agreement
 from fskd_onnx.samples import SampleReader, SampleSource, load_samples
+from fskd_onnx.similarity import ActivationSimilarity
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +84,8 @@ class Task:
     Attributes:
         teacher: the original network.
         student: the compressed network.
-        matching: their pairs of blocks and channels.
+        partners: of the student's blocks among the teacher's.
+        matching: the same with their channels.
         runtime: where to run.
         samples: the samples, and moved copies of them behind.
         count: how many there are, without copies.
@@ -93,6 +97,7 @@ class Task:
 
     teacher: NetworkFile
     student: NetworkFile
+    partners: tuple[Partner, ...]
     matching: Matching
     runtime: Runtime
     samples: SampleReader
@@ -132,12 +137,6 @@ def prepare(
     """
     networks = [NetworkFile.load(source) for source in (teacher, student)]
     check_same_interface(networks[0].model, networks[1].model, networks[0].name, networks[1].name)
-    matching = match_models(*(network.graph() for network in networks))
-    if not matching.usable:
-        raise MatchError(
-            f"{networks[1].name}: no block has a counterpart in {networks[0].name}; "
-            "give a student that was made from this teacher and kept its names"
-        )
     run, inputs = options.run, input_specs(networks[0].model)
     loaded = load_samples(samples, inputs, run.preprocess, run.max_samples, run.seed)
     if len(loaded) < _LEAST_SAMPLES:
@@ -166,11 +165,25 @@ def prepare(
         folds = np.array_split(shuffled, min(_FOLDS, len(shuffled)))
         trials = [split(folds[:k] + folds[k + 1 :], fold) for k, fold in enumerate(folds)]
         final = split(folds, np.empty(0, np.intp))
+    runtime = open_runtime(run.providers)
+    graphs = networks[0].graph(), networks[1].graph()
+    partners = pair_blocks(
+        *graphs,
+        given=read_map(options.map, *graphs) if options.map is not None else {},
+        similarity=ActivationSimilarity(runtime, *graphs, source, final.batches),
+    )
+    matching = match_channels(*graphs, partners)
+    if not matching.usable:
+        raise MatchError(
+            f"{networks[1].name}: no block has a counterpart in {networks[0].name}; "
+            "give a student of that teacher, or say by --map which blocks belong together"
+        )
     return Task(
         teacher=networks[0],
         student=networks[1],
+        partners=partners,
         matching=matching,
-        runtime=open_runtime(run.providers),
+        runtime=runtime,
         samples=source,
         count=len(loaded),
         trials=tuple(trials),

@@ -13,7 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from fskd_onnx.passes.linear import is_dense
+from fskd_onnx.passes.nodes import is_dense
 
 # Shapes, axes and sizes have a value per dimension; weights of interest have more.
 _MOST_VALUES_OF_A_SHAPE = 64
@@ -50,7 +50,8 @@ def _without_weights(graph: gs.Graph) -> onnx.ModelProto:
         if isinstance(tensor, gs.Constant)
     }
     kept = {
-        name for name, tensor in constants.items()
+        name
+        for name, tensor in constants.items()
         if is_dense(tensor) and math.prod(tensor.shape) <= _MOST_VALUES_OF_A_SHAPE
     }
     weights = [tensor for name, tensor in constants.items() if name not in kept]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,8 @@ import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 
 from fskd_onnx.passes import export
-from fskd_onnx.passes.linear import Linear, find_linear, index_of
+from fskd_onnx.passes.linear import Linear, find_linear
+from fskd_onnx.passes.nodes import index_of
 from tests.helpers import Array, check, random_weight
 
 
@@ -30,7 +31,7 @@ class Renamed:
 
 
 def renamed(model: onnx.ModelProto, seed: int) -> Renamed:
-    """Give all nodes and tensors random names; shuffle initializers and, as far as may be, nodes."""
+    """Give nodes and tensors random names; shuffle initializers and, as far as may be, nodes."""
     rng = np.random.default_rng(seed)
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -68,7 +69,7 @@ def with_fresh_weights(model: onnx.ModelProto, seed: int = 1) -> onnx.ModelProto
     return _with_weights(model, lambda values: random_weight(rng, values.shape))
 
 
-Parts = list[tuple[Array, dict[str, object]]]
+Parts = Sequence[tuple[Array, Mapping[str, object]]]
 """Weights and attributes of the nodes that one convolution becomes, in their order."""
 
 

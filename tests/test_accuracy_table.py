@@ -189,13 +189,13 @@ def test_what_holds_in_every_row_is_judged(table: Table) -> None:
         Measurement.of("auto", FIRST, 500, 0): Cell(0.917, 1.0),
         Measurement.of("auto", FIRST, 10, 0): Cell(0.09, 1.0),
     }
-    lines = list(replace(table, cells=table.cells | more).promises())
+    lines = list(replace(table, cells={**table.cells, **more}).promises())
     assert "- met: auto" in lines[0]
     assert "each of 1 rows, is at worst 0.30 (vgg16 A, 500 samples)" in lines[0]
     assert "- MISSED: in none" in lines[1]
     assert "gains at least -1.00 (auto, vgg16 A, 10 samples, draw 0)" in lines[1]
     more[Measurement.of("auto", FIRST, 500, 1)] = Cell(0.91, 1.0)
-    assert "- MISSED: auto" in next(replace(table, cells=table.cells | more).promises())
+    assert "- MISSED: auto" in next(replace(table, cells={**table.cells, **more}).promises())
 
 
 def test_only_the_block_of_the_readme_is_replaced(tmp_path: Path, table: Table) -> None:

@@ -78,7 +78,7 @@ REPORT = FitReport(
 
 MATCHING = Matching(
     pairs=(
-        BlockPair("conv1", "Conv", "t1", (0, 3), 8, "weights", 0.98765, ""),
+        BlockPair("conv1", "Conv", "t1", (0, 3), 8, "weights", 0.98765, "", "structure"),
         BlockPair(LONG, "Conv", LONG, None, 8, "activations", 0.5, ""),
         BlockPair("odd[1]", "Gemm", None, (), None, "", 0.0, "no counterpart"),
     )
@@ -178,7 +178,7 @@ def test_matchings_for_people() -> None:
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 80
     first = next(line for line in text.splitlines() if line.startswith("conv1"))
-    assert first.split() == ["conv1", "Conv", "t1", "2/8", "weights", "0.99"]
+    assert first.split() == ["conv1", "Conv", "t1", "2/8", "structure,", "0.99"]
     assert "?/8" in text
     assert "odd[1]: no counterpart" in text
     assert LONG in "".join(line.split(" ")[0] for line in text.splitlines())
@@ -193,6 +193,7 @@ def test_matchings_for_machines() -> None:
         "teacher": "t1",
         "channels": [0, 3],
         "teacher_width": 8,
+        "paired_by": "structure",
         "evidence": "weights",
         "confidence": 0.98765,
         "reason": "",
