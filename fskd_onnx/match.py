@@ -124,15 +124,17 @@ def match_channels(
             student's node.
     """
     blocks = _Blocks(teacher, student, partners, known or {})
-    first = blocks.follow({})
-    # Blocks of one stream carry the same channels, whichever of them tells which.
-    told = {
-        space: _Kept(np.array(pair.channels), pair.teacher_width)
-        for pair in reversed(first)
-        if pair.channels is not None and pair.teacher_width is not None
-        for space in blocks.space(pair.student)
-    }
-    return Matching(tuple(blocks.follow(told)))
+    pairs = blocks.follow({})
+    if any(pair.channels is None and not pair.reason for pair in pairs):
+        # Blocks of one stream carry the same channels, whichever of them tells which.
+        told = {
+            space: _Kept(np.array(pair.channels), pair.teacher_width)
+            for pair in reversed(pairs)
+            if pair.channels is not None and pair.teacher_width is not None
+            for space in blocks.space(pair.student)
+        }
+        pairs = blocks.follow(told)
+    return Matching(tuple(pairs))
 
 
 def channels_from_moments(moments: Moments) -> tuple[Channels, float]:
