@@ -48,6 +48,32 @@ TOPOLOGIES = {
             f"{_TWO}, float three = {{3}}, float low = {{0}}, float six = {{6}}",
         )
     ),
+    "split, and joined by Add": Form(
+        one(
+            """l, r = Split <axis = 1> (x) [one] y = Conv (l, w) [two] h = Conv (r, k)
+            z = Add (y, h)""",
+            "float[5,2,1,1] w, float[5,2,1,1] k",
+        )
+    ),
+    "pixel shuffle": Form(
+        one(
+            "[n] y = Conv <pads = [1,1,1,1]> (x, w) z = DepthToSpace <blocksize = 2> (y)",
+            "float[8,4,3,3] w",
+        )
+    ),
+    "LayerNormalization and Gelu": Form(
+        text(
+            """g (float[N,5,4] x) => (float[N,5,4] z)
+            <float[4] s, float[4] t, float[4,8] w, float[8,4] k> {
+                n = LayerNormalization (x, s, t)
+                [up] u = MatMul (n, w)
+                a = Gelu (u)
+                [down] d = MatMul (a, k)
+                z = Add (d, x)
+            }""",
+            opset=20,
+        )
+    ),
     "Clip written out": Form(
         one(
             f"{_CONV4} a = Max (y, low) c = Min (a, six) [two] z = Conv (c, k)",
