@@ -226,6 +226,10 @@ _QUANTIZED = """g (float[N,4,6,6] x) => (float[N,5,6,6] z)
 _QDQ = """rd = DequantizeLinear (rq, s, zero)
         kd = DequantizeLinear <axis = 0> (kq, ks)
         [two] h = Conv (rd, kd)"""
+_WRITTEN_OUT = """rd = DequantizeLinear (rq, s, zero)
+        kc = Cast <to = 1> (kq)
+        kd = Mul (kc, whole)
+        [two] h = Conv (rd, kd)"""
 _QOPERATOR = """[two] hq = QLinearConv (rq, s, zero, kq, whole, none, s, zero)
         h = DequantizeLinear (hq, s, zero)"""
 
@@ -243,6 +247,7 @@ def _quantize(two: str, teacher: onnx.ModelProto) -> onnx.ModelProto:
 
 QUANTIZED = {
     "QDQ": Form(text(_FLOAT), student=partial(_quantize, _QDQ)),
+    "Cast and Mul": Form(text(_FLOAT), student=partial(_quantize, _WRITTEN_OUT)),
     "QOperator": Form(text(_FLOAT), student=partial(_quantize, _QOPERATOR)),
 }
 
