@@ -48,6 +48,24 @@ def told_to(listener: Observer) -> Iterator[None]:
 
 
 @contextmanager
+def within(text: str) -> Iterator[None]:
+    """Put a text in front of the stages of a ``with`` block."""
+    listener = observer()
+
+    class Within:
+        """Passes everything on."""
+
+        def start(self, stage: str, samples: int) -> None:
+            listener.start(text + stage, samples)
+
+        def advance(self, samples: int) -> None:
+            listener.advance(samples)
+
+    with told_to(Within()):
+        yield
+
+
+@contextmanager
 def shown_on(console: Console) -> Iterator[None]:
     """Show a bar per stage on a terminal, gone when the work is; nothing where there is none."""
     if not console.is_terminal or console.quiet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 _HELD_OUT = 0.1  # fraction of the samples that no block is fitted on
 _FOLDS = 5
 _LEAST_SAMPLES = 3  # one held out, two folds
+# Fewer judge by accident: one of ten samples refuses many a good fit. And the fit misses them.
+_LEAST_HELD_OUT = 6
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,34 @@ class NetworkFile:
 
 
 @dataclass(frozen=True)
+class Split:
+    """Samples to fit on, and samples that such a fit never sees.
+
+    Attributes:
+        batches: of the samples to fit on, in folds.
+        held_out: indices of the others.
+    """
+
+    batches: list[Batch]
+    held_out: NDArray[np.intp]
+
+
+@dataclass(frozen=True)
 class Task:
-    """Everything that a fit starts from."""
+    """Everything that a fit starts from.
+
+    Attributes:
+        teacher: the original network.
+        student: the compressed network.
+        matching: their pairs of blocks and channels.
+        runtime: where to run.
+        samples: the samples, and moved copies of them behind.
+        count: how many there are, without copies.
+        trials: fits whose held-out samples, together, give the verdict: one, or where too few
+            could be held out, one for each fold in turn.
+        final: the fit that is given out: the trial, or where there are several, one to all samples.
+        options: how to read and run.
+    """
 
     teacher: NetworkFile
     student: NetworkFile
@@ -68,25 +97,29 @@ class Task:
     runtime: Runtime
     samples: SampleReader
     count: int
-    batches: list[Batch]
-    held_out: NDArray[np.intp]
+    trials: tuple[Split, ...]
+    final: Split
     options: RunOptions
 
-    def outputs(self, model: onnx.ModelProto, name: str) -> Outputs:
-        """Run a whole model on the held-out samples."""
-        return forward(
-            self.runtime, model, self.samples, self.held_out, self.options.batch_size, name
-        )
+    @property
+    def held_out(self) -> NDArray[np.intp]:
+        """Samples of the verdict, trial after trial."""
+        return np.concatenate([trial.held_out for trial in self.trials])
+
+    def outputs(self, model: onnx.ModelProto, name: str, samples: NDArray[np.intp]) -> Outputs:
+        """Run a whole model on some samples."""
+        return forward(self.runtime, model, self.samples, samples, self.options.batch_size, name)
 
     @cached_property
     def target(self) -> Outputs:
-        """The teacher's outputs for the held-out samples."""
-        return self.outputs(self.teacher.model, self.teacher.name)
+        """The teacher's outputs for the samples of the verdict."""
+        return self.outputs(self.teacher.model, self.teacher.name, self.held_out)
 
     @cached_property
     def before(self) -> Agreement:
-        """How close the untouched student is on held-out samples."""
-        return agreement(self.target, self.outputs(self.student.model, self.student.name))
+        """How close the untouched student is on these samples."""
+        outputs = self.outputs(self.student.model, self.student.name, self.held_out)
+        return agreement(self.target, outputs)
 
 
 def prepare(
@@ -112,22 +145,27 @@ def prepare(
             f"{len(loaded)} samples are too few to fit on some and check on others; "
             f"give at least {_LEAST_SAMPLES}"
         )
-    shuffled = np.random.default_rng(run.seed).permutation(len(loaded))
-    held_out = max(1, round(_HELD_OUT * len(loaded)))
-    rest = shuffled[held_out:]
-    specs = [spec for network in networks for spec in input_specs(network.model)]
-    folds = np.array_split(rest, min(_FOLDS, len(rest)))
     source: SampleReader = loaded
     if options.augment:
         source = Augmented(loaded, options.augment, run.seed)
-        copies = np.arange(options.augment_copies + 1) * len(loaded)
+    specs = [spec for network in networks for spec in input_specs(network.model)]
+    size = run.batch_size or default_batch_size(loaded.take(np.arange(1)))
+
+    def split(folds: Sequence[NDArray[np.intp]], held_out: NDArray[np.intp]) -> Split:
         # A copy in another fold than its source would let that fold be tested on what it has seen.
+        copies = np.arange(options.augment_copies + 1 if options.augment else 1) * len(loaded)
         folds = [(copies[:, np.newaxis] + fold).reshape(-1) for fold in folds]
-    batches = plan_batches(
-        folds,
-        run.batch_size or default_batch_size(loaded.take(rest[:1])),
-        fixed_batch_size(specs),
-    )
+        return Split(plan_batches(folds, size, fixed_batch_size(specs)), np.sort(held_out))
+
+    shuffled = np.random.default_rng(run.seed).permutation(len(loaded))
+    held_out = round(_HELD_OUT * len(loaded))
+    if held_out >= _LEAST_HELD_OUT:
+        final = split(np.array_split(shuffled[held_out:], _FOLDS), shuffled[:held_out])
+        trials = [final]
+    else:
+        folds = np.array_split(shuffled, min(_FOLDS, len(shuffled)))
+        trials = [split(folds[:k] + folds[k + 1 :], fold) for k, fold in enumerate(folds)]
+        final = split(folds, np.empty(0, np.intp))
     return Task(
         teacher=networks[0],
         student=networks[1],
@@ -135,7 +173,7 @@ def prepare(
         runtime=open_runtime(run.providers),
         samples=source,
         count=len(loaded),
-        batches=batches,
-        held_out=np.sort(shuffled[:held_out]),
+        trials=tuple(trials),
+        final=final,
         options=run,
     )

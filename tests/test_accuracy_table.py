@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_the_table(table: Table) -> None:
         "| ResNet-20 `inner50` | 10 | 93.0 | - | 20.0 † |",
         "| ResNet-20 `inner50` | 500 | 93.0 | - | - |",
         "",
-        "CPU seconds, of all threads:",
+        "<details><summary>CPU seconds, of all threads</summary>",
         "",
         "| student | samples | pointwise |",
         "| --- | --- | --- |",
@@ -166,6 +167,8 @@ def test_the_table(table: Table) -> None:
         "| VGG-16 `A` | 500 | 3 |",
         "| ResNet-20 `inner50` | 10 | - |",
         "| ResNet-20 `inner50` | 500 | - |",
+        "",
+        "</details>",
     ]
     assert list(table.notes()) == ["- pointwise, resnet20 inner50, 10 samples, draw 0: no closer"]
 
@@ -175,6 +178,24 @@ def test_the_goals_are_judged(table: Table, monkeypatch: pytest.MonkeyPatch) -> 
     goals += [accuracy.Goal("pointwise", SECOND, 500, 1.0), accuracy.Goal("auto", FIRST, 500, 1.0)]
     monkeypatch.setattr(accuracy, "GOALS", goals)
     assert [line.split(":")[0] for line in table.verdicts()] == ["- MISSED", "- met", "- open"]
+
+
+def test_what_holds_in_every_row_is_judged(table: Table) -> None:
+    assert [line.split(",")[0] for line in table.promises()] == [
+        "- met: in none of 3 fits worse than the untouched student"
+    ]
+    more = {
+        Measurement.of("kernel", FIRST, 500, 0): Cell(0.90, 1.0),
+        Measurement.of("auto", FIRST, 500, 0): Cell(0.917, 1.0),
+        Measurement.of("auto", FIRST, 10, 0): Cell(0.09, 1.0),
+    }
+    lines = list(replace(table, cells=table.cells | more).promises())
+    assert "- met: auto" in lines[0]
+    assert "each of 1 rows, is at worst 0.30 (vgg16 A, 500 samples)" in lines[0]
+    assert "- MISSED: in none" in lines[1]
+    assert "gains at least -1.00 (auto, vgg16 A, 10 samples, draw 0)" in lines[1]
+    more[Measurement.of("auto", FIRST, 500, 1)] = Cell(0.91, 1.0)
+    assert "- MISSED: auto" in next(replace(table, cells=table.cells | more).promises())
 
 
 def test_only_the_block_of_the_readme_is_replaced(tmp_path: Path, table: Table) -> None:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fskd_onnx.cli import _bytes
-from fskd_onnx.progress import observer, shown_on
+from fskd_onnx.progress import observer, shown_on, told_to, within
 
 
 def shown(terminal: bool, quiet: bool = False) -> str:
@@ -27,6 +27,24 @@ def test_a_terminal_shows_blocks_samples_and_their_rate() -> None:
     assert "block 2 of 2" in screen
     assert "30/30 samples" in screen
     assert "/s" in screen
+
+
+def test_stages_may_be_named_by_what_they_are_part_of() -> None:
+    told: list[tuple[str, int]] = []
+
+    class Listener:
+        def start(self, stage: str, samples: int) -> None:
+            told.append((stage, samples))
+
+        def advance(self, samples: int) -> None:
+            told.append(("", samples))
+
+    with told_to(Listener()):
+        with within("trial 2 of 5, "):
+            observer().start("block 1 of 2", 30)
+            observer().advance(10)
+        observer().start("the last block", 20)
+    assert told == [("trial 2 of 5, block 1 of 2", 30), ("", 10), ("the last block", 20)]
 
 
 @pytest.mark.parametrize(("terminal", "quiet"), [(False, False), (True, True)])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fskd_onnx import FitOptions, RunOptions
 from fskd_onnx.errors import MatchError, ModelError, SamplesError
-from fskd_onnx.task import NetworkFile, Task, prepare
+from fskd_onnx.task import NetworkFile, Split, Task, prepare
 from tests.helpers import Array, assert_close, build, run
 
 # x ─▶ Conv ─▶ BatchNormalization ─▶ Relu ─▶ Conv ─▶ z
@@ -35,17 +35,17 @@ def task(count: int, batch_size: int | None = None, seed: int = 0, n: str = "N")
     return prepare(TEACHER, student, samples(count), FitOptions(run))
 
 
-def folds(found: Task) -> list[set[int]]:
+def folds(split: Split) -> list[set[int]]:
     """The samples of each fold; each of them has to run once."""
     members: dict[int, list[int]] = {}
-    for batch in found.batches:
+    for batch in split.batches:
         members.setdefault(batch.fold, []).extend(batch.samples[: batch.count].tolist())
     assert all(len(set(part)) == len(part) for part in members.values())
     return [set(members[fold]) for fold in range(len(members))]
 
 
 @given(
-    st.integers(3, 70),
+    st.integers(3, 90),
     st.none() | st.integers(1, 20),
     st.integers(0, 3),
     st.sampled_from(["N", "1", "4"]),
@@ -55,25 +55,45 @@ def test_every_sample_is_in_one_fold_or_held_out(
     count: int, batch_size: int | None, seed: int, n: str
 ) -> None:
     found = task(count, batch_size, seed, n)
-    held_out = set(found.held_out.tolist())
-    parts = folds(found)
-    everything = [*parts, held_out]
-    assert set().union(*everything) == set(range(count))
-    assert sum(map(len, everything)) == count
-    assert len(held_out) == len(found.held_out) == max(1, round(0.1 * count))
-    assert len(parts) == min(5, count - len(held_out))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert found.count == count
-    for batch in found.batches:
-        assert not held_out & set(batch.samples.tolist())  # padding repeats the batch's own
-        assert len(batch.samples) == (batch.count if n == "N" else int(n))
-        assert n != "N" or batch_size is None or len(batch.samples) <= batch_size
+    for split in (*found.trials, found.final):
+        held_out = set(split.held_out.tolist())
+        parts = folds(split)
+        everything = [*parts, held_out]
+        assert set().union(*everything) == set(range(count))
+        assert sum(map(len, everything)) == count
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        for batch in split.batches:
+            assert not held_out & set(batch.samples.tolist())  # padding repeats the batch's own
+            assert len(batch.samples) == (batch.count if n == "N" else int(n))
+            assert n != "N" or batch_size is None or len(batch.samples) <= batch_size
+
+
+@given(st.integers(3, 54))
+@settings(max_examples=10, deadline=None)
+def test_of_few_samples_every_fold_is_held_out_in_turn(count: int) -> None:
+    found = task(count)
+    assert sorted(found.held_out) == list(range(count))
+    assert len(found.trials) == min(5, count)
+    assert len(found.final.held_out) == 0
+    parts = [set(trial.held_out.tolist()) for trial in found.trials]
+    assert folds(found.final) == parts
+    for index, trial in enumerate(found.trials):
+        assert folds(trial) == parts[:index] + parts[index + 1 :]
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(55, 6), (80, 8)])
+def test_of_many_samples_a_tenth_is_held_out(count: int, held_out: int) -> None:
+    found = task(count)
+    assert found.trials == (found.final,)
+    assert len(found.held_out) == held_out
+    assert len(folds(found.final)) == 5
 
 
 def test_the_seed_decides() -> None:
-    one, same, other = task(40, seed=3), task(40, seed=3), task(40, seed=4)
+    one, same, other = task(60, seed=3), task(60, seed=3), task(60, seed=4)
     np.testing.assert_array_equal(one.held_out, same.held_out)
-    assert folds(one) == folds(same)
+    assert folds(one.final) == folds(same.final)
     assert set(one.held_out) != set(other.held_out)
 
 
@@ -88,9 +108,9 @@ def test_fewer_than_three_samples_are_refused(count: int) -> None:
 
 
 def test_three_samples_are_enough() -> None:
-    found = task(3)
-    assert len(found.held_out) == 1
-    assert [len(part) for part in folds(found)] == [1, 1]
+    for trial in task(3).trials:
+        assert len(trial.held_out) == 1
+        assert [len(part) for part in folds(trial)] == [1, 1]
 
 
 def test_inputs_may_be_named_differently() -> None:
@@ -99,7 +119,7 @@ def test_inputs_may_be_named_differently() -> None:
     found = prepare(TEACHER, student, {"x": x}, FitOptions(RunOptions(("cpu",))))
     feeds = {"x": x[found.held_out]}
     assert_close({"z": found.target[0]}, {"z": run(TEACHER, feeds)["z"]})
-    again = found.outputs(student, "student")
+    again = found.outputs(student, "student", found.held_out)
     assert_close({"z": again[0]}, {"z": run(student, {"image": feeds["x"]})["z"]})
     assert found.before.relative_mse > 0
 

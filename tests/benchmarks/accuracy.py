@@ -107,8 +107,10 @@ OPTIONS = {
 DEFAULT_METHODS = tuple(method for method in METHODS if method != "select")
 DEFAULT_SAMPLES = (10, 50, 100, 500, 3000)
 DEFAULT_DRAWS = 3
-README_SAMPLES = (50, 500)
-README_METHODS = ("untouched", "paper", "pointwise", "auto", "gradient", "fine-tune")
+FAMILIES = ("pointwise", "kernel")
+FITS = (*FAMILIES, "select", "auto")
+WORSE_THAN_A_FAMILY = 0.3
+"""How many points ``auto`` may be worse than the better family, in any row."""
 
 IRRELEVANT = {
     *("__init__", "cli", "clock", "compare", "errors", "files", "preprocess", "progress", "report"),
@@ -432,8 +434,8 @@ class Table:
         title = "Accuracy on the 10,000 test images of Fashion-MNIST, per cent"
         if self.draws > 1:
             title += f"; mean of {self.draws} draws of the samples, ± half their range"
-        parts = [f"{title}:", "", *accuracies, "", "CPU seconds, of all threads:", "", *times]
-        return "\n".join(parts) + "\n"
+        folded = ["<details><summary>CPU seconds, of all threads</summary>", "", *times, ""]
+        return "\n".join([f"{title}:", "", *accuracies, "", *folded, "</details>", ""])
 
     def verdicts(self) -> Iterator[str]:
         """Say of every goal whether it is met."""
@@ -448,6 +450,39 @@ class Table:
                 continue
             gap = round(100 * (teacher_accuracy(goal.student.network) - _mean(entry)), 2)
             yield f"- {'met' if gap <= goal.gap else 'MISSED'}: {what}, is {gap:.2f}"
+
+    def promises(self) -> Iterator[str]:
+        """Say how ``auto`` compares with its parts, and every fit with the untouched student.
+
+        That is: the rows and draws where they come out worst.
+        """
+        behind = {
+            (student, samples): max(_mean(entry) for entry in parts) - _mean(auto)
+            for student in self.students
+            for samples in self.samples
+            if (auto := self.entry("auto", student, samples))
+            and all(parts := [self.entry(family, student, samples) for family in FAMILIES])
+        }
+        if behind:
+            (student, samples), most = max(behind.items(), key=lambda item: item[1])
+            most = round(100 * most, 2)
+            yield (
+                f"- {'met' if most <= WORSE_THAN_A_FAMILY else 'MISSED'}: auto, at most "
+                f"{WORSE_THAN_A_FAMILY} points behind the better family in each of {len(behind)} "
+                f"rows, is at worst {most:.2f} ({' '.join(student)}, {samples} samples)"
+            )
+        gains = {
+            wanted: cell.accuracy - _mean(before)
+            for wanted, cell in self.cells.items()
+            if wanted.method in FITS and (before := self.entry("untouched", wanted.student, 0))
+        }
+        if gains:
+            worst, least = min(gains.items(), key=lambda item: item[1])
+            yield (
+                f"- {'met' if least >= 0 else 'MISSED'}: in none of {len(gains)} fits worse than "
+                f"the untouched student, gains at least {100 * least:.2f} ({worst.method}, "
+                f"{' '.join(worst.student)}, {worst.samples} samples, draw {worst.draw})"
+            )
 
     def notes(self) -> Iterator[str]:
         """Say where a method gave no student."""
@@ -527,7 +562,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", type=several(str), help=f"of {','.join(METHODS)}")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table, Markdown")
     parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="write a short table between its markers"
+        "--readme", type=Path, metavar="FILE", help="write the table between its markers"
     )
     parser.add_argument(
         "--cached-only", action="store_true", help="measure nothing; what is not known is '-'"
@@ -554,11 +589,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     given = _arguments(arguments)
     torch.set_num_threads(zoo.THREADS)
-    short = given.readme is not None
     table = Table(
         students=_chosen(given.networks),
-        samples=tuple(given.samples or (README_SAMPLES if short else DEFAULT_SAMPLES)),
-        methods=tuple(given.methods or (README_METHODS if short else DEFAULT_METHODS)),
+        samples=tuple(given.samples or DEFAULT_SAMPLES),
+        methods=tuple(given.methods or DEFAULT_METHODS),
         draws=given.draws,
         cells={},
     )
@@ -575,14 +609,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         cells[wanted] = cell
     table = dataclasses.replace(table, cells=cells)
     text = table.markdown()
-    for title, lines in (("Goals", table.verdicts()), ("†: no student", table.notes())):
-        found = list(lines)
+    goals = [*table.verdicts(), *table.promises()]
+    for title, found in (("Goals", goals), ("†: no student", list(table.notes()))):
         if found:
             text += "\n".join(["", f"{title}:", "", *found, ""])
     print(text)
     if given.output is not None:
         given.output.write_text(text, encoding="utf-8")
-    if short:
+    if given.readme is not None:
         write_readme(given.readme, readme_block(table, given.cached_only))
 
 
