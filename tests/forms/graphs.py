@@ -252,7 +252,7 @@ QUANTIZED = {
 }
 
 ZOO = {
-    name: Form(partial(zoo_model, name), adapter="pointwise", count=8)
+    name: Form(partial(zoo_model, name), adapter="pointwise", count=3)
     for name in (
         "bvlc_alexnet",
         "densenet121",
