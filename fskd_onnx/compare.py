@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from fskd_onnx.samples import InputSpec, SampleReader, SampleSource, load_sample
 from fskd_onnx.store import download, upload
 
 Outputs = list[NDArray[np.generic]]
+
+# The number and name of an error of ONNX Runtime, and where in its source it was raised.
+_POSITION = re.compile(r"^(\[ONNXRuntimeError\] : \d+ : \w+ : )?(\S+\.(cc|h):\d+ .*?\) (?=[A-Z]))?")
 
 
 def compare(
@@ -131,12 +135,25 @@ def forward(
             arrays = samples.take(batch.samples).values()
             feeds = dict(zip([spec.name for spec in specs], arrays, strict=True))
             results = run(session, upload(feeds, runtime.device), wanted, runtime.device)
-            collected.append([_unpad(download(value), batch) for value in results.values()])
+            values = {output: download(value) for output, value in results.items()}
+            for output, value in values.items():
+                _check_axis(value, output, name)
+            collected.append([_unpad(value, batch) for value in values.values()])
+    except ModelError:
+        raise
     except Exception as error:
         # ONNX Runtime raises a dozen unrelated types; which one says nothing to a user.
-        first = str(error).strip().splitlines()[0]
+        first = _POSITION.sub("", str(error).strip().splitlines()[0])
         raise ModelError(f"{name}: ONNX Runtime cannot run it: {first}") from error
     return [np.concatenate(parts) for parts in zip(*collected, strict=True)]
+
+
+def _check_axis(value: NDArray[np.generic], output: str, name: str) -> None:
+    if value.ndim == 0:
+        raise ModelError(
+            f"{name}: its output '{output}' is one number for all samples; take it out of the "
+            "graph's outputs"
+        )
 
 
 def agreement(teacher: Outputs, student: Outputs) -> Agreement:

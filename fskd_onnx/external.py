@@ -35,8 +35,8 @@ from fskd_onnx.passes.unfitted import LINEAR_OPS
 ROOT = Path(Path.cwd().anchor)
 """Folder that locations of tensors outside count from, in memory."""
 
-# What protobuf can write.
-_LARGEST_MODEL = 2**31 - 1
+# Protobuf writes 2 GB; the rest is for what is not a weight.
+_LARGEST_MODEL = 2**31 - 2**26
 # Smaller ones are not worth a file.
 _LARGE = 2**24
 # Offsets at which every system can map a file.
@@ -104,8 +104,12 @@ def save(model: onnx.ModelProto, path: Path, data: Path, location: str, names: s
 
 
 def too_large(model: onnx.ModelProto) -> bool:
-    """Whether a model does not fit into one file."""
-    return int(model.ByteSize()) > _LARGEST_MODEL
+    """Whether a model does not fit into one file.
+
+    Protobuf cannot tell the size of such a model, so its weights are counted.
+    """
+    inside = (tensor for tensor in model.graph.initializer if not uses_external_data(tensor))
+    return sum(map(size, inside)) > _LARGEST_MODEL
 
 
 def large_names(model: onnx.ModelProto) -> set[str]:

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -133,12 +134,17 @@ def _merged_behind(
 def _checked(
     linear: Linear, matrix: NDArray[np.float64], bias: NDArray[np.float64]
 ) -> _Merged | None:
-    """Return new weights unless they overflow the type that they are stored in."""
-    kinds = [stored.element_type(linear.weight)] * 2
-    if linear.bias_constant is not None:
-        kinds[1] = stored.element_type(linear.bias_constant)
-    fits = all(map(stored.fits, (matrix, bias), kinds))
-    return _Merged(matrix, bias) if fits else None
+    """Return new weights, unless the types that they are stored in cannot hold them.
+
+    What is stored in half precision for a node that computes in more would be rounded.
+    """
+    computed = onnx.helper.np_dtype_to_tensor_dtype(linear.dtype)
+    for values, constant in ((matrix, linear.weight), (bias, linear.bias_constant)):
+        kind = computed if constant is None else stored.element_type(constant)
+        holds = stored.fits if kind == computed else stored.survives
+        if not holds(values, kind):
+            return None
+    return _Merged(matrix, bias)
 
 
 def _affine(

@@ -52,6 +52,7 @@ _CONSTANT_SCALARS = {
 NEVER_FOLDED = (
     "Bernoulli",
     "DequantizeLinear",
+    "Dropout",
     "DynamicQuantizeLinear",
     "Multinomial",
     "QuantizeLinear",
@@ -68,7 +69,7 @@ class FoldConstants(Pass):
 
     A Constant stays whose output leaves the graph, or is read in the body of an If or Loop. A
     computed weight stays where another node reads what it is computed from: a copy of its own would
-    untie weights that are meant to be the same.
+    untie weights that are meant to be the same. So does one that is computed from integers.
     """
 
     def apply(self, graph: gs.Graph) -> list[str]:
@@ -121,11 +122,11 @@ def _fold_parameters(graph: gs.Graph) -> list[str]:
             or stored.parameter(tensor) is not None
         ):
             continue
-        if kind == "weight" and not _is_alias(cone) and _is_tied(cone):
-            continue
         if _is_alias(cone):
             folded: gs.Tensor = cone[0].inputs[0]
         else:
+            if kind == "weight" and (_is_tied(cone) or _is_quantized(cone)):
+                continue
             value = _evaluate(graph, cone, tensor)
             if value is None or (kind == "scale" and not _is_per_channel(value.shape)):
                 continue
@@ -191,6 +192,15 @@ def _is_tied(cone: list[gs.Node]) -> bool:
         for source in _sources(cone)
         if not is_vector(source.shape)
         for reader in source.outputs
+    )
+
+
+def _is_quantized(cone: list[gs.Node]) -> bool:
+    """Whether a cone reads a matrix or kernel of few bits, which floats would blow up."""
+    return any(
+        stored.element_type(source) not in stored.FLOATS
+        for source in _sources(cone)
+        if not is_vector(source.shape)
     )
 
 

@@ -71,6 +71,10 @@ def why_not_linear(node: gs.Node, graph_outputs: Collection[int]) -> str:
         return f"its weight '{weight.name}' is not of type float16, float32 or float64"
     if node.op not in CONVOLUTIONS and len(constant.shape) != 2:
         return f"its weight '{weight.name}' is not a matrix"
+    if 0 in constant.shape:
+        return f"its weight '{weight.name}' is empty"
+    if data.shape is not None and len(data.shape) == 1:
+        return f"its input '{data.name}' is a vector, so it has no sample axis"
     if {id(weight), id(constant)} & set(graph_outputs):
         return f"its weight '{weight.name}' is also an output of the graph"
     if node.attrs.get("transA", 0):

@@ -30,7 +30,8 @@ zoo: the graphs that the `onnx` package carries, with random weights). `fitted` 
 whose error went down, `folded` those that merged into others; each node with weights that was left
 as it was is named with the reason that the report gives. For every row that was fitted, the error
 of the network's output against the teacher goes down, the fused file passes the checker and runs
-in ONNX Runtime, and what was not fitted survives byte for byte.
+in ONNX Runtime, and what was not fitted survives byte for byte. `tests/test_second_runtime.py` runs
+the fused files in OpenVINO, `tests/test_external.py` fits a model of more than 2 GB.
 
 Printed by `python -m tests.coverage`; `tests/test_coverage.py` checks every row.
 """

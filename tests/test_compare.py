@@ -155,3 +155,17 @@ def test_what_the_runtime_cannot_run_is_named() -> None:
     with pytest.raises(ModelError, match=r"^big: ONNX Runtime cannot run it: .*Conv") as caught:
         compare(big, small, {"x": np.zeros((3, 4, 5))}, CPU)
     assert "\n" not in str(caught.value)
+
+
+def test_an_output_without_samples_is_named() -> None:
+    model = build("g (float[N,3] x) => (float mean) { mean = ReduceMean <keepdims = 0> (x) }")
+    with pytest.raises(ModelError, match=r"^g: its output 'mean' is one number for all samples"):
+        compare(model, model, outputs(0, 4, 3), CPU)
+
+
+def test_errors_of_the_runtime_come_without_places_in_its_source() -> None:
+    newer = build("g (float[N,3] x) => (float[N,3] y) { y = Relu (x) }", opset=99)
+    with pytest.raises(ModelError) as caught:
+        compare(newer, newer, outputs(0, 4, 3), CPU)
+    start = "g: ONNX Runtime cannot run it: ONNX Runtime only *guarantees* support"
+    assert str(caught.value).startswith(start)

@@ -48,6 +48,32 @@ TOPOLOGIES = {
             f"{_TWO}, float three = {{3}}, float low = {{0}}, float six = {{6}}",
         )
     ),
+    "split, and joined by Add": Form(
+        one(
+            """l, r = Split <axis = 1> (x) [one] y = Conv (l, w) [two] h = Conv (r, k)
+            z = Add (y, h)""",
+            "float[5,2,1,1] w, float[5,2,1,1] k",
+        )
+    ),
+    "pixel shuffle": Form(
+        one(
+            "[n] y = Conv <pads = [1,1,1,1]> (x, w) z = DepthToSpace <blocksize = 2> (y)",
+            "float[8,4,3,3] w",
+        )
+    ),
+    "LayerNormalization and Gelu": Form(
+        text(
+            """g (float[N,5,4] x) => (float[N,5,4] z)
+            <float[4] s, float[4] t, float[4,8] w, float[8,4] k> {
+                n = LayerNormalization (x, s, t)
+                [up] u = MatMul (n, w)
+                a = Gelu (u)
+                [down] d = MatMul (a, k)
+                z = Add (d, x)
+            }""",
+            opset=20,
+        )
+    ),
     "Clip written out": Form(
         one(
             f"{_CONV4} a = Max (y, low) c = Min (a, six) [two] z = Conv (c, k)",
@@ -200,6 +226,10 @@ _QUANTIZED = """g (float[N,4,6,6] x) => (float[N,5,6,6] z)
 _QDQ = """rd = DequantizeLinear (rq, s, zero)
         kd = DequantizeLinear <axis = 0> (kq, ks)
         [two] h = Conv (rd, kd)"""
+_WRITTEN_OUT = """rd = DequantizeLinear (rq, s, zero)
+        kc = Cast <to = 1> (kq)
+        kd = Mul (kc, whole)
+        [two] h = Conv (rd, kd)"""
 _QOPERATOR = """[two] hq = QLinearConv (rq, s, zero, kq, whole, none, s, zero)
         h = DequantizeLinear (hq, s, zero)"""
 
@@ -217,11 +247,12 @@ def _quantize(two: str, teacher: onnx.ModelProto) -> onnx.ModelProto:
 
 QUANTIZED = {
     "QDQ": Form(text(_FLOAT), student=partial(_quantize, _QDQ)),
+    "Cast and Mul": Form(text(_FLOAT), student=partial(_quantize, _WRITTEN_OUT)),
     "QOperator": Form(text(_FLOAT), student=partial(_quantize, _QOPERATOR)),
 }
 
 ZOO = {
-    name: Form(partial(zoo_model, name), adapter="pointwise", count=8)
+    name: Form(partial(zoo_model, name), adapter="pointwise", count=3)
     for name in (
         "bvlc_alexnet",
         "densenet121",

@@ -108,6 +108,20 @@ def test_a_scale_that_overflows_stays() -> None:
     assert not FoldAffine()(build(quotient, {"c0": np.zeros((6, 1, 1))})).changed
 
 
+def test_what_is_stored_in_half_precision_is_not_rounded_once_more() -> None:
+    # w (float16) ─▶ Cast ─▶ Conv ─▶ BatchNormalization, or a scale that is a power of two
+    model = build("""g (float[N,4,5,5] x) => (float[N,6,3,3] z)
+      <float16[6,4,3,3] w, float[6] s, float two = {2}> {
+        k = Cast <to = 1> (w)
+        y = Conv (x, k)
+        h = Mul (y, two)
+        z = BatchNormalization (h, s, s, s, s)
+    }""")
+    result = FoldAffine()(model)
+    assert ops(result.model) == {"Cast": 1, "Conv": 1, "BatchNormalization": 1}
+    assert_same_function(result.model, model)
+
+
 def test_an_output_that_is_read_twice_is_not_folded_over() -> None:
     # HardSwish: y ─▶ Add ─▶ Clip ─▶ Mul (y)
     model = build("""g (float[N,4,5,5] x) => (float[N,6,3,3] z)

@@ -93,6 +93,12 @@ STAYS = {
         d = DequantizeLinear (w, s)
         z = MatMul (x, d)
     }""",
+    "it is quantized, and that written out": """g (float[N,4] x) => (float[N,5] z)
+      <int8[4,5] w, float s = {0.1}> {
+        c = Cast <to = 1> (w)
+        d = Mul (c, s)
+        z = MatMul (x, d)
+    }""",
     "it depends on an input": """g (float[N,4] x, float[5,4] w) => (float[N,5] z) {
         t = Transpose (w)
         z = MatMul (x, t)

@@ -35,6 +35,14 @@ ALONE = {
         { v = Exp (w) [n] y = Gemm (x, v) }""",
         "its weight 'v' is computed by Exp, not stored",
     ),
+    "vector": (
+        "g (float[4] x) => (float[6] y) <float[4,6] w> { [n] y = MatMul (x, w) }",
+        "its input 'x' is a vector",
+    ),
+    "empty": (
+        "g (float[N,0] x) => (float[N,6] y) <float[0,6] w> { [n] y = MatMul (x, w) }",
+        "its weight 'w' is empty",
+    ),
     "GRU": (
         """g (float[5,N,3] x) => (float[A,B,C,D] y) <float[1,12,3] w, float[1,12,4] r>
         { [n] y = GRU <hidden_size = 4> (x, w, r) }""",
