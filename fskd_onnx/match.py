@@ -52,8 +52,9 @@ class BlockPair:
         teacher: the teacher's block output, or None where the block has no counterpart.
         channels: teacher channel of each student channel; None until activations decide.
         teacher_width: number of channels of the teacher's block output.
-        evidence: what the channels were found by: "weights", "width", "stream" (another block of
-            the same residual stream), "activations" or "map".
+        evidence: what the channels were found by: "weights", "output" (they are the network's),
+            "stream" (another block of the same residual stream tells), "width" (there are as many),
+            "activations" or "map".
         confidence: 0..1, of the pair or of its least certain channel, whichever is less.
         reason: why the block is left alone; empty where it is not.
         paired_by: what the block was found by: "weights", "structure", "activations", "names" or
@@ -172,6 +173,8 @@ class _Blocks:
         linears = {v.name: v for v in self._views if isinstance(v, Linear)}
         self._spaces: Spaces = find_spaces(student, linears)
         self._outputs = {name: view.output.name for name, view in linears.items()}
+        layouts = [self._spaces.layout(output.name) for output in student.outputs]
+        self._given_out = {space for layout in layouts if layout for space in layout}
 
     def space(self, name: str) -> tuple[int, ...]:
         """Return the channel space that a block writes to, if it writes to one."""
@@ -244,11 +247,17 @@ class _Blocks:
             channels, confidence = self._known[view.name]
             return channels, "activations", confidence
         found = _channels_from_weights(view, teacher, kept.get(id(view.input)))
+        spaces = self.space(view.name)
+        same = np.arange(view.width) if view.width == teacher.width else None
+        if same is not None and self._given_out & set(spaces):
+            # Whoever reads the network's output counts on its order.
+            told_by = "output" if found is None or (found[0] != same).any() else "weights"
+            return same, told_by, 1.0
         if found is not None:
             return found[0], "weights", found[1]
-        if view.width == teacher.width:
-            return np.arange(view.width), "width", 0.5
-        for space in self.space(view.name):
+        if same is not None:
+            return same, "width", 0.5
+        for space in spaces:
             of_stream = told.get(space)
             if of_stream is not None and of_stream.total == teacher.width:
                 return of_stream.channels, "stream", 0.5

@@ -174,8 +174,10 @@ def prepare(
     )
     matching = match_channels(*graphs, partners)
     if not matching.usable:
+        first = next(iter(matching.pairs), None)
+        why = f" ('{first.student}': {first.reason})" if first is not None else ""
         raise MatchError(
-            f"{networks[1].name}: no block has a counterpart in {networks[0].name}; "
+            f"{networks[1].name}: no block has a counterpart in {networks[0].name}{why}; "
             "give a student of that teacher, or say by --map which blocks belong together"
         )
     return Task(

@@ -168,7 +168,8 @@ def test_a_batch_normalization_on_one_side_makes_no_difference() -> None:
 
 def test_fresh_weights_of_equal_width_pair_channel_by_channel() -> None:
     found = pairs(teacher(), build(NETWORK, seed=6))
-    assert {pair.evidence for pair in found.values()} <= {"width", "weights"}
+    assert {pair.evidence for pair in found.values()} <= {"width", "weights", "output"}
+    assert (found["fc"].evidence, found["fc"].confidence) == ("output", 1.0)
     assert found["c1"].evidence == "width"
     assert all(p.channels == tuple(range(p.teacher_width or 0)) for p in found.values())
     assert all(pair.reason == "" for pair in found.values())
