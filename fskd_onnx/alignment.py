@@ -31,8 +31,6 @@ Order = NDArray[np.bool_]
 # Two places as good as each other have a share of 1/2, a difference T one of 3/4.
 _TEMPERATURE = 0.1
 CERTAIN = 0.6
-# Sums of the same evidence in another order may differ by this much.
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from onnxruntime import OrtValue
 from fskd_onnx.algebra import each
 from fskd_onnx.columns import Draw, Gatherer, Place, places
 from fskd_onnx.engine import Batch, Network, read_lazily
-from fskd_onnx.match import Matching
+from fskd_onnx.match import BlockPair, Matching
 from fskd_onnx.passes.linear import Linear, find_linear
 from fskd_onnx.passes.segment import ancestors
 from fskd_onnx.providers import Runtime
@@ -87,6 +87,9 @@ def plan_blocks(
 ) -> list[BlockPlan]:
     """Look up where each block's columns come from and where its error is seen.
 
+    The plans are in the order of the teacher's nodes, as far as data flow in the student allows: in
+    which order a file lists the student's nodes changes nothing.
+
     Args:
         matching: pairs of blocks.
         student: the compressed network.
@@ -97,9 +100,11 @@ def plan_blocks(
     partners = {v.output.name: v for v in find_linear(teacher) if isinstance(v, Linear)}
     tensors = {t.name: t for node in student.nodes for t in node.outputs}
     views = {v.name: v for v in find_linear(student) if isinstance(v, Linear)}
-    linears = [views[pair.student] for pair in matching.usable]
+    places = {name: place for place, name in enumerate(partners)}
+    pairs = _in_order(matching.usable, views, places)
+    linears = [views[pair.student] for pair in pairs]
     plans = []
-    for index, (pair, linear) in enumerate(zip(matching.usable, linears, strict=True)):
+    for index, (pair, linear) in enumerate(zip(pairs, linears, strict=True)):
         partner = partners[str(pair.teacher)]
         readout, theirs = read_out(student, linear), read_out(teacher, partner)
         if readout.total is not None:
@@ -123,6 +128,27 @@ def plan_blocks(
             )
         )
     return plans
+
+
+def _in_order(
+    pairs: Sequence[BlockPair], views: Mapping[str, Linear], places: Mapping[str, int]
+) -> list[BlockPair]:
+    """Put pairs in the order of their partners, and each behind those that it depends on."""
+    waiting = sorted(pairs, key=lambda pair: places[str(pair.teacher)])
+    ends = {id(views[p.student].output.inputs[0]): p.student for p in pairs}
+    needed = {
+        pair.student: {
+            ends[id(node)] for node in ancestors([views[pair.student].input]) if id(node) in ends
+        }
+        for pair in pairs
+    }
+    ordered: list[BlockPair] = []
+    while waiting:
+        left = {pair.student for pair in waiting}
+        ready = next(pair for pair in waiting if not needed[pair.student] & left)
+        waiting.remove(ready)
+        ordered.append(ready)
+    return ordered
 
 
 @dataclass(frozen=True)

@@ -51,30 +51,15 @@ _POOLS = {
     "ReduceSum",
 }
 _ACTIVATIONS = {
-    "Celu",
-    "Clip",
-    "Elu",
-    "Gelu",
-    "HardSigmoid",
-    "HardSwish",
-    "LeakyRelu",
-    "LogSoftmax",
-    "Mish",
-    "PRelu",
-    "Relu",
-    "Selu",
-    "Sigmoid",
-    "Softmax",
-    "Softplus",
-    "Swish",
-    "Tanh",
+    *("Celu", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "LogSoftmax"),
+    *("Mish", "PRelu", "Relu", "Selu", "Sigmoid", "Softmax", "Softplus", "Swish", "Tanh"),
 }
-_KINDS = (
-    dict.fromkeys(("Add", "Sub", "Sum", "Mean"), "sum")
-    | dict.fromkeys(("Mul", "Div"), "product")
-    | dict.fromkeys(_POOLS, "pool")
-    | dict.fromkeys(_ACTIVATIONS, "activation")
-)
+_KINDS = {
+    **dict.fromkeys(("Add", "Sub", "Sum", "Mean"), "sum"),
+    **dict.fromkeys(("Mul", "Div"), "product"),
+    **dict.fromkeys(_POOLS, "pool"),
+    **dict.fromkeys(_ACTIVATIONS, "activation"),
+}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from fskd_onnx.passes import ReplaceWeights, Weights
 from fskd_onnx.pipeline import match
 from tests.helpers import Array, check, initializers, linears, ops, run
 from tests.networks import NETWORKS, Network
+from tests.students import renamed
 
 CPU = RunOptions(providers=("cpu",))
 ADAPTERS = ("auto", "pointwise", "kernel")
@@ -463,6 +464,19 @@ def test_inputs_of_a_student_may_have_other_names() -> None:
     assert initializers(result.model).keys() == initializers(plain.model).keys()
     for name, value in initializers(result.model).items():
         np.testing.assert_array_equal(value, initializers(plain.model)[name])
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "matmul", "two inputs, two outputs"])
+def test_names_and_the_order_of_nodes_change_nothing(name: str) -> None:
+    network = NETWORKS[name]
+    teacher, student, new = network.teacher(), network.student(), network.samples(64, seed=77)
+    shuffled = renamed(student, seed=1)
+    results = [fit_to(teacher, model, network.samples(56)) for model in (student, shuffled.model)]
+    one = list(run(results[0].model, new).values())
+    inputs = [value.name for value in shuffled.model.graph.input]
+    feeds = {now: new[shuffled.old[now]] for now in inputs}
+    for mine, theirs in zip(one, run(results[1].model, feeds).values(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_a_student_that_is_its_teacher_is_refused_with_a_report() -> None:
