@@ -92,7 +92,7 @@ class _Check:
             reason = entry.get("reason")
             return Partner(name, None, "map", 1.0, str(reason) if reason else _LEFT_ALONE)
         outputs = {view.output.name: view for view in self.teacher.values() if view is not None}
-        if output not in outputs:
+        if not isinstance(output, str) or output not in outputs:
             raise MatchError(
                 f"{self.file}: pairs '{name}' with '{output}', which is no block output of the "
                 f"teacher; it has {_some(outputs)}"

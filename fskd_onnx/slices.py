@@ -8,7 +8,7 @@ Two ways to see it, on a few rows of the student's weights:
 * Where inputs were pruned as well, single kernels are looked up among all of the teacher's, by a
   key that a factor leaves as it is (of a 1x1 kernel, by its value). A key may be found anywhere by
   chance, but the kernels of one row are all found in one row of the teacher only if they come from
-  there: what counts is the fraction that the best row has.
+  there: what counts is the fraction that the best row has, above what chance gives the best of all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KERNELS = 32
 _ULPS = 8
 # Quantized weights have few values; one that is everywhere says nothing.
 _MOST_HITS = 64
-# Cosines that chance explains up to here say too little.
+# What chance explains up to here says too little.
 _CHANCE = 0.6
 
 
@@ -128,9 +128,17 @@ def _found_in_one_row(keys: Integers, index: Integers) -> float:
     votes = np.zeros((len(keys), int(found.max(initial=0)) + 1))
     # A key that one row has twice counts once.
     np.add.at(votes, tuple(np.unique(np.stack([row, column, found]), axis=1)[[0, 2]]), 1)
-    asked = telling.sum(axis=1)
-    fractions = votes.max(axis=1)[asked > 0] / asked[asked > 0]
-    return float(fractions.mean()) if len(fractions) else 0.0
+    asked = np.maximum(telling.sum(axis=1), 1)
+    best = votes.max(axis=1) / asked
+    # One hit is where a key comes from; the others say how often a row has it by chance. The best
+    # of so many rows then has as many above the mean as the largest of so many normal numbers.
+    rows = int((index & 0xFFFFFFFF).max(initial=0)) + 1
+    often = np.clip((counts - 1) / rows, 0.0, 1.0).sum(axis=1) / asked
+    chance = often + np.sqrt(2 * math.log(max(rows, 2)) * often * (1 - often) / asked)
+    sure = np.where(chance < _CHANCE, np.maximum(best - chance, 0.0), 0.0)
+    found_in = sure / np.maximum(1 - chance, 1 - _CHANCE)
+    told = telling.any(axis=1)
+    return float(found_in[told].mean()) if told.any() else 0.0
 
 
 def _divided(values: Floats, lengths: Floats) -> Floats:

@@ -196,6 +196,33 @@ def test_fresh_weights_of_other_width_stay_open_until_activations_decide() -> No
     }
 
 
+@pytest.mark.parametrize(("fresh", "telling"), [("2", "0"), ("0", "2")])
+def test_blocks_of_one_stream_follow_the_one_whose_weights_tell(fresh: str, telling: str) -> None:
+    student = sliced(teacher(), KEPT)
+    rng = np.random.default_rng(7)
+    weight = rng.standard_normal(initializers(student)[f"w{fresh}"].shape)
+    found = pairs(teacher(), with_values(student, {f"w{fresh}": weight}))
+    follower, other = found[f"c{fresh}"], found[f"c{telling}"]
+    assert (follower.teacher, follower.reason) == (f"y{fresh}", "")
+    assert follower.channels == other.channels == tuple(KEPT["s"])
+    assert (follower.evidence, other.evidence) == ("stream", "weights")
+    assert follower.confidence <= 0.5 < other.confidence
+    # What reads the stream is an exact slice again.
+    assert found["c3"].evidence == found["c4"].evidence == "weights"
+    assert found["c3"].channels == tuple(KEPT["3"])
+
+
+def test_a_stream_that_no_block_tells_of_stays_open() -> None:
+    student = sliced(teacher(), KEPT)
+    rng = np.random.default_rng(7)
+    shape = initializers(student)["w2"].shape
+    fresh = {name: rng.standard_normal(shape) for name in ("w2", "w0")}
+    found = pairs(teacher(), with_values(student, fresh))
+    for name in ("c2", "c0"):
+        assert (found[name].channels, found[name].evidence) == (None, "activations")
+        assert found[name].reason == ""
+
+
 def test_a_wider_student_is_refused() -> None:
     student = sliced(teacher(), KEPT)
     found = pairs(student, teacher())

@@ -113,10 +113,15 @@ WORSE_THAN_A_FAMILY = 0.3
 """How many points ``auto`` may be worse than the better family, in any row."""
 
 IRRELEVANT = {
-    *("__init__", "cli", "clock", "compare", "errors", "files", "preprocess", "progress", "report"),
+    *("__init__", "block_map", "cli", "clock", "compare", "errors"),
+    *("files", "preprocess", "progress", "report"),
     *("decouple", "drop_block", "low_rank", "prune"),
 }
 """Modules of the package and its passes that cannot change a fit of arrays; others may."""
+
+MATCHING = ("match", "pairing", "alignment", "skeleton", "fields", "slices", "spaces")
+CANONICAL = ("canonicalize", "fold_affine", "fold_constants", "linear", "nodes", "shapes", "stored")
+"""Modules that tell blocks and channels."""
 
 _EVALUATION_BATCH = 500
 
@@ -364,8 +369,8 @@ def _sources(method: str) -> str:
         case "untouched":
             paths = []
         case "paper":
-            paths = [benchmarks / "paper.py", package / "match.py"]
-            paths += [passes / "canonicalize.py", passes / "linear.py"]
+            paths = [benchmarks / "paper.py", *(package / f"{name}.py" for name in MATCHING)]
+            paths += [passes / f"{name}.py" for name in CANONICAL]
         case "gradient" | "fine-tune":
             paths = [benchmarks / "gradient.py", ROOT / "models" / "train.py"]
         case _:
