@@ -98,9 +98,9 @@ class _Pairing:
     def __init__(self, teacher: Skeleton, student: Skeleton, given: Mapping[str, Partner]) -> None:
         self._teacher, self._student, self._given = teacher, student, given
         self._overlaps = _overlaps(student, teacher)
-        likeness = np.array(
-            [[_likeness(one, other) for other in teacher.bones] for one in student.bones]
-        ).reshape(self._overlaps.shape)
+        likeness = np.zeros(self._overlaps.shape)
+        for i, j in np.argwhere(np.isfinite(self._overlaps)):
+            likeness[i, j] = _likeness(student.bones[i], teacher.bones[j])
         evidence = _SLICE * self._overlaps + likeness - _LEAST_ALIKE
         self._alignment = Alignment(evidence, student.before, teacher.before)
         self._evidence: dict[int, str] = {}
@@ -250,16 +250,19 @@ def _overlaps(student: Skeleton, teacher: Skeleton) -> Floats:
         # Names only say where to look first; what is seen there decides.
         own = _names(one.linear)
         namesakes = [j for j in places if own & names[j]]
-        if len(namesakes) == 1 and score(one, teacher.bones[namesakes[0]]) >= _CONCLUSIVE:
-            found[i, places] = 0.0
-            places = namesakes
+        if len(namesakes) == 1:
+            there = score(one, teacher.bones[namesakes[0]])
+            if there >= _CONCLUSIVE:
+                found[i, places] = 0.0
+                found[i, namesakes] = there
+                continue
         for j in places:
             found[i, j] = score(one, teacher.bones[j])
     return found
 
 
 def _may_pair(one: Bone, other: Bone) -> bool:
-    if (one.linear.op in CONVOLUTIONS) != (other.linear.op in CONVOLUTIONS):
+    if (one.op in CONVOLUTIONS) != (other.op in CONVOLUTIONS):
         return False
     if one.inputs != other.inputs or one.outputs != other.outputs:
         return False
@@ -272,10 +275,9 @@ def _may_pair(one: Bone, other: Bone) -> bool:
 
 def _likeness(one: Bone, other: Bone) -> float:
     """Return how alike two nodes and their surroundings are, 1 at most."""
-    a, b = one.linear, other.linear
-    narrower = a.width / b.width
+    narrower = one.width / other.width
     width = 1.0 if narrower == 1 else narrower / 2 if narrower < 1 else _WIDER
-    kernel = a.kernel_shape == b.kernel_shape
+    kernel = one.kernel_shape == other.kernel_shape
     reach = max(0.5 * kernel, 0.8 * (one.sees == other.sees), 0.8 * (one.seen == other.seen))
     if one.sees == other.sees and one.seen == other.seen:
         reach = 1.0
@@ -283,21 +285,15 @@ def _likeness(one: Bone, other: Bone) -> float:
         0.3 * _in_common(one.ahead, other.ahead)
         + 0.25 * reach
         + 0.2 * width
-        + 0.1 * (a.op == b.op)
+        + 0.1 * (one.op == other.op)
         + 0.07 * _in_common(one.behind, other.behind)
         + 0.05 * (one.slots == other.slots)
-        + 0.03 * (_grouping(a) == _grouping(b))
+        + 0.03 * (one.grouping == other.grouping)
     )
 
 
 def _in_common(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / max(len(one | other), 1)
-
-
-def _grouping(linear: Linear) -> str:
-    if linear.groups == 1:
-        return "dense"
-    return "depthwise" if linear.groups == linear.width else "grouped"
 
 
 def _names(linear: Linear) -> set[tuple[str, str]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -87,6 +88,28 @@ class Bone:
     inputs: frozenset[int]
     outputs: frozenset[int]
     extent: tuple[int | None, ...] | None
+
+    @cached_property
+    def op(self) -> str:
+        """Operator of the node."""
+        return self.linear.op
+
+    @cached_property
+    def width(self) -> int:
+        """Number of its output channels."""
+        return self.linear.width
+
+    @cached_property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Spatial extent of its kernel."""
+        return self.linear.kernel_shape
+
+    @cached_property
+    def grouping(self) -> str:
+        """How its channels are connected: "dense", "grouped" or "depthwise"."""
+        if self.linear.groups == 1:
+            return "dense"
+        return "depthwise" if self.linear.groups == self.width else "grouped"
 
 
 @dataclass(frozen=True)
