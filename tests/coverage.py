@@ -1,7 +1,7 @@
 """What a fit makes of every form of a graph: ``python -m tests.coverage --write``.
 
-Prints the tables of ``COVERAGE.md``, or writes them there. ``tests/test_coverage.py`` runs the same
-fits, checks what has to hold of each, and compares every row with the document.
+Prints the tables of ``COVERAGE.md``, or writes them there. ``test_coverage.py`` runs the same fits,
+checks what has to hold of each, and compares every row with the document.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fskd_onnx.passes import Canonicalize
 from tests.forms import GROUPS, Form
 from tests.helpers import Array, assert_close, check, initializers, linears, run
 
-DOCUMENT = Path(__file__).parents[1] / "COVERAGE.md"
+DOCUMENT = Path(__file__).with_name("COVERAGE.md")
 
 _HEAD = """# Coverage
 
