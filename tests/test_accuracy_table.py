@@ -195,6 +195,8 @@ def test_what_holds_in_every_row_is_judged(table: Table) -> None:
     assert "- MISSED: in none" in lines[1]
     assert "gains at least -1.00 (auto, vgg16 A, 10 samples, draw 0)" in lines[1]
     more[Measurement.of("auto", FIRST, 500, 1)] = Cell(0.91, 1.0)
+    assert "is at worst 0.30" in next(replace(table, cells={**table.cells, **more}).promises())
+    more[Measurement.of("kernel", FIRST, 500, 1)] = Cell(0.9, 1.0)
     assert "- MISSED: auto" in next(replace(table, cells={**table.cells, **more}).promises())
 
 

@@ -27,6 +27,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import re
 import sys
@@ -461,13 +462,18 @@ class Table:
 
         That is: the rows and draws where they come out worst.
         """
-        behind = {
-            (student, samples): max(_mean(entry) for entry in parts) - _mean(auto)
-            for student in self.students
-            for samples in self.samples
-            if (auto := self.entry("auto", student, samples))
-            and all(parts := [self.entry(family, student, samples) for family in FAMILIES])
-        }
+        behind: dict[tuple[Student, int], float] = {}
+        for student, samples in itertools.product(self.students, self.samples):
+            methods = (*FAMILIES, "auto")
+            by_draw = [
+                [self.cells.get(Measurement.of(m, student, samples, draw)) for m in methods]
+                for draw in range(self.draws)
+            ]
+            # Draws differ by more than methods do, so only those count that all were measured on.
+            rows = [[c.accuracy for c in row if c is not None] for row in by_draw if all(row)]
+            if rows:
+                *families, auto = np.mean(rows, axis=0)
+                behind[student, samples] = float(max(families) - auto)
         if behind:
             (student, samples), most = max(behind.items(), key=lambda item: item[1])
             most = round(100 * most, 2)
