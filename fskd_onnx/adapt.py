@@ -82,7 +82,7 @@ def fit_block(stream: BlockStream, families: Sequence[Family], readout: Readout)
     whole = family.regress(total(moments), known=plain.moments)
     return BlockFit(
         family,
-        family.ridge(whole, best.ridge).fit(whole),
+        family.problem(whole).solver(best.ridge)(whole),
         best.ridge,
         before * scale,
         best.error * scale,
@@ -154,10 +154,10 @@ def _repeat(
 ) -> Iterator[tuple[Affine, list[Moments]]]:
     """Yield fits to all folds but the first, each with the moments that it was fitted to."""
     rest = family.regress(total(folds[1:]))
-    system = family.ridge(rest, ridge, rows)
+    solve = family.problem(rest, rows).solver(ridge)
     moments = folds
     while True:
-        fitted = system.fit(rest)
+        fitted = solve(rest)
         yield fitted, moments
         moments = stream.hidden(folds, family.lift(fitted), readout, rows)
         rest = family.regress(total(moments[1:]), known=rest)

@@ -130,8 +130,9 @@ class Gatherer:
         count: int,
         index: NDArray[np.intp],
         inside: NDArray[np.bool_] | None = None,
+        out: NDArray[np.floating] | None = None,
     ) -> NDArray[np.floating]:
-        """Gather columns to the host, (channels * taps, count * k), float32 at least.
+        """Gather columns to the host, (channels * taps, count * k).
 
         Args:
             tensor: (N, channels, ...), or (N, ..., channels).
@@ -139,10 +140,11 @@ class Gatherer:
             count: how many of the N.
             index: (taps, k) flat positions.
             inside: (taps, k) whether there is such a position; ``None``: all of them.
+            out: where to put them, cast to its type; ``None``: a new array of ``column_type``.
         """
         if tensor.device_name() == "cpu":
-            return _take(tensor.numpy(), channels_last, count, index, inside)
-        return self.on_device(tensor, channels_last, count, index, inside)
+            return _take(tensor.numpy(), channels_last, count, index, inside, out)
+        return self.on_device(tensor, channels_last, count, index, inside, out)
 
     def on_device(
         self,
@@ -151,6 +153,7 @@ class Gatherer:
         count: int,
         index: NDArray[np.intp],
         inside: NDArray[np.bool_] | None = None,
+        out: NDArray[np.floating] | None = None,
     ) -> NDArray[np.floating]:
         """Gather columns by a session; arguments and result as those of a call."""
         shape = tensor.shape()
@@ -159,8 +162,12 @@ class Gatherer:
             self._sessions[key] = self._session(*key)
         chosen = upload(indices(shape, channels_last, count, index, inside), self._runtime.device)
         feeds = {"tensor": tensor} | chosen
-        # A copy: columns are kept for long, and would leave holes in the runtime's arena.
-        return download(run(self._sessions[key], feeds, [COLUMNS], "cpu")[COLUMNS])
+        found = run(self._sessions[key], feeds, [COLUMNS], "cpu")[COLUMNS]
+        if out is None:
+            # A copy: columns are kept for long, and would leave holes in the runtime's arena.
+            return download(found)
+        out[...] = found.numpy()
+        return out
 
     def _session(
         self, rank: int, element_type: int, channels_last: bool, masked: bool
@@ -168,12 +175,13 @@ class Gatherer:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(element_type)
         tensor = gs.Variable("tensor", dtype, [None] * rank)
         graph = gs.Graph(inputs=[tensor], opset=_OPSET, name="columns")
-        GatherColumns("tensor", channels_last, masked, _column_type(dtype)).run(graph)
+        GatherColumns("tensor", channels_last, masked, column_type(element_type)).run(graph)
         return self._runtime.session(gs.export_onnx(graph, ir_version=_IR))
 
 
-def _column_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Columns stay in the network's precision, but never below float32."""
+def column_type(element_type: int) -> np.dtype[Any]:
+    """Columns stay in the precision of their tensor, but never below float32."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(element_type)
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
@@ -183,6 +191,7 @@ def _take(
     count: int,
     index: NDArray[np.intp],
     inside: NDArray[np.bool_] | None,
+    out: NDArray[np.floating] | None,
 ) -> NDArray[np.floating]:
     taps, k = index.shape
     tensor = tensor[:count]
@@ -191,9 +200,14 @@ def _take(
         columns = np.take(flat, index.reshape(-1), axis=1).swapaxes(1, 2)
     else:
         columns = tensor.reshape(*tensor.shape[:2], -1)
-        if taps > 1 or k < columns.shape[2]:  # otherwise it is all positions
+        if taps > 1 or inside is not None or k < columns.shape[2]:  # else it is all positions
             columns = np.take(columns, index.reshape(-1), axis=2)
     if inside is not None:
         columns *= inside.reshape(-1)
-    columns = columns.reshape(count, -1, taps, k).transpose(1, 2, 0, 3)
-    return np.ascontiguousarray(columns, dtype=_column_type(tensor.dtype)).reshape(-1, count * k)
+    channels = columns.shape[1]
+    if out is None:
+        element_type = onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype)
+        out = np.empty((channels * taps, count * k), column_type(element_type))
+    placed = columns.reshape(count, channels, taps, k).transpose(1, 2, 0, 3)
+    out.reshape(channels, taps, count, k)[...] = placed
+    return out

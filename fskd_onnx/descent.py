@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from fskd_onnx.adapt import BlockFit, fit_block
 from fskd_onnx.algebra import solved_by, threads_for
@@ -71,6 +70,8 @@ class Descent:
         self._known: dict[str, tuple[Channels, float]] = {}
         self._blocks: dict[str, BlockReport] = {}
         ReplaceWeights(weights or {}).run(self.student)
+        views = (view for view in find_linear(self.student) if isinstance(view, Linear))
+        self._linears = {view.name: view for view in views}
 
     def run(self) -> None:
         """Advance the student block by block, correcting it before it runs on."""
@@ -94,7 +95,7 @@ class Descent:
 
     def _fit(self, plan: BlockPlan, network: Network) -> BlockReport:
         """Fit one block and correct it in the graph, or say why it is kept."""
-        linear = _find(self.student, plan.name)
+        linear = self._linears[plan.name]
         readout = self._readout(plan, linear, network)
         pair = self._pair(plan.name)
         try:
@@ -181,16 +182,15 @@ class Descent:
     def _correct(self, linear: Linear, block: BlockFit) -> None:
         """Apply a fit to the graph."""
         name, shift = linear.name, block.adapter.shift.reshape(-1)
-        change = block.family.change(block.adapter)
-        if block.family.name == "pointwise":
-            matrix = change + np.eye(change.shape[1])
-            bias = linear.bias.reshape(linear.groups, -1, 1)
+        if block.family.is_layer:
+            matrix, bias = block.adapter.matrix, linear.bias.reshape(linear.groups, -1, 1)
             # The adapter is a map of the outputs, which have the bias in them.
             adapter = Adapter(matrix, shift - (matrix @ bias).reshape(-1))
             InsertAdapter({name: adapter}).run(self.student)
             FuseAdapter().run(self.student)
         else:
-            ReplaceWeights({name: Weights(linear.matrix + change, shift)}).run(self.student)
+            weights = Weights(block.family.fused(block.adapter, linear.matrix), shift)
+            ReplaceWeights({name: weights}).run(self.student)
 
     def _pair(self, name: str) -> BlockPair:
         return next(pair for pair in self.matching.pairs if pair.student == name)
@@ -224,11 +224,6 @@ def _families(linear: Linear, stream: BlockStream, adapter: str, sparse: bool) -
     if adapter != "pointwise":
         families.append(Family.kernel(stream.block_map, bias, stream.basis, sparse))
     return families
-
-
-def _find(graph: gs.Graph, name: str) -> Linear:
-    views = (view for view in find_linear(graph) if isinstance(view, Linear))
-    return next(view for view in views if view.name == name)
 
 
 def _kept(pair: BlockPair, reason: str, error: float | None = None) -> BlockReport:

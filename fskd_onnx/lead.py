@@ -169,6 +169,11 @@ class LeadColumns:
     targets: Held
     totals: Held | None
 
+    @property
+    def columns(self) -> int:
+        """How many there are."""
+        return self.count * len(self.chosen)
+
 
 class Lead:
     """The teacher on its way, and what it leaves behind.

@@ -25,6 +25,7 @@ to the mean diagonal of Gxx, so that one grid serves all blocks.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -128,28 +129,40 @@ class Family:
             bias: (groups, n) of the block.
             orthonormal: whether the columns of the map are; no other regressors are needed then.
         """
-        if orthonormal:
-            return Family("pointwise", block_map, bias, basis=block_map)
-        basis, reading = span(block_map)
-        return Family("pointwise", basis, bias, reading, basis)
+        basis, reading = (block_map, None) if orthonormal else span(block_map)
+        whole = is_identity(basis)
+        return Family("pointwise", basis, bias, reading, None if whole else basis)
 
     @property
     def unchanged(self) -> Affine:
         """The map of the family's regressors that leaves the block as it is."""
         return Affine(self.prior, self.bias)
 
-    def change(self, adapter: Affine) -> Array:
-        """Return B - A on all regressors, (groups, n, full): of Q or of the whole kernel."""
-        change = adapter.matrix - self.prior
-        if self.basis is None or is_identity(self.basis):
-            return change
-        return change @ np.swapaxes(self.basis, 1, 2)
+    @property
+    def is_layer(self) -> bool:
+        """Whether an adapter, as it is solved, is a 1x1 layer behind the block: all of Q."""
+        return self.name == "pointwise" and self.basis is None
 
-    def ridge(self, moments: Moments, ridge: float, rows: Indices | None = None) -> Ridge:
+    def fused(self, adapter: Affine, matrix: Array) -> Array:
+        """Return the weights W' of a block with an adapter, (groups, n, p).
+
+        The change of a 1x1 adapter is (B - A) V' W; those n x n numbers are not needed for that.
+
+        Args:
+            adapter: map of the family's regressors.
+            matrix: the block's W, as a map of its patches.
+        """
+        change = adapter.matrix - self.prior
+        turned = None if self.basis is None else np.swapaxes(self.basis, 1, 2)
+        if self.name == "pointwise":
+            return matrix + change @ (matrix if turned is None else turned @ matrix)
+        return matrix + (change if turned is None else change @ turned)
+
+    def problem(self, moments: Moments, rows: Indices | None = None) -> Ridge:
         """Set up the family's problem for moments of its regressors, and some of its targets."""
         some = slice(None) if rows is None else rows
         support = None if self.support is None else self.support[:, some]
-        return Ridge(moments, self.prior[:, some], ridge, support)
+        return Ridge(moments, self.prior[:, some], support)
 
     def regress(self, moments: Moments, known: Moments | None = None) -> Moments:
         """Return moments of the family's regressors, from those of the captured ones.
@@ -210,68 +223,71 @@ def cross_validate(folds: Sequence[Moments], family: Family, rows: Indices) -> S
     everything = total(parts)
     tested = parts[: None if family.prior.shape[2] <= _CHEAP else _FOLDS_IF_COSTLY]
     others = [everything - part for part in tested]
-    errors: dict[float, float] = {}
+    problems = [family.problem(rest, rows) for rest in others]
 
     def held_out(ridge: float) -> float:
-        if ridge not in errors:
-            errors[ridge] = sum(
-                part.error(family.ridge(rest, ridge, rows).fit(rest))
-                for part, rest in zip(tested, others, strict=True)
-            )
-        return errors[ridge]
+        return sum(
+            part.error(problem.solver(ridge)(rest))
+            for part, rest, problem in zip(tested, others, problems, strict=True)
+        )
 
-    best = _walk_downhill(held_out)
+    best, error = _walk_downhill(held_out)
     return Solution(
         family=family,
         moments=everything,
         ridge=best,
         error_before=sum(part.error(family.unchanged.of_targets(rows)) for part in tested),
-        error_after=errors[best],
+        error_after=error,
         energy=sum(part.target_energy for part in tested),
     )
 
 
 class Ridge:
-    """The problem of the module's docstring with its regressors and strength, factorized once."""
+    """The problem of the module's docstring, with what it has in common for all strengths."""
 
-    def __init__(
-        self, moments: Moments, prior: Array, ridge: float, support: Mask | None = None
-    ) -> None:
-        """Factorize.
+    def __init__(self, moments: Moments, prior: Array, support: Mask | None = None) -> None:
+        """Set up.
 
         Args:
             moments: whose regressors to use.
             prior: (groups, n, m), what the ridge pulls towards.
-            ridge: strength relative to the mean diagonal of the Gram matrix.
             support: (groups, n, m), where the solution may differ from the prior; None: everywhere.
                 Rows of the same support share a factor.
         """
-        self._prior = prior
-        gram = moments.centered_gram
-        groups, m, _ = gram.shape
-        mean_diagonal = float(np.einsum("gii->", gram)) / (groups * m)
-        self._pull = gram if is_identity(prior) else prior @ gram
+        self._prior, self._support = prior, support
+        self._gram = moments.centered_gram
+        self._pull = self._gram if is_identity(prior) else prior @ self._gram
+
+    def solver(self, ridge: float) -> Callable[[Moments], Affine]:
+        """Factorize; return what solves for the targets of moments over the same columns.
+
+        Args:
+            ridge: strength relative to the mean diagonal of the Gram matrix.
+        """
+        groups, m, _ = self._gram.shape
+        mean_diagonal = float(np.einsum("gii->", self._gram)) / (groups * m)
         # Without any variance there is nothing to fit but the shift, and any strength gives that.
         strength = ridge * mean_diagonal if mean_diagonal > 0 else 1.0
-        self._together = None
-        if support is None and groups > 1 and m <= _CHEAP:
+        together = None
+        if self._support is None and groups > 1 and m <= _CHEAP:
             # Depthwise blocks have as many systems as channels, each of a few unknowns.
-            self._together = backend().cholesky_all(gram + strength * np.eye(m))
-        self._factors = [
+            together = backend().cholesky_all(self._gram + strength * np.eye(m))
+        factors = [
             (group, block, _factorize(part[_square(block[1])], strength))
-            for group, part in enumerate(gram if self._together is None else ())
-            for block in _supports(None if support is None else support[group])
+            for group, part in enumerate(self._gram if together is None else ())
+            for block in _supports(None if self._support is None else self._support[group])
         ]
 
-    def fit(self, moments: Moments) -> Affine:
-        """Solve for the targets of some moments, over the same columns as the regressors."""
-        right = moments.centered_cross - self._pull
-        step = np.zeros_like(right) if self._together is None else self._together(right)
-        for group, block, solve in self._factors:
-            step[group][block] = solve(right[group][block])
-        matrix = self._prior + step
-        shift = moments.mean_y - np.einsum("gij,gj->gi", matrix, moments.mean_x)
-        return Affine(matrix, shift)
+        def solve(moments: Moments) -> Affine:
+            right = moments.centered_cross - self._pull
+            step = np.zeros_like(right) if together is None else together(right)
+            for group, block, solve_one in factors:
+                step[group][block] = solve_one(right[group][block])
+            matrix = self._prior + step
+            shift = moments.mean_y - np.einsum("gij,gj->gi", matrix, moments.mean_x)
+            return Affine(matrix, shift)
+
+        return solve
 
 
 _Index = Any  # slices, or arrays of indices; NumPy's own type for them is private
@@ -296,14 +312,15 @@ def _square(columns: _Index) -> tuple[_Index, _Index]:
     return np.ix_(flat, flat)
 
 
-def _walk_downhill(error: Callable[[float], float]) -> float:
-    """Return the ridge of least error; among equals the strongest, which departs least."""
+def _walk_downhill(error: Callable[[float], float]) -> tuple[float, float]:
+    """Return the ridge of least error, and that; among equals the strongest, departing least."""
+    known = functools.cache(error)
     at = len(RIDGES) // 2
     while True:
         near = [i for i in (at + 1, at, at - 1) if 0 <= i < len(RIDGES)]
-        best = min(near, key=lambda i: error(RIDGES[i]))
+        best = min(near, key=lambda i: known(RIDGES[i]))
         if best == at:
-            return RIDGES[at]
+            return RIDGES[at], known(RIDGES[at])
         at = best
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import scipy.linalg
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 
 from fskd_onnx.algebra import Array, each
 from fskd_onnx.clock import Clock
+from fskd_onnx.columns import column_type
 from fskd_onnx.engine import Network
 from fskd_onnx.errors import MatchError
 from fskd_onnx.lead import BlockPlan, Lead
@@ -43,7 +43,6 @@ from fskd_onnx.store import Held
 
 Floats = NDArray[np.floating]
 Rows = NDArray[np.intp]
-F = TypeVar("F", bound=np.floating)
 
 # Products of larger chunks are no faster. Columns that fit the second are kept for the next time
 # they are asked for; those of blocks with more are gathered anew each time.
@@ -93,22 +92,13 @@ class Chunk:
         """Number of columns."""
         return int(self.x.shape[2])
 
-    @staticmethod
-    def join(parts: Sequence[Chunk]) -> Chunk:
-        """Put columns of the same fold side by side."""
-
-        def side_by_side(arrays: Iterable[NDArray[F]]) -> NDArray[F]:
-            return np.concatenate(list(arrays), axis=2)
-
-        pairs = [part.residual for part in parts if part.residual is not None]
-        return Chunk(
-            fold=parts[0].fold,
-            x=side_by_side(part.x for part in parts),
-            targets=side_by_side(part.targets for part in parts),
-            residual=(side_by_side(a for a, _ in pairs), side_by_side(b for _, b in pairs))
-            if pairs
-            else None,
+    def part(self, columns: slice) -> Chunk:
+        """Return a view of some columns."""
+        residual = self.residual and (
+            self.residual[0][..., columns],
+            self.residual[1][..., columns],
         )
+        return Chunk(self.fold, self.x[..., columns], self.targets[..., columns], residual)
 
 
 @dataclass(frozen=True)
@@ -179,8 +169,11 @@ class BlockStream:
         elif reading.outputs:
             self.block_map, self._turn = span(self.block_map)
             self.basis = None
-        columns = sum(part.count * len(part.chosen) for part in self._columns.values())
-        per_column = 8 * groups * self.block_map.shape[1 if reading.merged else 2]
+        columns = sum(part.columns for part in self._columns.values())
+        n, m = self.block_map.shape[1:]
+        # Groups of them, and how many in each.
+        self._regressors = (1, groups * n) if reading.merged else (groups, m)
+        per_column = 8 * math.prod(self._regressors)
         per_column += 4 * len(reading.channels) * (3 if reading.residual else 1)
         self._keep = per_column * columns <= _KEPT_BYTES
         self._few = columns < self.block_map.shape[2]
@@ -305,56 +298,88 @@ class BlockStream:
             [index for index in self._columns if not first_fold or batches[index].fold == first]
         )
 
-    def _gathered(self, batches: list[int]) -> Iterator[Chunk]:
-        """Gather the columns of some batches; put those of a fold side by side."""
-        parts: list[Chunk] = []
-        size = 0
-        for part in self._gather_all(batches):
-            if parts and (part.fold != parts[0].fold or size > _CHUNK_BYTES):
-                yield Chunk.join(parts)
-                parts, size = [], 0
-            parts.append(part)
-            size += part.x.nbytes
-        yield Chunk.join(parts)
-
-    def _gather_all(self, batches: list[int]) -> Iterable[Chunk]:
-        """Gather the columns of some batches; at once, where all of them may be in memory."""
+    def _gathered(self, batches: list[int]) -> Iterable[Chunk]:
+        """Gather the columns of some batches, at once where all of them may be in memory."""
+        shares = self._divided(batches)
         if not self._keep:
-            return map(self._gather_batch, batches)
+            return map(self._gather, shares)
         for index in batches:
             self._student.tensors(index)  # runs what has not run yet, one batch after another
-        return each(self._gather_batch, batches)
+        chunks = [self._empty(share) for share in shares]
+        parts = [part for pair in zip(chunks, shares, strict=True) for part in self._parts(*pair)]
+        list(each(self._fill, parts))
+        return chunks
 
-    def _gather_batch(self, index: int) -> Chunk:
+    def _divided(self, batches: list[int]) -> list[list[int]]:
+        """Divide batches into those whose columns lie side by side: of a fold, few enough."""
+        per_column = 8 * math.prod(self._regressors)
+        shares: list[list[int]] = []
+        size, fold = 0, -1
+        for index in batches:
+            if self._lead.batches[index].fold != fold or size > _CHUNK_BYTES:
+                shares.append([])
+                size, fold = 0, self._lead.batches[index].fold
+            shares[-1].append(index)
+            size += per_column * self._columns[index].columns
+        return shares
+
+    def _gather(self, share: list[int]) -> Chunk:
+        chunk = self._empty(share)
+        for part in self._parts(chunk, share):
+            self._fill(part)
+        return chunk
+
+    def _empty(self, share: list[int]) -> Chunk:
+        """Make room for the columns of some batches."""
+        first, columns = self._columns[share[0]], sum(self._columns[i].columns for i in share)
+        groups = self._regressors[0]
+        shape = (groups, len(self.reading.channels) // groups, columns)
+        targets = np.empty(shape, column_type(first.targets.element_type))
+        residual = None
+        if self.reading.residual and first.totals is not None:
+            residual = np.empty_like(targets), np.empty_like(targets)
+        return Chunk(
+            fold=self._lead.batches[share[0]].fold,
+            x=np.empty((*self._regressors, columns)),
+            targets=targets,
+            residual=residual,
+        )
+
+    def _parts(self, chunk: Chunk, share: list[int]) -> Iterator[tuple[int, Chunk]]:
+        """Yield each batch with its part of a chunk."""
+        end = 0
+        for index in share:
+            start, end = end, end + self._columns[index].columns
+            yield index, chunk.part(slice(start, end))
+
+    def _fill(self, item: tuple[int, Chunk]) -> None:
+        """Gather the columns of one batch."""
+        index, part = item
         tensors, tapped = self._student.tensors(index), self._columns[index]
         linear, last = self.reading.linear, self.reading.linear.op == "MatMul"
-        groups = 1 if self.reading.merged else linear.groups
         at, inside = self._geometry.patches(tapped.chosen)
         taps = self._geometry.taps_inside
         at, inside = at[taps], inside[taps]
         mask = None if inside.all() else inside
-        x = self._lead.gather(tensors[linear.input.name], last, tapped.count, at, mask)
-        x = x.reshape(linear.groups, -1, x.shape[1])
-        if self._turn is not None:
-            x = (self._turn.astype(x.dtype) @ x).reshape(groups, -1, x.shape[2])
+        source = tensors[linear.input.name], last, tapped.count, at, mask
+        if self._turn is None:
+            self._lead.gather(*source, out=part.x.reshape(-1, len(part)))
+        else:
+            patches = self._lead.gather(*source)
+            patches = patches.reshape(linear.groups, -1, len(part))
+            part.x[...] = (self._turn.astype(patches.dtype) @ patches).reshape(part.x.shape)
 
-        def aligned(held: Held) -> Floats:
+        def align(held: Held, out: Floats) -> None:
             value = held.value()  # what it gives is on loan, and has to live until it is copied
-            values: Floats = value.numpy()[self.reading.channels]
-            return values.reshape(groups, -1, x.shape[2])
+            out[...] = value.numpy()[self.reading.channels].reshape(out.shape)
 
-        residual = None
-        name = self.reading.plan.readout.shortcut
-        if self.reading.residual and tapped.totals is not None and name is not None:
-            totals, position = aligned(tapped.totals), tapped.chosen[np.newaxis]
-            shortcut = self._lead.gather(tensors[name], last, tapped.count, position)
-            residual = totals, shortcut.reshape(totals.shape)
-        return Chunk(
-            fold=self._lead.batches[index].fold,
-            x=x.astype(np.float64, copy=False),
-            targets=aligned(tapped.targets),
-            residual=residual,
-        )
+        align(tapped.targets, part.targets)
+        if part.residual is not None and tapped.totals is not None:
+            totals, shortcut = part.residual
+            align(tapped.totals, totals)
+            name, position = str(self.reading.plan.readout.shortcut), tapped.chosen[np.newaxis]
+            out = shortcut.reshape(-1, len(part))
+            self._lead.gather(tensors[name], last, tapped.count, position, out=out)
 
     def _check_positions(self, rows: int) -> None:
         plan = self.reading.plan

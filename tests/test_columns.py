@@ -161,6 +161,35 @@ def test_columns_outlive_their_tensor(runtime: Runtime) -> None:
         assert found.flags.writeable
 
 
+def test_padding_of_a_single_tap_is_masked_in_a_copy(runtime: Runtime) -> None:
+    """As many positions as the tensor has, but other ones: a 1x1 kernel with stride and padding."""
+    tensor = np.arange(1, 7, dtype=np.float32).reshape(1, 3, 2)
+    value = OrtValue.ortvalue_from_numpy(tensor.copy())
+    index, inside = np.array([[1, 0]]), np.array([[True, False]])
+    found = Gatherer(runtime)(value, False, 1, index, inside)
+    np.testing.assert_array_equal(found, [[2, 0], [4, 0], [6, 0]])
+    np.testing.assert_array_equal(value.numpy(), tensor)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_columns_go_where_they_are_wanted(
+    last: bool, kind: type[np.floating], runtime: Runtime
+) -> None:
+    rng = np.random.default_rng(7)
+    tensor = rng.standard_normal((3, 6, 4) if last else (3, 4, 6)).astype(np.float32)
+    value, gather = OrtValue.ortvalue_from_numpy(tensor), Gatherer(runtime)
+    index, inside = rng.integers(6, size=(2, 5)), rng.random((2, 5)) < 0.7
+    expected = gather(value, last, 2, index, inside)
+    for way in (gather, gather.on_device):
+        wide = np.full((2, 4, 30), np.nan, kind)  # two groups, and other columns on both sides
+        out = wide[..., 7:17].reshape(8, 10)
+        assert way(value, last, 2, index, inside, out) is out
+        np.testing.assert_array_equal(wide[..., 7:17].reshape(8, 10), expected)
+        assert np.isnan(wide[..., :7]).all()
+        assert np.isnan(wide[..., 17:]).all()
+
+
 def test_one_session_serves_all_tensors_of_a_rank(runtime: Runtime) -> None:
     gather = Gatherer(runtime)
     rng = np.random.default_rng(8)

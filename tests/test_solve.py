@@ -56,7 +56,7 @@ def kernel(n: int = 4, m: int = 6) -> Family:
 def fit(family: Family, sums: Moments, ridge: float) -> Affine:
     """Fit to moments of the captured regressors."""
     own = family.regress(sums)
-    return family.ridge(own, ridge).fit(own)
+    return family.problem(own).solver(ridge)(own)
 
 
 def validate(folds: list[Moments], family: Family) -> Solution:
@@ -67,7 +67,7 @@ def test_a_ridge_is_the_least_squares_solution_with_rows_for_the_prior(solver: s
     x, y = draw(0)
     prior = kernel().prior
     ridge = 0.3
-    fitted = Ridge(Moments.of(x, y), prior, ridge).fit(Moments.of(x, y))
+    fitted = Ridge(Moments.of(x, y), prior).solver(ridge)(Moments.of(x, y))
     dx, dy = (values - values.mean(axis=2, keepdims=True) for values in (x, y))
     strength = ridge * np.mean([np.trace(part @ part.T) / len(part) for part in dx])
     for group in range(2):
@@ -82,9 +82,9 @@ def test_a_ridge_is_the_least_squares_solution_with_rows_for_the_prior(solver: s
 def test_a_strong_ridge_leaves_the_prior_and_a_weak_one_the_data(solver: str) -> None:
     x, y = draw(1, noise=0.0)
     prior = kernel().prior
-    strong = Ridge(Moments.of(x, y), prior, 1e9).fit(Moments.of(x, y))
+    strong = Ridge(Moments.of(x, y), prior).solver(1e9)(Moments.of(x, y))
     np.testing.assert_allclose(strong.matrix, prior, atol=1e-6)
-    weak = Ridge(Moments.of(x, y), prior, 1e-12).fit(Moments.of(x, y))
+    weak = Ridge(Moments.of(x, y), prior).solver(1e-12)(Moments.of(x, y))
     assert Moments.of(x, y).error(weak) < 1e-6
 
 
@@ -94,7 +94,7 @@ def test_both_backends_give_the_same() -> None:
     fits = []
     for name in SOLVERS:
         with solved_by(name):
-            fits.append(Ridge(Moments.of(x, y), prior, 1e-3).fit(Moments.of(x, y)))
+            fits.append(Ridge(Moments.of(x, y), prior).solver(1e-3)(Moments.of(x, y)))
     for part in ("matrix", "shift"):
         one, other = (getattr(fit, part) for fit in fits)
         assert np.abs(one - other).max() <= 1e-9 * np.abs(one).max()
@@ -108,7 +108,7 @@ def test_a_system_without_a_factor_is_solved_all_the_same(
     broken.gram[:] = np.diag([4.0, 3.0, 2.0, 1.0, 0.5, -6.0])  # rounding can make one negative
     broken.first_x[:] = 0
     with caplog.at_level(logging.INFO, "fskd_onnx.solve"):
-        fitted = Ridge(broken, np.zeros((2, 4, 6)), 1e-6).fit(broken)
+        fitted = Ridge(broken, np.zeros((2, 4, 6))).solver(1e-6)(broken)
     assert np.isfinite(fitted.matrix).all()
     assert "no Cholesky factor" in caplog.text
 
@@ -118,7 +118,7 @@ def test_dead_and_equal_regressors_leave_the_prior_alone(solver: str) -> None:
     x[:, 0] = 0.0
     x[:, 2] = x[:, 1]
     family = kernel()
-    fitted = Ridge(Moments.of(x, y), family.prior, 1e-6).fit(Moments.of(x, y))
+    fitted = Ridge(Moments.of(x, y), family.prior).solver(1e-6)(Moments.of(x, y))
     np.testing.assert_allclose(fitted.matrix[..., 0], family.prior[..., 0], atol=1e-9)
     change = fitted.matrix - family.prior
     np.testing.assert_allclose(change[..., 1], change[..., 2], rtol=1e-4, atol=1e-6)
@@ -127,7 +127,7 @@ def test_dead_and_equal_regressors_leave_the_prior_alone(solver: str) -> None:
 def test_without_any_variance_only_the_shift_is_fitted(solver: str) -> None:
     x, y = np.ones((2, 6, 20)), np.full((2, 4, 20), 3.0)
     family = kernel()
-    fitted = Ridge(Moments.of(x, y), family.prior, 1e-3).fit(Moments.of(x, y))
+    fitted = Ridge(Moments.of(x, y), family.prior).solver(1e-3)(Moments.of(x, y))
     np.testing.assert_array_equal(fitted.matrix, family.prior)
     assert Moments.of(x, y).error(fitted) == pytest.approx(0, abs=1e-9)
 
@@ -147,7 +147,7 @@ def test_cross_validation_trusts_the_data_as_far_as_they_go(noise: float, weakes
     held_out = 0.0
     for fold in folds:
         rest = total(folds) - fold
-        held_out += fold.error(family.ridge(rest, solution.ridge).fit(rest))
+        held_out += fold.error(family.problem(rest).solver(solution.ridge)(rest))
     assert solution.error_after == pytest.approx(held_out)
 
 
@@ -161,7 +161,7 @@ def test_some_targets_of_a_family_are_tested_for_all() -> None:
         error = 0.0
         for part in parts:
             rest = total(parts) - part
-            fitted = family.ridge(rest, found.ridge).fit(rest)
+            fitted = family.problem(rest).solver(found.ridge)(rest)
             error += part.of_targets(rows).error(fitted.of_targets(rows))
         assert found.error_after == pytest.approx(error)
 
@@ -185,7 +185,7 @@ def test_the_ridge_of_least_error_is_found_from_either_side() -> None:
             rests = [total(folds) - fold for fold in folds]
             errors.append(
                 sum(
-                    fold.error(family.ridge(rest, ridge).fit(rest))
+                    fold.error(family.problem(rest).solver(ridge)(rest))
                     for fold, rest in zip(folds, rests, strict=True)
                 )
             )
@@ -234,7 +234,7 @@ def test_a_pointwise_adapter_is_that_from_the_outputs(
 
     eye = np.tile(np.eye(n), (groups, 1, 1))
     theirs = Moments.of(outputs, y)
-    expected = Ridge(theirs, eye, ridge).fit(theirs)
+    expected = Ridge(theirs, eye).solver(ridge)(theirs)
 
     if captured == "patches":
         family, sums = Family.pointwise(block, bias), Moments.of(x, y)
@@ -245,7 +245,7 @@ def test_a_pointwise_adapter_is_that_from_the_outputs(
     # The ridge is relative to the mean diagonal; of n numbers, n - r are zero now left out.
     adapter = fit(family, sums, ridge * r / n)
     assert adapter.matrix.shape == (groups, n, r)
-    q = eye + family.change(adapter)
+    q = family.fused(adapter, eye)
     np.testing.assert_allclose(q, expected.matrix, rtol=0, atol=1e-9)
     # The family's regressors have no bias in them.
     shift = adapter.shift - np.einsum("gij,gj->gi", q, bias)
@@ -279,7 +279,7 @@ dimensions = st.integers(1, 6)
 def test_what_is_fused_is_what_is_lifted(
     n: int, m: int, groups: int, orthonormal: bool, seed: int
 ) -> None:
-    """W' = Q W, or W + change, gives what the adapter says of the captured regressors."""
+    """The fused block gives what the adapter says of the captured regressors."""
     rng = np.random.default_rng(seed)
     block, bias = weights(n, m, groups, seed)
     pointwise = Family.pointwise(block, bias)
@@ -295,9 +295,8 @@ def test_what_is_fused_is_what_is_lifted(
     for family, reading in families:
         step = rng.standard_normal(family.prior.shape)
         adapter = Affine(family.prior + step, rng.standard_normal((groups, n)))
-        change = family.change(adapter)
         of_kernels = family.name == "kernel"
-        fused = block + change if of_kernels else (np.eye(n) + change) @ block
+        fused = family.fused(adapter, block)
         # What the regressors do not span is left as it is.
         patches = rng.standard_normal((groups, m, 5))
         spanned = reading.transpose(0, 2, 1) @ (reading @ patches)
@@ -307,7 +306,9 @@ def test_what_is_fused_is_what_is_lifted(
             fused @ spanned, lifted.matrix @ (reading @ spanned), rtol=0, atol=1e-9
         )
         np.testing.assert_array_equal(lifted.shift, adapter.shift)
-        # The ridge weighs the change by its own norm.
+        # The ridge weighs the change by its own norm: of the kernel, or of Q.
+        whole = block if of_kernels else np.tile(np.eye(n), (groups, 1, 1))
+        change = family.fused(adapter, whole) - whole
         assert np.linalg.norm(change) == pytest.approx(np.linalg.norm(step))
 
 
@@ -320,7 +321,7 @@ def test_unchanged_is_the_block_as_it_is(n: int, m: int, groups: int, seed: int)
         (Family.pointwise(basis, bias, orthonormal=True), coordinates),
         (Family.kernel(block, bias), None),
     ):
-        assert not family.change(family.unchanged).any()
+        np.testing.assert_array_equal(family.fused(family.unchanged, block), block)
         lifted = family.lift(family.unchanged)
         matrix = lifted.matrix if reading is None else lifted.matrix @ reading
         np.testing.assert_allclose(matrix, block, rtol=1e-12, atol=1e-12)
@@ -333,10 +334,9 @@ def test_a_kernel_in_a_subspace_leaves_the_rest_alone() -> None:
     family = Family.kernel(block[..., [1, 4]], bias, basis)
     x, y = draw(9)
     adapter = fit(family, Moments.of(x[:, [1, 4]], y), 1e-3)
-    change = family.change(adapter)
-    assert change.shape == block.shape
-    assert not change[..., [0, 2, 3, 5]].any()
-    np.testing.assert_array_equal(block[..., [1, 4]] + change[..., [1, 4]], adapter.matrix)
+    fused = family.fused(adapter, block)
+    np.testing.assert_array_equal(fused[..., [0, 2, 3, 5]], block[..., [0, 2, 3, 5]])
+    np.testing.assert_allclose(fused[..., [1, 4]], adapter.matrix, rtol=1e-12)
 
 
 def test_a_sparse_kernel_is_solved_on_its_support(solver: str) -> None:
@@ -360,7 +360,7 @@ def test_a_sparse_kernel_is_solved_on_its_support(solver: str) -> None:
         np.testing.assert_allclose(fitted.matrix[group, row, kept], expected, rtol=1e-9)
     # Of some targets only, as they are tested.
     rows = np.array([0, 3])
-    own = family.ridge(sums, 0.3, rows).fit(sums.of_targets(rows))
+    own = family.problem(sums, rows).solver(0.3)(sums.of_targets(rows))
     np.testing.assert_allclose(own.matrix, fitted.matrix[:, rows], rtol=1e-12, atol=1e-14)
 
 

@@ -467,22 +467,21 @@ def test_fits_in_a_subspace_are_those_in_the_whole_space(
         # Strengths are relative to the mean diagonal, whose sum is that of the whole space.
         groups, m, _ = moments.gram.shape
         relative = strength * groups * m / np.einsum("gii->", moments.centered_gram)
-        adapter = family.ridge(moments, relative).fit(moments)
-        change = family.change(adapter)
+        adapter = family.problem(moments).solver(relative)(moments)
 
         whole = join(case.truth())
         matrix = case.linear.matrix
         if name == "kernel":
-            found = matrix + change
+            before, found = matrix, family.fused(adapter, matrix)
             expected, shift = ridge(whole.x, whole.y, matrix, strength)
         else:
-            eye = np.tile(np.eye(matrix.shape[1]), (groups, 1, 1))
-            found = eye + change
-            expected, shift = ridge(matrix @ whole.x, whole.y, eye, strength)
+            before = np.tile(np.eye(matrix.shape[1]), (groups, 1, 1))
+            found = family.fused(adapter, before)
+            expected, shift = ridge(matrix @ whole.x, whole.y, before, strength)
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
         np.testing.assert_allclose(adapter.shift, shift, rtol=0, atol=1e-5)
-        assert np.abs(change).max() > 0.02
+        assert np.abs(found - before).max() > 0.02
 
         if name == "kernel" and block.size == 1 and block.kernel == 3:
             taps = np.arange(matrix.shape[2]) % 9
