@@ -64,15 +64,23 @@ class Draw:
         Returns:
             How many rows, the first ones, are looked at, maybe none, and the (k,) positions.
         """
+        count, k = self._extent(place, rows, positions)
+        rng = np.random.default_rng([*self.seed, place.index])
+        return count, np.sort(rng.choice(positions, size=k, replace=False))
+
+    def reaches(self, place: Place, rows: int, positions: int) -> bool:
+        """Whether ``choose`` would choose any."""
+        return self._extent(place, rows, positions)[0] > 0
+
+    def _extent(self, place: Place, rows: int, positions: int) -> tuple[int, int]:
+        """Return how many rows are looked at, and how many positions of each."""
         # Some graphs fold positions into the first axis; a sample then has several rows.
         repeat = rows // len(place.batch.samples)
         least = math.ceil(self.wanted / (place.samples * repeat))
         k = min(positions, max(_POSITIONS_PER_SAMPLE, least))
         # Samples are in random order, so the first of each fold are as good as any.
         share = math.ceil(self.wanted / (k * repeat) * place.in_fold / place.samples)
-        count = min(place.batch.count, max(0, share - place.before))
-        rng = np.random.default_rng([*self.seed, place.index])
-        return count * repeat, np.sort(rng.choice(positions, size=k, replace=False))
+        return min(place.batch.count, max(0, share - place.before)) * repeat, k
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -133,7 +133,8 @@ class Network:
         self._cut = [dict(feed) for feed in feeds]
         self._store = store
         self._stage = -1
-        self._session: onnxruntime.InferenceSession | None = None
+        self._types: dict[str, onnx.TypeProto] = {}
+        self._sessions: dict[tuple[str, ...], onnxruntime.InferenceSession] = {}
         self._pending: set[int] = set()
 
     @property
@@ -141,7 +142,7 @@ class Network:
         return self._plan[self._stage]
 
     def enter(self, text: str) -> None:
-        """Go to the next stage and compile its segment as the graph is now.
+        """Go to the next stage; its segment is compiled as the graph is when it first runs.
 
         Args:
             text: what to call the stage while it runs.
@@ -149,49 +150,74 @@ class Network:
         self._stage += 1
         observer().start(text, sum(batch.count for batch in self._batches))
         if self._segment.outputs:
-            types = {name: self._type_of(name) for name in self._segment.inputs}
-            self._session = self._runtime.session(extract(self._graph, self._segment, types))
+            self._types = {name: self._type_of(name) for name in self._segment.inputs}
             self._pending = set(range(len(self._cut)))
 
     def tensors(self, batch: int) -> dict[str, OrtValue]:
         """Return the tensors of this stage's stop for one batch; they may be asked for again."""
         stop = self._stops[self._stage]
-        made = self._run(batch, set(self._segment.expired) - set(stop))
+        made = self._run(batch, stop, set(self._segment.expired) - set(stop))
         cut = self._cut[batch]
         return {name: made[name] if name in made else cut[name].value() for name in stop}
 
-    def tensors_once(self, batch: int) -> dict[str, OrtValue]:
-        """Return the same; then only what later stages read is kept."""
-        stop = self._stops[self._stage]
+    def tensors_once(
+        self, batch: int, wanted: Collection[str] | None = None
+    ) -> dict[str, OrtValue]:
+        """Return the same; then only what later stages read is kept.
+
+        Args:
+            batch: whose tensors.
+            wanted: those of the stop that are asked for, where not all are. A segment that shows
+                fewer of them runs faster: the runtime then merges more of its nodes.
+        """
+        stop = [n for n in self._stops[self._stage] if wanted is None or n in wanted]
         cut = self._cut[batch]
         ready = {name: cut[name].value() for name in stop if name in cut}
-        return ready | self._run(batch, set(self._segment.expired))
+        return ready | self._run(batch, stop, set(self._segment.expired))
 
     def leave(self) -> None:
         """Run what nobody asked for, and drop the tensors that no later stage reads."""
         expired = set(self._segment.expired)
         for batch, cut in enumerate(self._cut):
-            self._run(batch, expired)
+            self._run(batch, (), expired)
             for name in expired:
                 cut.pop(name, None)
-        self._session = None
+        self._sessions = {}
 
-    def _run(self, batch: int, expired: Collection[str]) -> dict[str, OrtValue]:
-        """Run the segment on one batch, if that is still to do; keep all that has not expired."""
+    def _run(
+        self, batch: int, wanted: Collection[str], dropped: Collection[str]
+    ) -> dict[str, OrtValue]:
+        """Run the segment on one batch, if that is still to do.
+
+        Args:
+            batch: which one.
+            wanted: what to compute besides what later stages read.
+            dropped: what not to keep.
+        """
         if batch not in self._pending:
             return {}
+        expired = self._segment.expired
+        outputs = tuple(n for n in self._segment.outputs if n in wanted or n not in expired)
         cut = self._cut[batch]
-        feeds = {name: cut[name].value() for name in self._segment.inputs}
-        made = run(self._session, feeds, self._segment.outputs, self._runtime.device)
-        del feeds
-        for name in expired:
+        made: dict[str, OrtValue] = {}
+        if outputs:
+            feeds = {name: cut[name].value() for name in self._segment.inputs}
+            made = run(self._compiled(outputs), feeds, outputs, self._runtime.device)
+            del feeds
+        for name in dropped:
             cut.pop(name, None)
         for name, value in made.items():
-            if name not in expired:
+            if name not in dropped:
                 cut[name] = self._store.keep(value)
         self._pending.remove(batch)
         observer().advance(self._batches[batch].count)
         return made
+
+    def _compiled(self, outputs: tuple[str, ...]) -> onnxruntime.InferenceSession:
+        if outputs not in self._sessions:
+            part = extract(self._graph, replace(self._segment, outputs=outputs), self._types)
+            self._sessions[outputs] = self._runtime.session(part)
+        return self._sessions[outputs]
 
     def _type_of(self, name: str) -> onnx.TypeProto:
         """Return the type of a tensor of the cut; an axis is fixed where all batches agree."""

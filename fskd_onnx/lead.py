@@ -13,6 +13,7 @@ Both networks read the same samples, once.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -75,6 +76,10 @@ class BlockPlan:
     def channels_last(self) -> bool:
         """Whether the teacher's channels are on the last axis."""
         return self.partner.op == "MatMul"
+
+    def positions(self, shape: Sequence[int]) -> int:
+        """Number of positions of one row of the teacher's block output."""
+        return math.prod(shape[1:-1] if self.channels_last else shape[2:])
 
     @property
     def bytes(self) -> int:
@@ -249,21 +254,48 @@ class Lead:
         text = f"teacher, blocks {window.start + 1} to {window.stop} of {len(self.plans)}"
         plans = list(self.plans[window.start : window.stop])
         network.enter(text)
+        wanted = [plans]
         for place in self._places:
+            drawn = wanted[place.index]
+            names = {name for plan in drawn for name in plan.of_teacher}
             # Held by the work alone: gone before the next batch needs as much memory.
-            gather = partial(self._gather, place, network.tensors_once(place.index))
-            for plan, found in zip(plans, each(gather, plans), strict=True):
+            gather = partial(self._gather, place, network.tensors_once(place.index, names))
+            for plan, found in zip(drawn, each(gather, drawn), strict=True):
                 if found is not None:
                     self._columns[plan.index][place.index] = found.kept(self.store)
             del gather
+            if place.index == 0:
+                wanted = self._wanted(plans)
         network.leave()
+
+    def _wanted(self, plans: list[BlockPlan]) -> list[list[BlockPlan]]:
+        """Return the blocks to show of each batch, once shapes are known from the first one.
+
+        Most batches may do without most blocks: where there are many samples, a block with many
+        positions draws from a few of them. Each combination of blocks is a session of its own, so
+        there are two: the one that most batches do with, and all blocks for the others.
+        """
+        first = self._places[0]
+        shapes = {plan.index: self._columns[plan.index][first.index].shape for plan in plans}
+
+        def draws(plan: BlockPlan, place: Place) -> bool:
+            rows = shapes[plan.index][0] // len(first.batch.samples) * len(place.batch.samples)
+            return plan.draw.reaches(place, rows, plan.positions(shapes[plan.index]))
+
+        drawn = [
+            frozenset(plan.index for plan in plans if draws(plan, place)) for place in self._places
+        ]
+        usual, times = Counter(drawn).most_common(1)[0]
+        few = [plan for plan in plans if plan.index in usual]
+        if 2 * times <= len(drawn):
+            few = plans
+        return [few if blocks <= usual else plans for blocks in drawn]
 
     def _gather(
         self, place: Place, tensors: Mapping[str, OrtValue], plan: BlockPlan
     ) -> _Gathered | None:
         shape = tuple(tensors[plan.partner.output.name].shape())
-        positions = math.prod(shape[1:-1] if plan.channels_last else shape[2:])
-        count, chosen = plan.draw.choose(place, shape[0], positions)
+        count, chosen = plan.draw.choose(place, shape[0], plan.positions(shape))
         if count == 0:
             return None
         columns = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,10 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from numpy.typing import NDArray
+from onnxruntime import OrtValue
 
 from fskd_onnx import columns, lead
-from fskd_onnx.engine import Batch, plan_batches
+from fskd_onnx.engine import Batch, Network, plan_batches
 from fskd_onnx.lead import BlockPlan, Lead, LeadColumns, plan_blocks
 from fskd_onnx.match import match_models
 from fskd_onnx.model_io import input_specs
@@ -93,10 +94,14 @@ def plans(teacher: onnx.ModelProto, outputs: bool = False, seed: int = 3) -> lis
 
 @contextmanager
 def opened(
-    runtime: Runtime, teacher: onnx.ModelProto, samples: Samples, fixed: int | None = None
+    runtime: Runtime,
+    teacher: onnx.ModelProto,
+    samples: Samples,
+    fixed: int | None = None,
+    batch: int = 5,
 ) -> Iterator[Lead]:
     folds = np.array_split(np.random.default_rng(4).permutation(COUNT), FOLDS)
-    batches = plan_batches(folds, 5, fixed)
+    batches = plan_batches(folds, batch, fixed)
     with Store() as store:
         graph = gs.import_onnx(teacher)
         yield Lead(runtime, graph, plans(teacher), samples, batches, store)
@@ -337,3 +342,44 @@ def test_a_sum_that_the_teacher_does_not_have_is_not_looked_behind() -> None:
     assert (block.readout, block.totals) == (Readout(), None)
     assert block.of_student == ["x"]
     assert block.of_teacher == ["c"]
+
+
+def test_batches_that_few_blocks_draw_from_show_few_of_them(
+    runtime: Runtime,
+    teacher: onnx.ModelProto,
+    samples: Samples,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(columns, "_POSITIONS_PER_SAMPLE", 36)
+    shown: list[set[str]] = []
+    whole_batch = Network.tensors_once
+
+    def spy(network: Network, batch: int, wanted: Collection[str]) -> dict[str, OrtValue]:
+        found = whole_batch(network, batch, wanted)
+        assert set(wanted) == set(found)
+        shown.append(set(found))
+        return found
+
+    def columns_of() -> list[dict[int, NDArray[Any]]]:
+        with opened(runtime, teacher, samples, batch=1) as ahead_of_us:
+            ahead_of_us.advance(0)
+            return [
+                {
+                    index: np.array(part.targets.value().numpy())
+                    for index, part in ahead_of_us.columns(plan.index).items()
+                }
+                for plan in ahead_of_us.plans
+            ]
+
+    monkeypatch.setattr(Network, "tensors_once", spy)
+    found = columns_of()
+    everything = {"c1", "c2", "s2", "c3", "s3", "y"}
+    # Blocks of 36 positions draw from a few of the samples, the one of a single position from all.
+    assert shown[0] == everything
+    assert shown.count({"c3", "s3"}) > COUNT / 2
+    assert all(names in (everything, {"c3", "s3"}) for names in shown)
+    monkeypatch.setattr(Lead, "_wanted", lambda ahead, plans: [plans] * COUNT)
+    for one, other in zip(columns_of(), found, strict=True):
+        assert one.keys() == other.keys()
+        for index, expected in one.items():
+            np.testing.assert_allclose(other[index], expected, rtol=1e-5, atol=1e-5)
