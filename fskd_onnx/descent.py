@@ -80,7 +80,8 @@ class Descent:
             for plan in plans:
                 with threads_for(plan.unknowns):
                     self._lead.advance(plan.index)
-                network.enter(f"block {plan.index + 1} of {len(plans)}")
+                asked = self._lead.columns(plan.index)
+                network.enter(f"block {plan.index + 1} of {len(plans)}", asked)
                 with self._clock("solve"), threads_for(plan.unknowns):
                     self._blocks[plan.name] = self._fit(plan, network)
                 network.leave()

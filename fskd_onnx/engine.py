@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
-from fskd_onnx.passes.segment import Segment, extract, plan_segments
+from fskd_onnx.passes.segment import Segment, extract, join, plan_segments
 from fskd_onnx.progress import observer
 from fskd_onnx.providers import Runtime
 from fskd_onnx.samples import SampleReader
@@ -99,11 +99,12 @@ class _Input:
 
 
 class Network:
-    """One network on its way through its segments, all batches in step.
+    """One network on its way through its segments.
 
-    ``enter`` a stage, ask for ``tensors`` of every batch (the first time runs the segment), and
-    ``leave`` it: then what nobody reads any more is gone. What was changed in the graph behind the
-    current cut takes effect.
+    ``enter`` a stage, ask for ``tensors`` of some batches (the first time runs the segment), and
+    ``leave`` it: then what nobody reads any more is gone. A batch that is not asked for stays where
+    it is, and runs all segments that it has missed as one when its time comes. What was changed in
+    the graph behind a batch's cut takes effect.
     """
 
     def __init__(
@@ -133,30 +134,24 @@ class Network:
         self._cut = [dict(feed) for feed in feeds]
         self._store = store
         self._stage = -1
-        self._types: dict[str, onnx.TypeProto] = {}
-        self._sessions: dict[tuple[str, ...], onnxruntime.InferenceSession] = {}
-        self._pending: set[int] = set()
+        self._reached = [-1] * len(batches)  # the stage that each batch has run up to
+        self._sessions: dict[tuple[int, tuple[str, ...]], onnxruntime.InferenceSession] = {}
 
-    @property
-    def _segment(self) -> Segment:
-        return self._plan[self._stage]
-
-    def enter(self, text: str) -> None:
-        """Go to the next stage; its segment is compiled as the graph is when it first runs.
+    def enter(self, text: str, asked: Collection[int] | None = None) -> None:
+        """Go to the next stage.
 
         Args:
             text: what to call the stage while it runs.
+            asked: which batches will be asked for; ``None``: all of them.
         """
         self._stage += 1
-        observer().start(text, sum(batch.count for batch in self._batches))
-        if self._segment.outputs:
-            self._types = {name: self._type_of(name) for name in self._segment.inputs}
-            self._pending = set(range(len(self._cut)))
+        batches = self._batches if asked is None else [self._batches[index] for index in asked]
+        observer().start(text, sum(batch.count for batch in batches))
 
     def tensors(self, batch: int) -> dict[str, OrtValue]:
         """Return the tensors of this stage's stop for one batch; they may be asked for again."""
         stop = self._stops[self._stage]
-        made = self._run(batch, stop, set(self._segment.expired) - set(stop))
+        made = self._run(batch, stop, keep=stop)
         cut = self._cut[batch]
         return {name: made[name] if name in made else cut[name].value() for name in stop}
 
@@ -173,57 +168,62 @@ class Network:
         stop = [n for n in self._stops[self._stage] if wanted is None or n in wanted]
         cut = self._cut[batch]
         ready = {name: cut[name].value() for name in stop if name in cut}
-        return ready | self._run(batch, stop, set(self._segment.expired))
+        return ready | self._run(batch, stop)
 
     def leave(self) -> None:
-        """Run what nobody asked for, and drop the tensors that no later stage reads."""
-        expired = set(self._segment.expired)
-        for batch, cut in enumerate(self._cut):
-            self._run(batch, (), expired)
-            for name in expired:
+        """Drop the tensors that no later stage reads."""
+        for cut, reached in zip(self._cut, self._reached, strict=True):
+            for name in self._plan[self._stage].expired if reached == self._stage else ():
                 cut.pop(name, None)
         self._sessions = {}
 
     def _run(
-        self, batch: int, wanted: Collection[str], dropped: Collection[str]
+        self, batch: int, wanted: Collection[str], keep: Collection[str] = ()
     ) -> dict[str, OrtValue]:
-        """Run the segment on one batch, if that is still to do.
+        """Bring one batch to the current stage, if it is not there yet.
 
         Args:
             batch: which one.
             wanted: what to compute besides what later stages read.
-            dropped: what not to keep.
+            keep: what to keep in the cut besides that.
         """
-        if batch not in self._pending:
+        missed = self._plan[self._reached[batch] + 1 : self._stage + 1]
+        if not missed:
             return {}
-        expired = self._segment.expired
-        outputs = tuple(n for n in self._segment.outputs if n in wanted or n not in expired)
-        cut = self._cut[batch]
+        segment, cut = join(missed), self._cut[batch]
+        expired = set(segment.expired)
+        outputs = tuple(n for n in segment.outputs if n in wanted or n not in expired)
         made: dict[str, OrtValue] = {}
         if outputs:
-            feeds = {name: cut[name].value() for name in self._segment.inputs}
-            made = run(self._compiled(outputs), feeds, outputs, self._runtime.device)
+            session = self._session(self._reached[batch], replace(segment, outputs=outputs))
+            feeds = {name: cut[name].value() for name in segment.inputs}
+            made = run(session, feeds, outputs, self._runtime.device)
             del feeds
+        dropped = expired.difference(keep)
         for name in dropped:
             cut.pop(name, None)
         for name, value in made.items():
             if name not in dropped:
                 cut[name] = self._store.keep(value)
-        self._pending.remove(batch)
+        self._reached[batch] = self._stage
         observer().advance(self._batches[batch].count)
         return made
 
-    def _compiled(self, outputs: tuple[str, ...]) -> onnxruntime.InferenceSession:
-        if outputs not in self._sessions:
-            part = extract(self._graph, replace(self._segment, outputs=outputs), self._types)
-            self._sessions[outputs] = self._runtime.session(part)
-        return self._sessions[outputs]
+    def _session(self, reached: int, segment: Segment) -> onnxruntime.InferenceSession:
+        """Compile a segment as the graph is now, for batches that have reached the same stage."""
+        key = reached, segment.outputs
+        if key not in self._sessions:
+            cuts = [c for c, at in zip(self._cut, self._reached, strict=True) if at == reached]
+            types = {name: _type_of([cut[name] for cut in cuts]) for name in segment.inputs}
+            self._sessions[key] = self._runtime.session(extract(self._graph, segment, types))
+        return self._sessions[key]
 
-    def _type_of(self, name: str) -> onnx.TypeProto:
-        """Return the type of a tensor of the cut; an axis is fixed where all batches agree."""
-        axes = zip(*(cut[name].shape for cut in self._cut), strict=True)
-        shape = [extents[0] if len(set(extents)) == 1 else None for extents in axes]
-        return onnx.helper.make_tensor_type_proto(self._cut[0][name].element_type, shape)
+
+def _type_of(tensors: Sequence[Held]) -> onnx.TypeProto:
+    """Return the type of a tensor of several batches; an axis is fixed where all agree."""
+    axes = zip(*(tensor.shape for tensor in tensors), strict=True)
+    shape = [extents[0] if len(set(extents)) == 1 else None for extents in axes]
+    return onnx.helper.make_tensor_type_proto(tensors[0].element_type, shape)
 
 
 def read_lazily(

@@ -257,6 +257,8 @@ class Lead:
         wanted = [plans]
         for place in self._places:
             drawn = wanted[place.index]
+            if not drawn:
+                continue
             names = {name for plan in drawn for name in plan.of_teacher}
             # Held by the work alone: gone before the next batch needs as much memory.
             gather = partial(self._gather, place, network.tensors_once(place.index, names))

@@ -8,7 +8,8 @@ holds the nodes that stop j depends on and that no earlier segment has run::
                            stop 0                  stop 1
 
 The cut after a segment is what later segments still read: one tensor in a plain chain, several
-where residual or dense connections cross it. A tensor leaves the cut after its last reader.
+where residual or dense connections cross it. A tensor leaves the cut after its last reader. Who
+need not stop in between runs several segments as one.
 """
 
 from __future__ import annotations
@@ -84,6 +85,17 @@ def plan_segments(graph: gs.Graph, stops: Sequence[Sequence[str]]) -> list[Segme
             )
         )
     return segments
+
+
+def join(segments: Sequence[Segment]) -> Segment:
+    """Put consecutive segments together: one stretch, from the first cut to the last."""
+    made = dict.fromkeys(name for segment in segments for name in segment.outputs)
+    read = dict.fromkeys(name for segment in segments for name in segment.inputs)
+    return Segment(
+        inputs=tuple(name for name in read if name not in made),
+        outputs=tuple(made),
+        expired=tuple(name for segment in segments for name in segment.expired),
+    )
 
 
 def extract(

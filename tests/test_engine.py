@@ -212,29 +212,43 @@ def test_samples_are_read_batch_by_batch_and_once(
             run.network.enter(name)
             run.network.tensors(1)
             run.network.leave()
-        assert sorted(read) == list(range(COUNT))
+        assert len(read) == sum(batch.count for batch in run.batches[:2])
         # Nor does another network on the same samples read any.
         stops = [(name,) for name in STOPS]
         other = Network(runtime, gs.import_onnx(model), stops, run.batches, run.feeds, run.store)
         for name in STOPS:
             other.enter(name)
+            for index in run.indices:
+                other.tensors(index)
             other.leave()
-    assert len(read) == COUNT
+    assert sorted(read) == list(range(COUNT))
 
 
-def test_batches_that_nobody_asked_for_run_on(
+def test_batches_that_nobody_asked_for_run_what_they_missed_as_one(
     runtime: Runtime,
     model: onnx.ModelProto,
     arrays: dict[str, NDArray[np.float32]],
     samples: Samples,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    runs: list[str] = []
+
+    def counted(*arguments: Any) -> dict[str, OrtValue]:
+        runs.append(",".join(arguments[2]))
+        return plain_run(*arguments)
+
+    plain_run = engine.run
+    monkeypatch.setattr(engine, "run", counted)
     with opened(runtime, model, samples) as run:
-        for name in STOPS[:-1]:
+        for number, name in enumerate(STOPS):
             run.network.enter(name)
+            asked = run.indices if name == STOPS[-1] else run.indices[number : number + 1]
+            for index in asked:
+                found = download(run.network.tensors(index)[name])
+                assert_close(found, whole(model, arrays)[name][run.batches[index].samples])
             run.network.leave()
-        run.network.enter("y")
-        found = download(run.network.tensors(0)["y"])
-    assert_close(found, whole(model, arrays)["y"][run.batches[0].samples])
+    # One that stopped once ran twice, the others ran once.
+    assert len(runs) == len(run.indices) + len(STOPS) - 1
 
 
 def test_what_changes_behind_the_cut_takes_effect(
@@ -249,6 +263,7 @@ def test_what_changes_behind_the_cut_takes_effect(
         network = Network(runtime, graph, stops, run.batches, run.feeds, run.store)
         for name in STOPS[:-1]:
             network.enter(name)
+            network.tensors(0)
             network.leave()
         weight = next(node for node in graph.nodes if node.op == "MatMul").inputs[1]
         weight.values = 2 * weight.values
@@ -275,19 +290,25 @@ def test_what_is_asked_for_once_is_kept_only_for_later_stages(
         assert read == 4 * COUNT * (2 * 6 * 6 + 4)
         run.network.enter("")
         assert [growth(run, index, once=index == 0) for index in range(2)] == [sizes["a"]] * 2
+        for index in run.indices[2:]:
+            run.network.tensors_once(index)
         run.network.leave()
         assert run.store._used == read + COUNT * sizes["a"]
         run.network.enter("")
         # The first run on a is its last, but one who may ask again is still given it.
         assert growth(run, 0, once=True) == sizes["sum"] - sizes["a"]
         assert growth(run, 1, once=False) == sizes["sum"]
+        for index in run.indices[2:]:
+            run.network.tensors_once(index)
         run.network.leave()
         assert run.store._used == read + COUNT * sizes["sum"]
         run.network.enter("")
         assert growth(run, 0, once=True) == -sizes["sum"]
         assert growth(run, 1, once=False) == sizes["y"] - sizes["sum"]
         run.network.leave()
-        assert run.store._used == read
+        # What nobody has asked for is still where it was.
+        waiting = sum(run.batches[index].count for index in run.indices[2:])
+        assert run.store._used == read + waiting * sizes["sum"]
 
 
 def test_files_go_when_the_work_fails(
@@ -306,7 +327,7 @@ def test_files_go_when_the_work_fails(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_observer_hears_of_every_sample_of_every_stage(
+def test_an_observer_hears_of_every_sample_that_a_stage_asks_for(
     runtime: Runtime, model: onnx.ModelProto, samples: Samples
 ) -> None:
     stages: list[tuple[str, int]] = []
@@ -320,14 +341,15 @@ def test_an_observer_hears_of_every_sample_of_every_stage(
             advanced.append(samples)
 
     with told_to(Listener()), opened(runtime, model, samples) as run:
-        for number, name in enumerate(STOPS, 1):
-            run.network.enter(f"up to {name}")
-            for index in [*run.indices[1:], 1]:
+        for number, name in enumerate(STOPS):
+            asked = run.indices[number:]
+            run.network.enter(f"up to {name}", asked)
+            for index in [*asked, asked[0]]:
                 run.network.tensors(index)
-            assert sum(advanced) == number * COUNT - run.batches[0].count
             run.network.leave()
-            assert sum(advanced) == number * COUNT
-    assert stages == [("up to a", COUNT), ("up to sum", COUNT), ("up to y", COUNT)]
+    counts = [sum(batch.count for batch in run.batches[number:]) for number in range(3)]
+    assert stages == list(zip(("up to a", "up to sum", "up to y"), counts, strict=True))
+    assert sum(advanced) == sum(counts)
 
 
 def test_a_kept_tensor_keeps_no_other_of_its_run_in_memory(runtime: Runtime) -> None:
