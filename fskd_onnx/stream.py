@@ -153,21 +153,23 @@ class BlockStream:
         linear, groups = reading.linear, reading.linear.groups
         self._columns = lead.columns(reading.plan.index)
         with clock("capture"):
-            shape = student.tensors(0)[linear.input.name].shape()
-        self._geometry = Geometry.of(linear, shape)
-        self._check_positions(shape[0])
+            first = student.tensors(0)[linear.input.name]
+        self._geometry = Geometry.of(linear, first.shape())
+        self._check_positions(first.shape()[0])
         taps = self._geometry.taps_inside
         inside = np.tile(taps, linear.matrix.shape[2] // len(taps))
         self.basis: Array | None = None
         if not inside.all():
             self.basis = np.tile(np.eye(len(inside))[:, inside], (groups, 1, 1))
         self.block_map = linear.matrix[..., inside]
-        # What the patches are multiplied with as soon as they are gathered.
-        self._turn: Array | None = None
+        # What the patches are multiplied with as soon as they are gathered, in their precision.
+        self._turn: Floats | None = None
+        kind = column_type(first.element_type())
         if reading.merged:
-            self._turn = self.block_map
+            self._turn = self.block_map.astype(kind)
         elif reading.outputs:
-            self.block_map, self._turn = span(self.block_map)
+            self.block_map, turn = span(self.block_map)
+            self._turn = turn.astype(kind)
             self.basis = None
         columns = sum(part.columns for part in self._columns.values())
         n, m = self.block_map.shape[1:]
@@ -367,7 +369,7 @@ class BlockStream:
         else:
             patches = self._lead.gather(*source)
             patches = patches.reshape(linear.groups, -1, len(part))
-            part.x[...] = (self._turn.astype(patches.dtype) @ patches).reshape(part.x.shape)
+            part.x[...] = (self._turn @ patches).reshape(part.x.shape)
 
         def align(held: Held, out: Floats) -> None:
             value = held.value()  # what it gives is on loan, and has to live until it is copied
