@@ -1,4 +1,4 @@
-"""Weights in files of their own: what is read of them, what stays there, how they reach a runtime.
+"""Weights in files of their own: what is read of them, what stays there, where they go.
 
 A model of more than 2 GB does not fit into one protobuf, so its weights lie in files beside it.
 Those that a fit computes with are read. Large ones that only the runtime needs (the table of an
@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -31,6 +30,7 @@ from onnx.external_data_helper import (
 from fskd_onnx.errors import ModelError
 from fskd_onnx.passes.fold_constants import NEVER_FOLDED, SCALES
 from fskd_onnx.passes.unfitted import LINEAR_OPS
+from fskd_onnx.passes.weights import without_weights
 
 ROOT = Path(Path.cwd().anchor)
 """Folder that locations of tensors outside count from, in memory."""
@@ -87,7 +87,7 @@ def save(model: onnx.ModelProto, path: Path, data: Path, location: str, names: s
         OSError: a file cannot be read or written.
     """
     with data.open("wb") as stream:
-        light = _without_weights(model)
+        light = without_weights(model)
         for tensor in model.graph.initializer:
             kept = light.graph.initializer.add()
             inside = tensor.name not in names or not tensor.HasField("raw_data")
@@ -119,7 +119,7 @@ def large_names(model: onnx.ModelProto) -> set[str]:
 
 def stand_in(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model to be checked: what is large or outside is an input of the same type."""
-    light = _without_weights(model)
+    light = without_weights(model)
     listed = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
         if size(tensor) < _LARGE and not uses_external_data(tensor):
@@ -129,20 +129,6 @@ def stand_in(model: onnx.ModelProto) -> onnx.ModelProto:
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
     return light
-
-
-def serialized(model: onnx.ModelProto) -> tuple[bytes, tempfile.TemporaryDirectory[str] | None]:
-    """Serialize a model for a session that reads external data from ``ROOT``.
-
-    Returns:
-        The model, and a folder that has to exist as long as the session, if it was needed.
-    """
-    if not too_large(model):
-        return model.SerializeToString(), None
-    folder = tempfile.TemporaryDirectory(prefix="fskd-onnx-")
-    path, data = Path(folder.name) / "model", Path(folder.name).resolve() / "weights"
-    save(model, path, data, data.relative_to(ROOT).as_posix(), large_names(model))
-    return path.read_bytes(), folder
 
 
 def size(tensor: onnx.TensorProto) -> int:
@@ -181,25 +167,6 @@ def _read_by_passes(graph: onnx.GraphProto) -> set[str]:
         if folds or node.op_type in (*LINEAR_OPS, *SCALES, "BatchNormalization"):
             read.update(inputs)
     return read
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy all of a model but its initializers."""
-    light = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            _set(light, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name != "initializer":
-            _set(light.graph, field.name, value)
-    return light
-
-
-def _set(message: onnx.ModelProto | onnx.GraphProto, name: str, value: object) -> None:
-    if isinstance(value, str | int):
-        setattr(message, name, value)
-    else:
-        getattr(message, name).MergeFrom(value)
 
 
 def _point(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:

@@ -8,16 +8,18 @@ import functools
 import io
 import logging
 import re
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
+from onnxruntime import OrtValue
 
 from fskd_onnx import external
 from fskd_onnx.errors import ProviderError
+from fskd_onnx.passes.weights import Separated, separate
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +43,11 @@ class Runtime:
     providers: tuple[str, ...]
     device: str
 
-    def session(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-        """Make a session of a model.
+    def session(self, model: onnx.ModelProto | Separated) -> onnxruntime.InferenceSession:
+        """Make a session of a model; nothing of the model has to outlive the call.
+
+        Args:
+            model: whole, of any size, or without its large weights.
 
         Raises:
             Exception: whatever the runtime raises; callers know which file it is about.
@@ -55,11 +60,26 @@ class Runtime:
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry(_EXTERNAL_DATA, str(external.ROOT))
-        serialized, folder = external.serialized(model)
-        session = onnxruntime.InferenceSession(serialized, options, providers=list(self.providers))
-        if folder is not None:
-            weakref.finalize(session, folder.cleanup)
+        apart = separate(model) if isinstance(model, onnx.ModelProto) else model
+        weights = _on_loan(apart)
+        options.add_external_initializers(list(weights), list(weights.values()))
+        session = onnxruntime.InferenceSession(
+            apart.model.SerializeToString(), options, providers=list(self.providers)
+        )
+        # It would load the model again, when the weights that it has copied by now may be gone.
+        session.disable_fallback()
         return session
+
+
+def _on_loan(apart: Separated) -> dict[str, OrtValue]:
+    """Return the weights of a model as values that refer to the memory of its arrays."""
+    return {
+        tensor.name: OrtValue.ortvalue_from_numpy_with_onnx_type(
+            np.ascontiguousarray(apart.weights[tensor.name]), tensor.data_type
+        )
+        for tensor in apart.model.graph.initializer
+        if tensor.name in apart.weights
+    }
 
 
 @functools.cache

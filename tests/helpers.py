@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from fskd_onnx.passes import Adapter, FuseAdapter, InsertAdapter
 from fskd_onnx.passes.linear import Linear, find_linear
+from fskd_onnx.passes.weights import Separated
 
 Array = NDArray[Any]
 
@@ -90,6 +91,18 @@ def random_feeds(model: onnx.ModelProto, seed: int = 1, batch: int = 3) -> dict[
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         feeds[value.name] = np.asarray(rng.standard_normal(shape), dtype)
     return feeds
+
+
+def joined(apart: Separated) -> onnx.ModelProto:
+    """Put the weights of a model back into it."""
+    model = onnx.ModelProto()
+    model.CopyFrom(apart.model)
+    for tensor in model.graph.initializer:
+        if tensor.name in apart.weights:
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
+            tensor.raw_data = apart.weights[tensor.name].tobytes()
+    return model
 
 
 def run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:

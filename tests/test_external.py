@@ -17,6 +17,8 @@ from onnx.external_data_helper import uses_external_data
 from fskd_onnx import external
 from fskd_onnx.errors import ModelError
 from fskd_onnx.model_io import load_model, save_model
+from fskd_onnx.passes import weights
+from fskd_onnx.passes.weights import separate
 from fskd_onnx.providers import open_runtime
 from tests.forms import noisy
 from tests.helpers import Array, build, initializers
@@ -96,13 +98,18 @@ def test_a_model_of_more_than_2_gb_is_fitted_in_little_memory(tmp_path: Path) ->
         assert one.read(200 * WIDTH * 4) == other.read(200 * WIDTH * 4)
 
 
-def test_what_only_the_runtime_reads_stays_in_its_file(tmp_path: Path) -> None:
+def test_what_only_the_runtime_reads_stays_in_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "model.onnx"
     write(path, external._LARGE // WIDTH)
     model = load_model(path)
     held = {tensor.name: uses_external_data(tensor) for tensor in model.graph.initializer}
     assert held == {"table": True, "w": False, "b": False, "k": False}
     assert load_model(model) is model
+    # Others, from memory, do not get in the way.
+    monkeypatch.setattr(weights, "_LARGE", 2**10)
+    assert list(separate(model).weights) == ["w"]
     ids = np.arange(10).reshape(2, 5)
     session = open_runtime(["cpu"]).session(model)
     np.testing.assert_array_equal(session.run(None, {"ids": ids})[0], run_file(path, ids))
@@ -144,9 +151,9 @@ def test_models_in_memory_beyond_the_limit_run_and_are_saved(
     expected = open_runtime(["cpu"]).session(model).run(None, {"ids": ids})[0]
     monkeypatch.setattr(external, "_LARGEST_MODEL", 2**15)
     monkeypatch.setattr(external, "_LARGE", 2**12)
+    assert external.too_large(model)
+    assert not external.too_large(separate(model).model)
     assert load_model(model) is model
-    session = open_runtime(["cpu"]).session(model)
-    np.testing.assert_array_equal(session.run(None, {"ids": ids})[0], expected)
     save_model(model, tmp_path / "model.onnx")
     outside = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.initializer
     assert {t.name for t in outside if uses_external_data(t)} == {"table", "w"}

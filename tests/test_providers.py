@@ -6,13 +6,18 @@ import logging
 import subprocess
 import sys
 
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
 import onnxruntime
 import pytest
 
 from fskd_onnx import providers
 from fskd_onnx.errors import ProviderError
+from fskd_onnx.passes.segment import Segment, extract
+from fskd_onnx.passes.weights import Separated, separate
 from fskd_onnx.providers import open_runtime
-from tests.helpers import DEMO, build
+from tests.helpers import DEMO, build, random_feeds
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -85,6 +90,68 @@ def test_a_provider_that_the_runtime_does_not_have_is_told_from_those_it_has() -
 def test_a_session_runs_where_it_was_told() -> None:
     model = build("net (float[N,2] x) => (float[N,2] y) { y = Relu(x) }")
     assert open_runtime(["cpu"]).session(model).get_providers() == [CPU]
+
+
+# x ─▶ Conv (w) ─▶ BatchNormalization ─▶ Add (u) ─▶ If (MatMul (m) | Identity) ─▶ Cast ─▶ Mul (k)
+# The runtime folds w, packs m, and hands u and k to its kernels as they are.
+MANY_USES = """g (float[N,32,8,64] x, bool c) => (float16[N,32,8,64] z)
+  <float[32,32,3,3] w, float[32] scale, float[32] shift, float[32] mean, float[32] var,
+   float[32,8,64] u, float[64,64] m, float16[32,8,64] k> {
+    a = Conv <pads = [1,1,1,1]> (x, w)
+    n = BatchNormalization (a, scale, shift, mean, var)
+    s = Add (n, u)
+    i = If (c) <
+        then_branch = one () => (float[N,32,8,64] p) { p = MatMul (s, m) },
+        else_branch = two () => (float[N,32,8,64] q) { q = Identity (s) }>
+    h = Cast <to = 10> (i)
+    z = Mul (h, k)
+}"""
+
+
+def test_weights_that_are_on_loan_may_change_once_there_is_a_session() -> None:
+    model = build(MANY_USES)
+    feeds = random_feeds(model) | {"c": np.array(True)}
+    plain = onnxruntime.InferenceSession(model.SerializeToString(), providers=[CPU])
+    expected = plain.run(None, feeds)
+    apart = separate(model)
+    weights = {name: values.copy() for name, values in apart.weights.items()}
+    assert set(weights) == {"w", "u", "m", "k"}
+    session = open_runtime(["cpu"]).session(Separated(apart.model, weights))
+    for values in weights.values():
+        values[...] = 0
+    for value, other in zip(session.run(None, feeds), expected, strict=True):
+        np.testing.assert_array_equal(value, other)
+
+
+def test_weights_of_bfloat16_are_handed_over_as_bits() -> None:
+    # x ─▶ Gather (w) ─▶ Cast ─▶ z
+    model = build("""g (int64[N] x) => (float[N,64] z) <float[256,64] w> {
+        h = Gather (w, x)
+        z = Cast <to = 1> (h)
+    }""")
+    bits = np.arange(256 * 64, dtype="<u2").reshape(256, 64)
+    model.graph.initializer[0].CopyFrom(
+        onnx.helper.make_tensor(
+            "w", onnx.TensorProto.BFLOAT16, bits.shape, bits.tobytes(), raw=True
+        )
+    )
+    assert list(separate(model).weights) == ["w"]
+    [found] = open_runtime(["cpu"]).session(model).run(None, {"x": np.array([1, 200])})
+    expected = (bits.astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(found, expected[[1, 200]])
+
+
+def test_weights_that_are_transposed_in_memory_are_handed_over_in_order() -> None:
+    model = build("g (float[N,64] x) => (float[N,128] z) <float[64,128] w> { z = MatMul (x, w) }")
+    graph = gs.import_onnx(model)
+    constant = graph.tensors()["w"]
+    constant.values = np.asfortranarray(constant.values)
+    part = extract(graph, Segment(("x",), ("z",), ()), {"x": model.graph.input[0].type})
+    assert list(part.weights) == ["w"]
+    feeds = random_feeds(model)
+    runtime = open_runtime(["cpu"])
+    [found] = runtime.session(part).run(None, feeds)
+    np.testing.assert_array_equal(found, runtime.session(model).run(None, feeds)[0])
 
 
 @pytest.mark.parametrize("short", ["cuda", "CUDA,cpu", "tensorrt", "abacus"])

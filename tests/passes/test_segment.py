@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from fskd_onnx.passes import Adapter, Canonicalize, FuseAdapter, InsertAdapter
 from fskd_onnx.passes.base import PreconditionError
 from fskd_onnx.passes.segment import Segment, extract, join, plan_segments, reads
-from tests.helpers import DEMO, Array, assert_close, build, linears, random_feeds, run, zoo_model
+from tests.helpers import (
+    DEMO,
+    Array,
+    assert_close,
+    build,
+    joined,
+    linears,
+    random_feeds,
+    run,
+    zoo_model,
+)
 
 Stops = Sequence[Sequence[str]]
 
@@ -28,7 +38,7 @@ def run_segment(
         )
         for name in segment.inputs
     }
-    part = extract(graph, segment, types)
+    part = joined(extract(graph, segment, types))
     return part, run(part, {name: cut[name] for name in segment.inputs})
 
 
@@ -201,6 +211,22 @@ def test_what_a_pass_changed_behind_the_cut_is_part_of_the_segment() -> None:
     cut |= made_again
     whole = run(InsertAdapter(adapters)(model).model, random_feeds(model))
     assert_close(run_segment(graph, plan[2], cut)[1], {"z": whole["z"]})
+
+
+def test_large_weights_are_not_copied() -> None:
+    # x ─▶ MatMul (w) ─▶ a ─▶ MatMul (k) ─▶ z
+    model = build("""g (float[N,64] x) => (float[N,64] z) <float[64,64] w, float[64,64] k> {
+        a = MatMul (x, w)
+        z = MatMul (a, k)
+    }""")
+    graph = gs.import_onnx(model)
+    values = graph.tensors()["w"].values
+    [segment, _] = plan_segments(graph, [("a",), ("z",)])
+    part = extract(graph, segment, {"x": model.graph.input[0].type})
+    assert part.weights["w"] is values
+    assert list(part.weights) == ["w"]
+    assert part.model.ByteSize() < values.nbytes / 10
+    assert_segments_are_the_graph(model, [("a",), ("z",)])
 
 
 @pytest.mark.parametrize("name", ["teacher", "vgg16_small_D"])
