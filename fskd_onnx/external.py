@@ -1,4 +1,4 @@
-"""Weights in files of their own: what is read of them, what stays there, where they go.
+"""Weights in files of their own: what is read of them, what stays there, how they reach a runtime.
 
 A model of more than 2 GB does not fit into one protobuf, so its weights lie in files beside it.
 Those that a fit computes with are read. Large ones that only the runtime needs (the table of an
@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +31,7 @@ from onnx.external_data_helper import (
 from fskd_onnx.errors import ModelError
 from fskd_onnx.passes.fold_constants import NEVER_FOLDED, SCALES
 from fskd_onnx.passes.unfitted import LINEAR_OPS
-from fskd_onnx.passes.weights import without_weights
+from fskd_onnx.passes.weights import Separated, separate, without_weights
 
 ROOT = Path(Path.cwd().anchor)
 """Folder that locations of tensors outside count from, in memory."""
@@ -108,8 +109,8 @@ def too_large(model: onnx.ModelProto) -> bool:
 
     Protobuf cannot tell the size of such a model, so its weights are counted.
     """
-    inside = (tensor for tensor in model.graph.initializer if not uses_external_data(tensor))
-    return sum(map(size, inside)) > _LARGEST_MODEL
+    inside: int = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    return inside > _LARGEST_MODEL
 
 
 def large_names(model: onnx.ModelProto) -> set[str]:
@@ -129,6 +130,25 @@ def stand_in(model: onnx.ModelProto) -> onnx.ModelProto:
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
     return light
+
+
+def apart(
+    model: onnx.ModelProto,
+) -> tuple[Separated, tempfile.TemporaryDirectory[str] | None]:
+    """Separate a model from its weights, for a session that reads external data from ``ROOT``.
+
+    Of a model that is too large, these go to a file first: from memory, protobuf would give them
+    out as a copy and the runtime would make another; of a file it maps what it needs.
+
+    Returns:
+        The model, and a folder that has to exist as long as the session, if it was needed.
+    """
+    if not too_large(model):
+        return separate(model), None
+    folder = tempfile.TemporaryDirectory(prefix="fskd-onnx-")
+    path, data = Path(folder.name) / "model", Path(folder.name).resolve() / "weights"
+    save(model, path, data, data.relative_to(ROOT).as_posix(), large_names(model))
+    return separate(onnx.load(path, format="protobuf", load_external_data=False)), folder
 
 
 def size(tensor: onnx.TensorProto) -> int:

@@ -8,6 +8,7 @@ import functools
 import io
 import logging
 import re
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from onnxruntime import OrtValue
 
 from fskd_onnx import external
 from fskd_onnx.errors import ProviderError
-from fskd_onnx.passes.weights import Separated, separate
+from fskd_onnx.passes.weights import Separated
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Runtime:
     device: str
 
     def session(self, model: onnx.ModelProto | Separated) -> onnxruntime.InferenceSession:
-        """Make a session of a model; nothing of the model has to outlive the call.
+        """Make a session of a model; what it lies in, in memory, need not outlive the call.
 
         Args:
             model: whole, of any size, or without its large weights.
@@ -52,23 +53,33 @@ class Runtime:
         Raises:
             Exception: whatever the runtime raises; callers know which file it is about.
         """
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERROR
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # A fit makes a session per segment. With an arena each, every one of them would ask the
-        # system for all of its memory anew, and that costs as much as running it.
-        _share_arena()
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        options.add_session_config_entry(_EXTERNAL_DATA, str(external.ROOT))
-        apart = separate(model) if isinstance(model, onnx.ModelProto) else model
+        apart, folder = (
+            external.apart(model) if isinstance(model, onnx.ModelProto) else (model, None)
+        )
         weights = _on_loan(apart)
+        options = _options()
         options.add_external_initializers(list(weights), list(weights.values()))
         session = onnxruntime.InferenceSession(
             apart.model.SerializeToString(), options, providers=list(self.providers)
         )
-        # It would load the model again, when the weights that it has copied by now may be gone.
+        if folder is not None:
+            weakref.finalize(session, folder.cleanup)
+        # The runtime has copied what it was lent. To fall back to another provider it would load
+        # the model once more, when that may be gone.
         session.disable_fallback()
         return session
+
+
+def _options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERROR
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A fit makes a session per segment. With an arena each, every one of them would ask the
+    # system for all of its memory anew, and that costs as much as running it.
+    _share_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry(_EXTERNAL_DATA, str(external.ROOT))
+    return options
 
 
 def _on_loan(apart: Separated) -> dict[str, OrtValue]:
