@@ -109,8 +109,8 @@ def too_large(model: onnx.ModelProto) -> bool:
 
     Protobuf cannot tell the size of such a model, so its weights are counted.
     """
-    inside: int = sum(tensor.ByteSize() for tensor in model.graph.initializer)
-    return inside > _LARGEST_MODEL
+    inside = (tensor for tensor in model.graph.initializer if not uses_external_data(tensor))
+    return sum(map(size, inside)) > _LARGEST_MODEL
 
 
 def large_names(model: onnx.ModelProto) -> set[str]:
