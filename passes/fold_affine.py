@@ -225,7 +225,7 @@ def _merged_in_front(graph: gs.Graph, node: gs.Node, linear: Linear) -> _Merged 
     if linear.op not in ("Conv", "Gemm"):
         return None
     taps = math.prod(linear.kernel_shape)
-    groups, n, p = linear.matrix.shape
+    groups, n, p = linear.shape
     width = groups * p // taps
     affine = _affine(graph, node, node.inputs[0], width, len(linear.kernel_shape) + 2, 1)
     if affine is None or (affine.shift.any() and not _sees_whole_patches(linear)):

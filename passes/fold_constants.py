@@ -167,11 +167,7 @@ def _cone(tensor: gs.Tensor) -> list[gs.Node]:
         for node in pending.pop().inputs:
             if id(node) in found:
                 continue
-            if (
-                not is_standard(node, str(node.op))
-                or node.op in NEVER_FOLDED
-                or any(True for _ in bodies(node))
-            ):
+            if not is_standard(node, str(node.op)) or node.op in NEVER_FOLDED or bodies(node):
                 return []
             found[id(node)] = node
             pending.extend(node.inputs)

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from fskd_onnx.passes.base import Pass, PostconditionError, PreconditionError
 from fskd_onnx.passes.insert_adapter import ADAPTER_SUFFIX
 from fskd_onnx.passes.linear import CONVOLUTIONS, Linear, find_linear
-from fskd_onnx.passes.nodes import remove
+from fskd_onnx.passes.nodes import node_name, remove
 
 
 class FuseAdapter(Pass):
@@ -23,69 +23,73 @@ class FuseAdapter(Pass):
 
     def requires(self, graph: gs.Graph) -> None:
         """Check that each adapter is the only reader of a linear node whose weights are its own."""
-        for adapter in _adapters(graph):
-            _host(graph, adapter)
+        for adapter, front in _adapters(graph):
+            _host(graph, adapter, front)
 
     def apply(self, graph: gs.Graph) -> list[str]:
         """Merge in place; return one note per adapter."""
         notes = []
-        for adapter in _adapters(graph):
-            host = _host(graph, adapter)
-            matrix = adapter.matrix @ host.matrix
-            bias = (adapter.matrix @ host.bias.reshape(host.groups, -1, 1)).reshape(-1)
-            bias += adapter.bias
-            name, output = adapter.name, adapter.output
-            for node in filter(None, (adapter.node, adapter.bias_node)):
-                remove(graph, node)
-            (host.bias_node or host.node).outputs = [output]
-            host.write(graph, matrix, bias)
-            notes.append(f"adapter '{name}' fused into the node in front of it")
+        # One may be the host of another, so the rest is viewed anew once one is merged.
+        while found := _adapters(graph):
+            adapter, front = found[0]
+            notes.append(f"adapter '{adapter.name}' fused into the node in front of it")
+            _merge(graph, adapter, _host(graph, adapter, front))
         return notes
 
     def ensures(self, graph: gs.Graph) -> None:
         """Check that no adapter is left."""
-        if left := _adapters(graph):
-            msg = f"adapter '{left[0].name}' was left in the graph"
+        if found := _adapters(graph):
+            msg = f"adapter '{found[0][0].name}' was left in the graph"
             raise PostconditionError(msg)
 
 
-def _adapters(graph: gs.Graph) -> list[Linear]:
+def _adapters(graph: gs.Graph) -> list[tuple[Linear, Linear | None]]:
+    """Return the adapters of a graph, each with the linear node in front of it, if that is one."""
+    if not any(node_name(node).endswith(ADAPTER_SUFFIX) for node in graph.nodes):
+        return []
+    views = [view for view in find_linear(graph) if isinstance(view, Linear)]
+    producers = {id(view.output): view for view in views}
     return [
-        linear
-        for linear in find_linear(graph)
-        if isinstance(linear, Linear) and linear.name.endswith(ADAPTER_SUFFIX)
+        (view, producers.get(id(view.input)))
+        for view in views
+        if view.name.endswith(ADAPTER_SUFFIX)
     ]
 
 
-def _host(graph: gs.Graph, adapter: Linear) -> Linear:
-    """Return the linear node that an adapter can be merged into."""
+def _merge(graph: gs.Graph, adapter: Linear, host: Linear) -> None:
+    """Put an adapter into the linear node in front of it."""
+    q = adapter.matrix
+    matrix = q @ host.matrix
+    bias = (q @ host.bias.reshape(host.groups, -1, 1)).reshape(-1) + adapter.bias
+    output = adapter.output
+    remove(graph, *filter(None, (adapter.node, adapter.bias_node)))
+    (host.bias_node or host.node).outputs = [output]
+    host.write(graph, matrix, bias)
+
+
+def _host(graph: gs.Graph, adapter: Linear, front: Linear | None) -> Linear:
+    """Return the linear node in front of an adapter, if the adapter can be merged into it."""
     raw = adapter.input
-    producers = [
-        linear
-        for linear in find_linear(graph)
-        if isinstance(linear, Linear) and linear.output is raw
-    ]
-    if not producers:
+    if front is None:
         msg = f"adapter '{adapter.name}' has no linear node in front of it"
         raise PreconditionError(msg)
-    host = producers[0]
     if len(raw.outputs) != 1 or any(output is raw for output in graph.outputs):
-        msg = f"the output of '{host.name}' is read by more than its adapter"
+        msg = f"the output of '{front.name}' is read by more than its adapter"
         raise PreconditionError(msg)
-    if host.shared_with is not None:
-        msg = f"the weights of '{host.name}' are also those of '{host.shared_with}'"
+    if front.shared_with is not None:
+        msg = f"the weights of '{front.name}' are also those of '{front.shared_with}'"
         raise PreconditionError(msg)
-    if not _is_pointwise(adapter) or (adapter.op == "Conv") != (host.op in CONVOLUTIONS):
-        msg = f"adapter '{adapter.name}' is not a 1x1 layer for '{host.name}'"
+    if not _is_pointwise(adapter) or (adapter.op == "Conv") != (front.op in CONVOLUTIONS):
+        msg = f"adapter '{adapter.name}' is not a 1x1 layer for '{front.name}'"
         raise PreconditionError(msg)
-    n = host.width // host.groups
-    if adapter.matrix.shape != (host.groups, n, n):
+    n = front.width // front.groups
+    if adapter.shape != (front.groups, n, n):
         msg = (
-            f"adapter '{adapter.name}' has the shape {adapter.matrix.shape}; "
-            f"'{host.name}' needs {(host.groups, n, n)}"
+            f"adapter '{adapter.name}' has the shape {adapter.shape}; "
+            f"'{front.name}' needs {(front.groups, n, n)}"
         )
         raise PreconditionError(msg)
-    return host
+    return front
 
 
 def _is_pointwise(adapter: Linear) -> bool:

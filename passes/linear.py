@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -129,17 +130,31 @@ class Linear:
         return repeated * int(self.weight.shape[axis])
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the matrix, (groups, n, p)."""
+        return self.groups, self.width // self.groups, math.prod(self.weight.shape) // self.width
+
+    @property
     def matrix(self) -> NDArray[np.float64]:
         """The weights as (groups, n, p), scaled by Gemm's ``alpha``."""
-        values = stored.read(self.weight)
-        groups, n = self.groups, self.width // self.groups
+        return np.asarray(self.native, np.float64)
+
+    @property
+    def native(self) -> NDArray[np.floating]:
+        """The matrix in the type that stores it, to be read and not written.
+
+        Scaled, it comes in float64.
+        """
+        values = stored.native(self.weight)
+        groups, n, p = self.shape
         if self.op == "Conv":
-            return values.reshape(groups, n, -1)
+            return values.reshape(groups, n, p)
         if self.op == "ConvTranspose":
             taps = values.reshape(groups, -1, n, math.prod(self.kernel_shape))
-            return np.moveaxis(taps, 1, 2).reshape(groups, n, -1)
+            return np.moveaxis(taps, 1, 2).reshape(groups, n, p)
         alpha = float(self.node.attrs.get("alpha", 1.0))
-        return alpha * (values if self._transposed else values.T)[np.newaxis]
+        only = (values if self._transposed else values.T)[np.newaxis]
+        return only if alpha == 1 else alpha * only.astype(np.float64)
 
     @property
     def bias(self) -> NDArray[np.float64]:
@@ -162,7 +177,7 @@ class Linear:
             matrix: (groups, n, p), as ``self.matrix``.
             bias: (groups * n,), as ``self.bias``.
         """
-        if not np.array_equal(matrix, self.matrix):
+        if not np.array_equal(matrix, self.native):
             values = self._store(matrix).reshape(self.weight.shape)
             self._replace(graph, self.node, 1, values, "weight")
             self._reset("alpha")
@@ -253,8 +268,8 @@ def find_linear(graph: gs.Graph) -> list[Linear | Refusal]:
 
     A product of two activations (attention) has none and is not listed.
     """
-    inner, fed = inner_nodes(graph), varying(graph)
-    reasons = [(node, _reason(graph, node, fed)) for node in graph.nodes]
+    around = _Surroundings(graph)
+    reasons = [(node, _reason(node, around)) for node in graph.nodes]
     listed = [(node, reason) for node, reason in reasons if reason is not None]
     names = Counter(node.name for node, _ in listed)
     views: list[Linear | Refusal] = []
@@ -263,17 +278,40 @@ def find_linear(graph: gs.Graph) -> list[Linear | Refusal]:
         if reason:
             views.append(Refusal(node, reason, own_name))
         else:
-            views.append(Linear(node, _bias_add(graph, node, inner), own_name))
+            add = _bias_add(graph, node, around.inner) if node.op == "MatMul" else None
+            views.append(Linear(node, add, own_name))
     return views
 
 
-def _reason(graph: gs.Graph, node: gs.Node, fed: set[int]) -> str | None:
+@dataclass(frozen=True)
+class _Surroundings:
+    """What has to be known of a graph to view one of its nodes; walks are made when first asked."""
+
+    graph: gs.Graph
+
+    @cached_property
+    def outputs(self) -> set[int]:
+        """Outputs of the graph, by identity."""
+        return {id(tensor) for tensor in self.graph.outputs}
+
+    @cached_property
+    def inner(self) -> set[int]:
+        """See ``nodes.inner_nodes``."""
+        return inner_nodes(self.graph)
+
+    @cached_property
+    def fed(self) -> set[int]:
+        """See ``nodes.varying``."""
+        return varying(self.graph)
+
+
+def _reason(node: gs.Node, around: _Surroundings) -> str | None:
     """Return why a node is left alone: "" where it is not, None where it has no weights."""
     if not is_linear_op(node):
-        return why_left_alone(node, graph.functions) or None
-    if node.op == "MatMul" and all(id(tensor) in fed for tensor in node.inputs):
+        return why_left_alone(node, around.graph.functions) or None
+    if node.op == "MatMul" and all(id(tensor) in around.fed for tensor in node.inputs):
         return None
-    return why_not_linear(node, {id(tensor) for tensor in graph.outputs})
+    return why_not_linear(node, around.outputs)
 
 
 def _own_constant(graph: gs.Graph, read: gs.Tensor) -> gs.Constant | None:

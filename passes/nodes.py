@@ -107,7 +107,7 @@ def varying(graph: gs.Graph) -> set[int]:
     found = {id(tensor) for tensor in graph.inputs}
     for node in graph.nodes:
         depends = any(id(t) in found or _comes_from_nowhere(t) for t in node.inputs)
-        if depends or any(True for _ in bodies(node)):
+        if depends or bodies(node):
             found.update(id(tensor) for tensor in node.outputs)
             found.update(id(t) for t in node.inputs if _comes_from_nowhere(t))
     return found
@@ -117,9 +117,9 @@ def _comes_from_nowhere(tensor: gs.Tensor) -> bool:
     return not (isinstance(tensor, gs.Constant) or tensor.inputs or tensor.is_empty())
 
 
-def bodies(node: gs.Node) -> Iterator[gs.Graph]:
-    """Yield the subgraphs of a control flow node (If, Loop, Scan)."""
-    yield from (value for value in node.attrs.values() if isinstance(value, gs.Graph))
+def bodies(node: gs.Node) -> list[gs.Graph]:
+    """Return the subgraphs of a control flow node (If, Loop, Scan)."""
+    return [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
 
 
 def unused_name(graph: gs.Graph, name: str) -> str:

@@ -51,10 +51,10 @@ class ReplaceWeights(Pass):
             if linear.shared_with is not None:
                 msg = f"the weights of '{name}' are also those of '{linear.shared_with}'"
                 raise PreconditionError(msg)
-            if weights.matrix.shape != linear.matrix.shape or weights.bias.shape != (linear.width,):
+            if weights.matrix.shape != linear.shape or weights.bias.shape != (linear.width,):
                 msg = (
                     f"the new weights of '{name}' are {weights.matrix.shape} and its bias "
-                    f"{weights.bias.shape}; it has {linear.matrix.shape} and {(linear.width,)}"
+                    f"{weights.bias.shape}; it has {linear.shape} and {(linear.width,)}"
                 )
                 raise PreconditionError(msg)
 
@@ -64,8 +64,8 @@ class ReplaceWeights(Pass):
         for linear in find_linear(graph):
             if isinstance(linear, Linear) and linear.name in self.weights:
                 weights = self.weights[linear.name]
-                before = linear.matrix, linear.bias
+                before = linear.native, linear.bias
                 linear.write(graph, weights.matrix, weights.bias)
-                if not all(map(np.array_equal, before, (linear.matrix, linear.bias))):
+                if not all(map(np.array_equal, before, (linear.native, linear.bias))):
                     notes.append(f"weights of '{linear.name}' replaced")
         return notes

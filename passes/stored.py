@@ -6,6 +6,8 @@ even, as ONNX's Cast does.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -30,10 +32,19 @@ def element_type(constant: gs.Constant) -> int:
 
 def read(constant: gs.Constant) -> NDArray[np.float64]:
     """Return the values of a constant of floats; what it stores stays as it is."""
+    return np.asarray(native(constant), dtype=np.float64)
+
+
+def native(constant: gs.Constant) -> NDArray[np.floating]:
+    """Return the values of a constant of floats in its own type, to be read and not written.
+
+    A bfloat16 comes as the float32 that it is.
+    """
     if _is_bfloat16(constant):
-        values: NDArray[np.float64] = numpy_helper.to_array(_proto(constant)).astype(np.float64)
+        values: NDArray[np.floating] = numpy_helper.to_array(_proto(constant)).astype(np.float32)
         return values
-    return np.asarray(constant.values, dtype=np.float64)
+    own: NDArray[np.floating] = constant.values
+    return own
 
 
 def write(constant: gs.Constant, values: NDArray[np.float64]) -> None:
@@ -91,6 +102,7 @@ def computed_type(tensor: gs.Tensor) -> int:
     return _onnx_type(tensor.dtype if cast is None else cast.attrs["to"])
 
 
+@cache
 def _onnx_type(dtype: object) -> int:
     """Return an element type; graphsurgeon knows some by number and some by NumPy's type."""
     if isinstance(dtype, int):

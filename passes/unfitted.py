@@ -75,7 +75,7 @@ def why_not_linear(node: gs.Node, graph_outputs: Collection[int]) -> str:
         return f"its weight '{weight.name}' is empty"
     if data.shape is not None and len(data.shape) == 1:
         return f"its input '{data.name}' is a vector, so it has no sample axis"
-    if {id(weight), id(constant)} & set(graph_outputs):
+    if id(weight) in graph_outputs or id(constant) in graph_outputs:
         return f"its weight '{weight.name}' is also an output of the graph"
     if node.attrs.get("transA", 0):
         return "its input is transposed (transA), so it has no sample axis"
@@ -100,8 +100,7 @@ def why_left_alone(node: gs.Node, functions: Sequence[gs.Function]) -> str:
     """
     if is_standard(node, *_QUANTIZED):
         return "it is quantized"
-    inside = (inner for body in bodies(node) for inner in all_nodes(body.nodes))
-    if any(map(_is_weighted, inside)):
+    if any(_is_weighted(inner) for body in bodies(node) for inner in all_nodes(body.nodes)):
         return "linear nodes in its bodies run in a scope of their own"
     called = [f for f in functions if (f.domain, f.name) == (node.domain, node.op)]
     if any(_is_weighted(inner) for function in called for inner in all_nodes(function.nodes)):
