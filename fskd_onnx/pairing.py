@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from fskd_onnx.alignment import Alignment
 from fskd_onnx.passes.linear import CONVOLUTIONS, Linear, find_linear
 from fskd_onnx.skeleton import Bone, Skeleton, find_skeleton
-from fskd_onnx.slices import Imprint, overlap
+from fskd_onnx.slices import Imprint, Register, Sieve, overlap
 
 Floats = NDArray[np.float64]
 
@@ -232,15 +233,15 @@ class _Pairing:
 
 def _overlaps(student: Skeleton, teacher: Skeleton) -> Floats:
     """Return how much of a node's weights is found in another's; -inf where they cannot pair."""
-    imprints: dict[int, Imprint] = {}
+    imprints = [Imprint.of(bone.linear) for bone in student.bones]
+    sieve = Sieve(imprints)
 
-    def imprint(bone: Bone) -> Imprint:
-        if id(bone) not in imprints:
-            imprints[id(bone)] = Imprint.of(bone.linear)
-        return imprints[id(bone)]
+    @cache
+    def register(number: int) -> Register:
+        return Register(Imprint.of(teacher.bones[number].linear), sieve)
 
-    def score(one: Bone, other: Bone) -> float:
-        sure = overlap(imprint(one), imprint(other))
+    def score(one: int, other: int) -> float:
+        sure = overlap(imprints[one], register(other))
         return max(0.0, sure - _CHANCE) / (1 - _CHANCE)
 
     names = [_names(bone.linear) for bone in teacher.bones]
@@ -251,13 +252,13 @@ def _overlaps(student: Skeleton, teacher: Skeleton) -> Floats:
         own = _names(one.linear)
         namesakes = [j for j in places if own & names[j]]
         if len(namesakes) == 1:
-            there = score(one, teacher.bones[namesakes[0]])
+            there = score(i, namesakes[0])
             if there >= _CONCLUSIVE:
                 found[i, places] = 0.0
                 found[i, namesakes] = there
                 continue
         for j in places:
-            found[i, j] = score(one, teacher.bones[j])
+            found[i, j] = score(i, j)
     return found
 
 

@@ -9,11 +9,14 @@ Two ways to see it, on a few rows of the student's weights:
   key that a factor leaves as it is (of a 1x1 kernel, by its value). A key may be found anywhere by
   chance, but the kernels of one row are all found in one row of the teacher only if they come from
   there: what counts is the fraction that the best row has, above what chance gives the best of all.
+  What all of the student's nodes ask for is known ahead, so a sieve lets few of the teacher's keys
+  through, and only those are sorted.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,6 +38,9 @@ _ULPS = 8
 _MOST_HITS = 64
 # What chance explains up to here says too little.
 _CHANCE = 0.6
+# Keys that share all but the last bits fall into one hole, and few of the holes are to be open.
+_BITS_OF_A_HOLE = 6
+_HOLES_PER_KEY = 32
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,8 @@ class Imprint:
     def of(linear: Linear) -> Imprint:
         """Read the weights of a node."""
         shape = linear.kernel_shape
-        rows = linear.matrix.reshape(linear.width, -1, math.prod(shape))
-        return Imprint(shape, rows.astype(np.float32))
+        rows = linear.native.reshape(linear.width, -1, math.prod(shape))
+        return Imprint(shape, rows.astype(np.float32, copy=False))
 
     @cached_property
     def sample(self) -> Imprint:
@@ -78,45 +84,96 @@ class Imprint:
         return self.directions[chosen]
 
     @cached_property
-    def keys(self) -> Integers:
-        """A key of each kernel, (channels, inputs), in the order of the numbers they stand for.
+    def numbers(self) -> Floats:
+        """What tells kernels apart, (channels, inputs): the largest weight at unit length.
 
-        Neighbouring numbers have neighbouring keys. A kernel of zeros has the key 0.
+        Of a kernel of a single weight, the weight itself.
         """
         if self.rows.shape[2] == 1:
-            values = self.rows[..., 0]
-        else:
-            largest = np.abs(self.rows).argmax(axis=2)[..., np.newaxis]
-            peaks = np.take_along_axis(self.rows, largest, axis=2)[..., 0]
-            values = _divided(peaks, np.sqrt(np.einsum("ijk,ijk->ij", self.rows, self.rows)))
-        bits = np.ascontiguousarray(values + np.float32(0)).view(np.int32).astype(np.int64)
-        # Of negative floats, the larger bits are the smaller number.
-        return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+            return np.ascontiguousarray(self.rows[..., 0])
+        lengths = np.sqrt(np.einsum("ijk,ijk->ij", self.rows, self.rows))
+        return _divided(_peaks(self.rows), lengths)
+
+    @cached_property
+    def keys(self) -> Integers:
+        """A key of each kernel, (channels, inputs), see ``_keys``."""
+        return _keys(self.numbers)
+
+
+class Sieve:
+    """Lets through what may be near any of the keys that nodes of a student ask for."""
+
+    def __init__(self, students: Iterable[Imprint]) -> None:
+        """Open the holes that the keys of their samples fall into."""
+        asked = (student.sample.keys.reshape(-1) for student in students)
+        keys = np.concatenate([np.empty(0, np.int64), *asked])
+        # A hole is wider than what counts as near, so the ends of that say it all.
+        near = keys[:, np.newaxis] + np.array([-_ULPS, _ULPS])
+        bits = np.where(near < 0, -near - 2**31, near).astype(np.int32)
+        self._mask = 2 ** math.ceil(math.log2(_HOLES_PER_KEY * max(len(keys), 1))) - 1
+        self._open = np.zeros(self._mask + 1, bool)
+        self._open[self._holes(bits)] = True
+
+    def __call__(self, numbers: Floats) -> NDArray[np.intp]:
+        """Return the positions of the numbers, of one axis, that come through."""
+        return np.flatnonzero(self._open.take(self._holes(numbers.view(np.int32))))
+
+    def _holes(self, bits: NDArray[np.int32]) -> NDArray[np.int32]:
+        holes = bits >> _BITS_OF_A_HOLE
+        holes &= self._mask
+        return holes
+
+
+@dataclass(frozen=True)
+class Register:
+    """The weights of a teacher's node, in order for what students ask for.
+
+    Attributes:
+        imprint: the weights.
+        sieve: lets through the keys that are asked for.
+    """
+
+    imprint: Imprint
+    sieve: Sieve
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows up to the last that is not dead, but at least one."""
+        numbers = self.imprint.numbers
+        alive = (row for row in reversed(range(len(numbers))) if numbers[row].any())
+        return next(alive, 0) + 1
 
     @cached_property
     def index(self) -> Integers:
         """Keys and the rows they are found in, as one sorted number each; zeros are left out."""
-        keys = self.keys
-        places = np.broadcast_to(np.arange(len(keys))[:, np.newaxis], keys.shape)
-        return np.sort(((keys << 32) | places)[keys != 0])
+        numbers = self.imprint.numbers.reshape(-1)
+        places = self.sieve(numbers)
+        keys = _keys(numbers[places])
+        rows = places // self.imprint.rows.shape[1]
+        return np.sort(((keys << 32) | rows)[keys != 0])
 
 
-def overlap(student: Imprint, teacher: Imprint) -> float:
+def overlap(student: Imprint, teacher: Register) -> float:
     """Return how much of a student's weights is found in a teacher's, between 0 and 1.
 
     Nodes that cannot be compared have nothing in common.
+
+    Args:
+        student: one of those that the teacher's sieve was made for.
+        teacher: the teacher's weights.
     """
-    (n, inputs, taps), (n_all, inputs_all, _) = student.rows.shape, teacher.rows.shape
-    if student.kernel_shape != teacher.kernel_shape or n > n_all or inputs > inputs_all:
+    whole = teacher.imprint
+    (n, inputs, taps), (n_all, inputs_all, _) = student.rows.shape, whole.rows.shape
+    if student.kernel_shape != whole.kernel_shape or n > n_all or inputs > inputs_all:
         return 0.0
     chance = math.sqrt(2 * math.log(max(n_all, 2)) / (inputs_all * taps))
     if inputs == inputs_all and chance < _CHANCE:
-        cosines = student.few_directions @ teacher.directions.T
+        cosines = student.few_directions @ whole.directions.T
         return max(0.0, float((cosines.max(axis=1).mean() - chance) / (1 - chance)))
-    return _found_in_one_row(student.sample.keys, teacher.index)
+    return _found_in_one_row(student.sample.keys, teacher.index, teacher.rows)
 
 
-def _found_in_one_row(keys: Integers, index: Integers) -> float:
+def _found_in_one_row(keys: Integers, index: Integers, rows: int) -> float:
     """Return the fraction of each row's keys that one row of the teacher has; the mean of all."""
     low = np.searchsorted(index, (keys - _ULPS) << 32)
     counts = np.searchsorted(index, (keys + _ULPS + 1) << 32) - low
@@ -127,18 +184,35 @@ def _found_in_one_row(keys: Integers, index: Integers) -> float:
     found = index[low[row, column] + offset] & 0xFFFFFFFF
     votes = np.zeros((len(keys), int(found.max(initial=0)) + 1))
     # A key that one row has twice counts once.
-    np.add.at(votes, tuple(np.unique(np.stack([row, column, found]), axis=1)[[0, 2]]), 1)
+    once = np.unique(((row * keys.shape[1] + column) << 32) | found)
+    np.add.at(votes, ((once >> 32) // keys.shape[1], once & 0xFFFFFFFF), 1)
     asked = np.maximum(telling.sum(axis=1), 1)
     best = votes.max(axis=1) / asked
     # One hit is where a key comes from; the others say how often a row has it by chance. The best
     # of so many rows then has as many above the mean as the largest of so many normal numbers.
-    rows = int((index & 0xFFFFFFFF).max(initial=0)) + 1
     often = np.clip((counts - 1) / rows, 0.0, 1.0).sum(axis=1) / asked
     chance = often + np.sqrt(2 * math.log(max(rows, 2)) * often * (1 - often) / asked)
     sure = np.where(chance < _CHANCE, np.maximum(best - chance, 0.0), 0.0)
     found_in = sure / np.maximum(1 - chance, 1 - _CHANCE)
     told = telling.any(axis=1)
     return float(found_in[told].mean()) if told.any() else 0.0
+
+
+def _peaks(rows: Floats) -> Floats:
+    """Return the weight of the largest magnitude in each kernel, the first if there are several."""
+    taps = np.ascontiguousarray(rows.reshape(-1, rows.shape[2]).T)
+    highest, lowest = taps.max(axis=0), taps.min(axis=0)
+    peaks = np.where(highest >= -lowest, highest, lowest)
+    tied = np.flatnonzero(highest == -lowest)
+    peaks[tied] = taps[np.abs(taps[:, tied]).argmax(axis=0), tied]
+    return peaks.reshape(rows.shape[:2])
+
+
+def _keys(numbers: Floats) -> Integers:
+    """Return keys in the order of some numbers; neighbouring numbers have neighbouring keys."""
+    bits = np.ascontiguousarray(numbers + np.float32(0)).view(np.int32).astype(np.int64)
+    # Of negative floats, the larger bits are the smaller number.
+    return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
 
 def _divided(values: Floats, lengths: Floats) -> Floats:

@@ -43,6 +43,9 @@ def native(constant: gs.Constant) -> NDArray[np.floating]:
     if _is_bfloat16(constant):
         values: NDArray[np.floating] = numpy_helper.to_array(_proto(constant)).astype(np.float32)
         return values
+    if isinstance(constant._values, LazyValues):
+        # What graphsurgeon would load is a copy of this.
+        constant.values = numpy_helper.to_array(constant._values.tensor)
     own: NDArray[np.floating] = constant.values
     return own
 
