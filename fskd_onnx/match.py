@@ -4,42 +4,40 @@ Which block stands for which is found first (``fskd_onnx.pairing``). Channels ar
 through the student in the order of its nodes: which of the teacher's channels a tensor carries is
 known for the inputs (all of them), stays the same through whatever works channel by channel, and is
 found anew at each linear node by comparing its rows with the teacher's rows, cut down to the
-channels that the node's input carries. A layer that was pruned on both sides is thus an exact slice
-again. Where its own weights do not say it, another block of the same residual stream may, and else
-activations have to (``channels_from_moments``).
+channels that the node's input carries (``fskd_onnx.rows``). A layer that was pruned on both sides
+is thus an exact slice again. Where its own weights do not say it, another block of the same
+residual stream may, and else activations have to (``channels_from_moments``).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
-from fskd_onnx.algebra import Array
 from fskd_onnx.moments import Moments
 from fskd_onnx.pairing import Partner, Similarity, pair_blocks
 from fskd_onnx.passes.linear import Linear, Refusal, find_linear
+from fskd_onnx.rows import Channels, Kept, assign, channels_from_weights
 from fskd_onnx.spaces import Spaces, find_spaces
 
-Channels = NDArray[np.intp]
+__all__ = [
+    "BlockPair",
+    "Channels",
+    "Matching",
+    "channels_from_moments",
+    "match_channels",
+    "match_models",
+    "uncertain",
+]
 
-# A pruned row is its teacher's row up to rounding, and up to a factor (BatchNormalization folded).
-_WEIGHTS_AGREE = 0.98
 # Below this a student's channel has no counterpart among the teacher's activations.
 _ACTIVATIONS_AGREE = 0.2
 
 _MERGES = {"Add", "Sub", "Mul", "Div", "Sum", "Max", "Min", "Mean"}
 _PERMUTES_CHANNELS = {"Transpose", "Gather", "Slice", "Split", "DepthToSpace", "SpaceToDepth"}
-
-# Rows that are equally similar (copies, dead filters) are told apart by their biases, then by
-# their order, which pruning tools keep. Neither may outweigh a difference between the weights.
-_BIAS_COUNTS = 1e-6
-_ORDER_COUNTS = 1e-9
 
 
 @dataclass(frozen=True)
@@ -84,14 +82,6 @@ class Matching:
         return tuple(pair for pair in self.pairs if not pair.reason)
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """The teacher channels that a student tensor carries, out of how many."""
-
-    channels: Channels
-    total: int
-
-
 def match_models(
     teacher: gs.Graph,
     student: gs.Graph,
@@ -129,7 +119,7 @@ def match_channels(
     if any(pair.channels is None and not pair.reason for pair in pairs):
         # Blocks of one stream carry the same channels, whichever of them tells which.
         told = {
-            space: _Kept(np.array(pair.channels), pair.teacher_width)
+            space: Kept(np.array(pair.channels), pair.teacher_width)
             for pair in reversed(pairs)
             if pair.channels is not None and pair.teacher_width is not None
             for space in blocks.space(pair.student)
@@ -147,7 +137,7 @@ def channels_from_moments(moments: Moments) -> tuple[Channels, float]:
     Returns:
         (n,) channels, each taken once, and the correlation of the least certain one.
     """
-    return _assign(moments.correlation()[0])
+    return assign(moments.correlation()[0])
 
 
 def uncertain(confidence: float) -> bool:
@@ -181,14 +171,14 @@ class _Blocks:
         layout = self._spaces.layout(self._outputs[name]) if name in self._outputs else None
         return layout if layout is not None and len(layout) == 1 else ()
 
-    def follow(self, told: Mapping[int, _Kept]) -> list[BlockPair]:
+    def follow(self, told: Mapping[int, Kept]) -> list[BlockPair]:
         """Follow the channels from node to node.
 
         Args:
             told: channels of some spaces, for blocks whose own weights do not tell.
         """
         views = {id(_last_node(view)): view for view in self._views}
-        kept: dict[int, _Kept] = {}
+        kept: dict[int, Kept] = {}
         pairs = []
         for node in self._nodes:
             view = views.get(id(node))
@@ -199,13 +189,13 @@ class _Blocks:
                 pairs.append(pair)
                 carried = None
                 if pair.channels is not None and pair.teacher_width is not None:
-                    carried = _Kept(np.array(pair.channels), pair.teacher_width)
+                    carried = Kept(np.array(pair.channels), pair.teacher_width)
             if carried is not None:
                 kept |= {id(tensor): carried for tensor in node.outputs}
         return pairs
 
     def _match(
-        self, view: Linear | Refusal, kept: Mapping[int, _Kept], told: Mapping[int, _Kept]
+        self, view: Linear | Refusal, kept: Mapping[int, Kept], told: Mapping[int, Kept]
     ) -> BlockPair:
         if isinstance(view, Refusal):
             return _alone(view.name, str(view.node.op), view.reason)
@@ -237,8 +227,8 @@ class _Blocks:
         view: Linear,
         teacher: Linear,
         partner: Partner,
-        kept: Mapping[int, _Kept],
-        told: Mapping[int, _Kept],
+        kept: Mapping[int, Kept],
+        told: Mapping[int, Kept],
     ) -> tuple[Channels | None, str, float]:
         """Return the channels of a block, what tells them, and how certain they are."""
         if partner.channels is not None:
@@ -246,7 +236,7 @@ class _Blocks:
         if view.name in self._known:
             channels, confidence = self._known[view.name]
             return channels, "activations", confidence
-        found = _channels_from_weights(view, teacher, kept.get(id(view.input)))
+        found = channels_from_weights(view, teacher, kept.get(id(view.input)))
         spaces = self.space(view.name)
         same = np.arange(view.width) if view.width == teacher.width else None
         if same is not None and self._given_out & set(spaces):
@@ -272,102 +262,7 @@ def _alone(name: str, op: str, reason: str) -> BlockPair:
     return BlockPair(name, op, None, None, None, "", 0.0, reason)
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """Where a student's block comes from, as far as its input tells.
-
-    Attributes:
-        groups: (student's groups,) the teacher's group that each of the student's is a part of.
-        inputs: (student's groups, inputs of one) their positions among the teacher's group's.
-    """
-
-    groups: Channels
-    inputs: Channels
-
-
-def _channels_from_weights(
-    student: Linear, teacher: Linear, kept: _Kept | None
-) -> tuple[Channels, float] | None:
-    """Match rows of weights, the teacher's cut down to the inputs that the student kept."""
-    taps = math.prod(student.kernel_shape)
-    rows, columns = student.matrix, teacher.matrix
-    want = columns.shape[2] // taps
-    if student.kernel_shape != teacher.kernel_shape or rows.shape[1] > columns.shape[1]:
-        return None
-    origin = _origin(student.groups, rows.shape[2] // taps, teacher.groups, want, kept)
-    if origin is None:
-        return None
-    columns = columns.reshape(*columns.shape[:2], want, taps)[origin.groups]
-    columns = np.take_along_axis(columns, origin.inputs[:, np.newaxis, :, np.newaxis], axis=2)
-    biases = teacher.bias.reshape(teacher.groups, -1)[origin.groups]
-    columns = columns.reshape(*columns.shape[:2], -1)
-    own = student.bias.reshape(student.groups, -1)
-    if np.array_equal(rows, columns) and np.array_equal(own, biases):
-        # Nothing was removed here, as in every layer that only lost inputs: no need to search.
-        parts, confidence = np.tile(np.arange(rows.shape[1]), (student.groups, 1)), 1.0
-    else:
-        found = [
-            _assign(similarity, _distance(*bias))
-            for similarity, *bias in zip(_cosine(rows, columns), own, biases, strict=True)
-        ]
-        parts, confidence = np.array([part for part, _ in found]), min(sure for _, sure in found)
-    if confidence < _WEIGHTS_AGREE:
-        if kept is None or want > 1 or rows.shape[1] != columns.shape[1]:
-            return None
-        # Depthwise: whatever its weights are by now, it carries what its input carries.
-        parts, confidence = np.tile(np.arange(rows.shape[1]), (student.groups, 1)), 1.0
-    return (origin.groups[:, np.newaxis] * columns.shape[1] + parts).reshape(-1), confidence
-
-
-def _origin(
-    groups: int, have: int, teacher_groups: int, want: int, kept: _Kept | None
-) -> _Origin | None:
-    """Tell which teacher inputs a block reads, of which each group has ``have`` of ``want``.
-
-    A flattened tensor has several inputs per channel, in the order of its channels.
-    """
-    if kept is None:
-        kept = _Kept(np.arange(groups * have), groups * have)
-    repeat, rest = divmod(groups * have, len(kept.channels))
-    if rest or repeat * kept.total != teacher_groups * want:
-        return None
-    inputs = kept.channels[:, np.newaxis] * repeat + np.arange(repeat)
-    group, position = np.divmod(inputs.reshape(groups, have), want)
-    if (group != group[:, :1]).any():
-        return None  # a group of the student mixes several of the teacher's
-    return _Origin(group[:, 0], position)
-
-
-def _cosine(rows: Array, others: Array) -> Array:
-    """Return the (groups, n, m) cosines; two rows of zeros agree, a dead filter with a dead one."""
-    lengths = [np.linalg.norm(part, axis=2, keepdims=True) for part in (rows, others)]
-    unit = [
-        np.divide(part, length, out=np.zeros_like(part), where=length > 0)
-        for part, length in zip((rows, others), lengths, strict=True)
-    ]
-    both_dead = (lengths[0] == 0) & np.swapaxes(lengths[1] == 0, 1, 2)
-    cosine: Array = unit[0] @ np.swapaxes(unit[1], 1, 2) + both_dead
-    return cosine
-
-
-def _distance(biases: Array, others: Array) -> Array:
-    """Return the (n, m) differences, each between 0 and 1."""
-    difference: Array = np.abs(biases[:, np.newaxis] - others)
-    largest = float(difference.max(initial=0.0))
-    return difference / largest if largest else difference
-
-
-def _assign(similarity: Array, bias: Array | float = 0.0) -> tuple[Channels, float]:
-    """Give each row a column of its own, the similarities summing to the most."""
-    rows, columns = similarity.shape
-    # Squares, so that keeping the order is strictly better than any exchange.
-    order = (np.arange(rows)[:, np.newaxis] / rows - np.arange(columns) / columns) ** 2
-    score = similarity - _BIAS_COUNTS * bias - _ORDER_COUNTS * order
-    chosen = linear_sum_assignment(score, maximize=True)[1]
-    return chosen, float(similarity[np.arange(rows), chosen].min())
-
-
-def _carry(node: gs.Node, kept: Mapping[int, _Kept]) -> _Kept | None:
+def _carry(node: gs.Node, kept: Mapping[int, Kept]) -> Kept | None:
     """Return the teacher channels that the outputs of a node carry, where its inputs tell."""
     inputs = [kept.get(id(t)) for t in node.inputs if not isinstance(t, gs.Constant)]
     if not inputs or node.op in _PERMUTES_CHANNELS:
@@ -380,11 +275,11 @@ def _carry(node: gs.Node, kept: Mapping[int, _Kept]) -> _Kept | None:
     return inputs[0]
 
 
-def _concatenate(node: gs.Node, inputs: list[_Kept | None]) -> _Kept | None:
+def _concatenate(node: gs.Node, inputs: list[Kept | None]) -> Kept | None:
     if node.attrs.get("axis") != 1 or any(carried is None for carried in inputs):
         return None
     parts, total = [], 0
     for carried in filter(None, inputs):
         parts.append(total + carried.channels)
         total += carried.total
-    return _Kept(np.concatenate(parts), total)
+    return Kept(np.concatenate(parts), total)

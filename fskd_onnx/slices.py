@@ -202,7 +202,7 @@ def _peaks(rows: Floats) -> Floats:
     """Return the weight of the largest magnitude in each kernel, the first if there are several."""
     taps = np.ascontiguousarray(rows.reshape(-1, rows.shape[2]).T)
     highest, lowest = taps.max(axis=0), taps.min(axis=0)
-    peaks = np.where(highest >= -lowest, highest, lowest)
+    peaks: Floats = np.where(highest >= -lowest, highest, lowest)
     tied = np.flatnonzero(highest == -lowest)
     peaks[tied] = taps[np.abs(taps[:, tied]).argmax(axis=0), tied]
     return peaks.reshape(rows.shape[:2])
