@@ -205,4 +205,6 @@ def _same_values(now: onnx.TensorProto, before: onnx.TensorProto) -> bool:
         return True
     if now.data_type != before.data_type or list(now.dims) != list(before.dims):
         return False
+    if now.HasField("raw_data") and before.HasField("raw_data"):
+        return now.raw_data == before.raw_data
     return numpy_helper.to_array(now).tobytes() == numpy_helper.to_array(before).tobytes()

@@ -126,7 +126,7 @@ def _merged_behind(
         return None
     return _checked(
         linear,
-        linear.matrix * affine.scale.reshape(linear.groups, -1, 1),
+        linear.native * affine.scale.reshape(linear.groups, -1, 1),
         affine.scale * linear.bias + affine.shift,
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import SparseValues
@@ -130,9 +131,9 @@ def unused_name(graph: gs.Graph, name: str) -> str:
     return name
 
 
-def is_vector(shape: Iterable[int]) -> bool:
+def is_vector(shape: Sequence[int]) -> bool:
     """Whether a shape has values along its last axis only."""
-    return all(extent == 1 for extent in tuple(shape)[:-1])
+    return math.prod(shape[:-1]) == 1
 
 
 def _tensors(graph: gs.Graph) -> Iterator[gs.Tensor]:

@@ -70,14 +70,13 @@ def make(name: str, values: NDArray[np.generic], kind: int) -> gs.Constant:
 def survives(values: NDArray[np.generic], kind: int) -> bool:
     """Whether floats can be stored as an element type without a loss."""
     with np.errstate(over="ignore"):
-        stored = read(make("", values, kind))
-    return bool(np.array_equal(stored, values.astype(np.float64)))
+        return bool(np.array_equal(native(make("", values, kind)), values))
 
 
 def fits(values: NDArray[np.float64], kind: int) -> bool:
     """Whether floats are finite in an element type."""
     with np.errstate(over="ignore"):
-        return bool(np.isfinite(read(make("", values, kind))).all())
+        return bool(np.isfinite(native(make("", values, kind))).all())
 
 
 def parameter(tensor: gs.Tensor) -> gs.Constant | None:

@@ -133,4 +133,6 @@ def _is_weighted(node: gs.Node) -> bool:
 
 
 def _is_matrix(tensor: gs.Tensor) -> bool:
-    return isinstance(tensor, gs.Constant) and sum(extent > 1 for extent in tensor.shape) > 1
+    if not isinstance(tensor, gs.Constant) or len(tensor.shape) < 2:
+        return False
+    return sum(extent > 1 for extent in tensor.shape) > 1
