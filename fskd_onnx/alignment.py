@@ -89,7 +89,7 @@ class Alignment:
         """
         before = set(self.pairs)
         evidence = 0.0 if bonus is None else bonus
-        while found := self._certain(self.values(evidence)):
+        while not self._is_complete and (found := self._certain(self.values(evidence))):
             for pair in found:
                 if self.is_open(pair.student, pair.teacher):
                     self.fix(pair.student, pair.teacher, pair.certainty)
@@ -106,6 +106,11 @@ class Alignment:
         behind = _heaviest(evidence[::-1, ::-1], *(_reversed(o) for o in self._orders))[::-1, ::-1]
         possible = np.isfinite(evidence)
         return np.where(possible, ahead + behind - np.where(possible, evidence, 0.0), -np.inf)
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether all of the student's nodes have a partner."""
+        return len(self.pairs) == len(self._evidence)
 
     @property
     def _orders(self) -> tuple[Order, Order]:
@@ -125,6 +130,8 @@ class Alignment:
 
     def rivals(self) -> Mapping[int, list[int]]:
         """Return the teacher's nodes that are as good as each other, for each open student's."""
+        if self._is_complete:
+            return {}
         values = np.where(self._evidence > 0, self.values(), -np.inf)
         best = values.max(axis=1, initial=-np.inf)
         return {

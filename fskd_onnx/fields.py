@@ -55,6 +55,8 @@ def widest(fields: Iterable[Field]) -> Field:
     found = list(fields)
     if not found:
         return Field()
+    if all(field == found[0] for field in found[1:]):
+        return found[0]
     parts = ((field.size for field in found), (field.step for field in found))
     return Field(*(tuple(map(max, itertools.zip_longest(*part, fillvalue=1.0))) for part in parts))
 

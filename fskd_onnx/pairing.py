@@ -26,8 +26,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.alignment import Alignment
-from fskd_onnx.passes.linear import CONVOLUTIONS, Linear, find_linear
-from fskd_onnx.skeleton import Bone, Skeleton, find_skeleton
+from fskd_onnx.passes.linear import Linear, find_linear
+from fskd_onnx.skeleton import Bone, Site, Skeleton, find_skeleton
 from fskd_onnx.slices import Imprint, Register, Sieve, overlap
 
 Floats = NDArray[np.float64]
@@ -240,6 +240,10 @@ def _overlaps(student: Skeleton, teacher: Skeleton) -> Floats:
     def register(number: int) -> Register:
         return Register(Imprint.of(teacher.bones[number].linear), sieve)
 
+    @cache
+    def places_at(site: Site) -> list[int]:
+        return [j for j, bone in enumerate(teacher.bones) if site.agrees(bone.site)]
+
     def score(one: int, other: int) -> float:
         sure = overlap(imprints[one], register(other))
         return max(0.0, sure - _CHANCE) / (1 - _CHANCE)
@@ -247,7 +251,7 @@ def _overlaps(student: Skeleton, teacher: Skeleton) -> Floats:
     names = [_names(bone.linear) for bone in teacher.bones]
     found = np.full((len(student.bones), len(teacher.bones)), -np.inf)
     for i, one in enumerate(student.bones):
-        places = [j for j, other in enumerate(teacher.bones) if _may_pair(one, other)]
+        places = places_at(one.site)
         # Names only say where to look first; what is seen there decides.
         own = _names(one.linear)
         namesakes = [j for j in places if own & names[j]]
@@ -260,18 +264,6 @@ def _overlaps(student: Skeleton, teacher: Skeleton) -> Floats:
         for j in places:
             found[i, j] = score(i, j)
     return found
-
-
-def _may_pair(one: Bone, other: Bone) -> bool:
-    if (one.op in CONVOLUTIONS) != (other.op in CONVOLUTIONS):
-        return False
-    if one.inputs != other.inputs or one.outputs != other.outputs:
-        return False
-    if one.extent is None or other.extent is None:
-        return True
-    return len(one.extent) == len(other.extent) and all(
-        a == b or a is None or b is None for a, b in zip(one.extent, other.extent, strict=True)
-    )
 
 
 def _likeness(one: Bone, other: Bone) -> float:

@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.fields import Field, widest
-from fskd_onnx.passes.linear import Linear, find_linear
+from fskd_onnx.passes.linear import CONVOLUTIONS, Linear, find_linear
 from fskd_onnx.passes.segment import reads
 from fskd_onnx.passes.shapes import infer_shapes
 
@@ -64,6 +64,35 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
+class Site:
+    """Where in a network a linear node stands, as far as partners have to agree on it.
+
+    Attributes:
+        convolves: whether it is a convolution.
+        inputs: positions of the network's inputs that it depends on.
+        outputs: positions of the network's outputs that depend on it.
+        extent: of the block output without samples and channels; None where that is not known.
+    """
+
+    convolves: bool
+    inputs: frozenset[int]
+    outputs: frozenset[int]
+    extent: tuple[int | None, ...] | None
+
+    def agrees(self, other: Site) -> bool:
+        """Whether nodes at both may be partners."""
+        if self.convolves != other.convolves:
+            return False
+        if self.inputs != other.inputs or self.outputs != other.outputs:
+            return False
+        if self.extent is None or other.extent is None:
+            return True
+        return len(self.extent) == len(other.extent) and all(
+            a == b or a is None or b is None for a, b in zip(self.extent, other.extent, strict=True)
+        )
+
+
+@dataclass(frozen=True)
 class Bone:
     """A linear node and its surroundings.
 
@@ -88,6 +117,11 @@ class Bone:
     inputs: frozenset[int]
     outputs: frozenset[int]
     extent: tuple[int | None, ...] | None
+
+    @cached_property
+    def site(self) -> Site:
+        """What has to agree with a partner's."""
+        return Site(self.op in CONVOLUTIONS, self.inputs, self.outputs, self.extent)
 
     @cached_property
     def op(self) -> str:

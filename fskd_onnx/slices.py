@@ -74,14 +74,13 @@ class Imprint:
     @cached_property
     def directions(self) -> Floats:
         """The rows at unit length, (channels, inputs * taps); zeros stay zeros."""
-        flat = self.rows.reshape(len(self.rows), -1)
-        return _divided(flat, np.linalg.norm(flat, axis=1, keepdims=True))
+        return _directions(self.rows)
 
     @cached_property
     def few_directions(self) -> Floats:
         """Those of a few rows."""
         chosen = np.unique(np.linspace(0, len(self.rows) - 1, _ROWS).astype(np.intp))
-        return self.directions[chosen]
+        return _directions(self.rows[chosen])
 
     @cached_property
     def numbers(self) -> Floats:
@@ -196,6 +195,11 @@ def _found_in_one_row(keys: Integers, index: Integers, rows: int) -> float:
     found_in = sure / np.maximum(1 - chance, 1 - _CHANCE)
     told = telling.any(axis=1)
     return float(found_in[told].mean()) if told.any() else 0.0
+
+
+def _directions(rows: Floats) -> Floats:
+    flat = rows.reshape(len(rows), -1)
+    return _divided(flat, np.linalg.norm(flat, axis=1, keepdims=True))
 
 
 def _peaks(rows: Floats) -> Floats:
