@@ -133,6 +133,6 @@ def _is_weighted(node: gs.Node) -> bool:
 
 
 def _is_matrix(tensor: gs.Tensor) -> bool:
-    if not isinstance(tensor, gs.Constant) or len(tensor.shape) < 2:
+    if not isinstance(tensor, gs.Constant):
         return False
-    return sum(extent > 1 for extent in tensor.shape) > 1
+    return len(tensor.shape) > 1 and sum(extent > 1 for extent in tensor.shape) > 1
