@@ -188,3 +188,15 @@ def test_either_side_may_be_empty(shape: tuple[int, int]) -> None:
     assert alignment.settle() == []
     assert alignment.rivals() == {}
     assert alignment.values().shape == shape
+
+
+@given(problem=problems())
+@settings(max_examples=30)
+def test_with_a_partner_for_every_node_nothing_is_open(problem: Problem) -> None:
+    evidence, student, teacher = problem
+    alignment = Alignment(evidence, student, teacher)
+    alignment.settle()
+    left = set(range(len(evidence))) - set(alignment.pairs)
+    assert set(alignment.rivals()) <= left
+    if not left:
+        assert alignment.settle(np.full(evidence.shape, 5.0)) == []

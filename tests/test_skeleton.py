@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from fskd_onnx.passes import Canonicalize
-from fskd_onnx.skeleton import Bone, Skeleton, find_skeleton
+from fskd_onnx.skeleton import Bone, Site, Skeleton, find_skeleton
 from tests.helpers import DEMO, build
 from tests.students import DECOMPOSITIONS, decomposed, is_spatial, renamed
 
@@ -216,3 +217,24 @@ def test_a_graph_without_linear_nodes() -> None:
     found = skeleton(build("g (float[N,4] x) => (float[N,4] z) { z = Relu (x) }"))
     assert found.bones == ()
     assert found.before.shape == (0, 0)
+
+
+def test_sites_agree_as_far_as_they_are_known() -> None:
+    one = Site(True, frozenset({0}), frozenset({0, 1}), (4, None))
+    for other, agrees in [
+        (one, True),
+        (replace(one, extent=(None, 7)), True),
+        (replace(one, extent=None), True),
+        (replace(one, extent=(5, None)), False),
+        (replace(one, extent=(4,)), False),
+        (replace(one, convolves=False), False),
+        (replace(one, inputs=frozenset({1})), False),
+        (replace(one, outputs=frozenset({0})), False),
+    ]:
+        assert one.agrees(other) == other.agrees(one) == agrees
+
+
+def test_the_site_of_a_node_is_where_it_stands() -> None:
+    bone = bones(skeleton(build(NETWORK)))["three"]
+    assert bone.site == Site(True, bone.inputs, bone.outputs, bone.extent)
+    assert not bones(skeleton(build(NETWORK)))["four"].site.convolves

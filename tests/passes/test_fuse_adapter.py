@@ -353,3 +353,22 @@ def test_random_networks(text: str, seed: int) -> None:
     identity = {n: Adapter.identity(v.groups, v.width) for n, v in linears(canonical).items()}
     assert insert_and_fuse(canonical, identity)[1] == canonical
     assert model.SerializeToString() == before
+
+
+def test_an_adapter_of_an_adapter_is_fused_as_well() -> None:
+    model = build(
+        "g (double[N,4,5] x) => (double[N,6,A] y) <double[6,4,3] w, double[6] b>"
+        "{ [n] y = Conv (x, w, b) }"
+    )
+    rng = np.random.default_rng(4)
+    adapters = [
+        Adapter(np.eye(6) + 0.2 * rng.standard_normal((1, 6, 6)), rng.standard_normal(6))
+        for _ in range(2)
+    ]
+    once = InsertAdapter({"n": adapters[0]})(model).model
+    explicit = InsertAdapter({"n/fskd_adapter": adapters[1]})(once).model
+    assert len(explicit.graph.node) == 3
+    fused = FuseAdapter()(explicit)
+    assert len(fused.notes) == 2
+    assert ops(fused.model) == {"Conv": 1}
+    assert_same_function(fused.model, explicit)

@@ -291,3 +291,42 @@ def test_a_cast_that_two_nodes_read_is_shared() -> None:
         }}""")
         views = find_linear(gs.import_onnx(model))
         assert all(isinstance(view, Linear) and view.shared_with for view in views)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_shape_is_that_of_the_matrix(form: str) -> None:
+    linear = linears(build(FORMS[form]))["n"]
+    assert linear.shape == linear.matrix.shape
+    assert linear.shape[0] * linear.shape[1] == linear.width
+
+
+def test_the_shape_of_a_transposed_convolution_is_that_of_its_matrix() -> None:
+    model = build(
+        "g (double[N,4,5] x) => (double[N,6,A] y) <double[4,3,2] w>"
+        "{ [n] y = ConvTranspose <group = 2> (x, w) }"
+    )
+    linear = linears(model)["n"]
+    assert linear.shape == linear.matrix.shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "attributes", "expected"),
+    [
+        ("float16", "", np.float16),
+        ("float", "", np.float32),
+        ("double", "", np.float64),
+        ("float", "<alpha: float = 0.7>", np.float64),
+        ("float16", "<transB = 1>", np.float16),
+    ],
+)
+def test_native_weights_are_the_matrix_in_its_own_type(
+    dtype: str, attributes: str, expected: type[np.floating]
+) -> None:
+    model = build(
+        f"g ({dtype}[N,4] x) => ({dtype}[N,4] y) <{dtype}[4,4] w>"
+        f"{{ [n] y = Gemm {attributes} (x, w) }}"
+    )
+    linear = linears(model)["n"]
+    assert linear.native.dtype == expected
+    assert linear.matrix.dtype == np.float64
+    np.testing.assert_array_equal(linear.native, linear.matrix)

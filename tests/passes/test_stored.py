@@ -72,3 +72,28 @@ def test_a_parameter_is_found_behind_a_cast() -> None:
     assert [constant and constant.name for constant in found] == ["half", "plain", None, None]
     kinds = [stored.computed_type(tensor) for tensor in reads[:2]]
     assert kinds == [TensorProto.FLOAT, TensorProto.FLOAT]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_native_numbers_are_those_of_the_file(kind: int) -> None:
+    values = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    constant = gs.import_onnx(
+        onnx.helper.make_model(
+            onnx.helper.make_graph(
+                [onnx.helper.make_node("Identity", ["w"], ["z"])],
+                "g",
+                [],
+                [onnx.ValueInfoProto(name="z")],
+                [onnx.helper.make_tensor("w", kind, values.shape, cast(values, kind).reshape(-1))],
+            )
+        )
+    ).tensors()["w"]
+    native, wide = stored.native(constant), stored.read(constant)
+    if kind == TensorProto.BFLOAT16:
+        assert native.dtype == np.float32
+    else:
+        assert native.dtype == onnx.helper.tensor_dtype_to_np_dtype(kind)
+        assert np.shares_memory(native, stored.native(constant))
+    assert wide.dtype == np.float64
+    np.testing.assert_array_equal(native, wide)
+    np.testing.assert_array_equal(wide.reshape(-1), cast(values.reshape(-1), kind))
