@@ -100,12 +100,12 @@ def why_left_alone(node: gs.Node, functions: Sequence[gs.Function]) -> str:
     """
     if is_standard(node, *_QUANTIZED):
         return "it is quantized"
-    if any(_is_weighted(inner) for body in bodies(node) for inner in all_nodes(body.nodes)):
+    if any(map(_has_weighted, bodies(node))):
         return "linear nodes in its bodies run in a scope of their own"
     called = [f for f in functions if (f.domain, f.name) == (node.domain, node.op)]
-    if any(_is_weighted(inner) for function in called for inner in all_nodes(function.nodes)):
+    if any(map(_has_weighted, called)):
         return "linear nodes inside of a function are shared by all of its calls"
-    if not any(map(_is_matrix, node.inputs)) or called:
+    if called or not any(map(_is_matrix, node.inputs)):
         return ""
     if is_standard(node, *_NOT_LINEAR):
         return f"adapters cannot be fused into '{node.op}'"
@@ -124,12 +124,12 @@ def _why_no_parameter(role: str, tensor: gs.Tensor) -> str:
     return f"its {role} '{tensor.name}' is not an initializer of all its values"
 
 
-def _is_weighted(node: gs.Node) -> bool:
+def _has_weighted(scope: gs.Graph | gs.Function) -> bool:
     """Whether a node inside of a body or a function looks linear.
 
     Functions have no initializers, so what computes their weights may be anything.
     """
-    return is_linear_op(node) or is_standard(node, *_QUANTIZED)
+    return any(is_standard(node, *LINEAR_OPS, *_QUANTIZED) for node in all_nodes(scope.nodes))
 
 
 def _is_matrix(tensor: gs.Tensor) -> bool:
