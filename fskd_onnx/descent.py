@@ -204,10 +204,10 @@ def _keeps_zeros(linear: Linear, adapter: str) -> bool:
         MatchError: it is, and the adapter would fill its zeros.
     """
     # A 1x1 adapter of a single channel only scales.
-    if not is_sparse(linear.matrix) or (adapter == "pointwise" and linear.width == linear.groups):
+    if not is_sparse(linear.native) or (adapter == "pointwise" and linear.width == linear.groups):
         return False
     if adapter == "pointwise":
-        zeros = np.mean(linear.matrix == 0)
+        zeros = np.mean(linear.native == 0)
         raise MatchError(
             f"its kernel is {zeros:.0%} zeros, which a pointwise adapter would fill; "
             "a kernel adapter keeps them"

@@ -118,7 +118,7 @@ def plan_blocks(
             # A shortcut that is corrected later would be repaired twice.
             if theirs.total is None or any(id(node) in later for node in ancestors(shortcut)):
                 readout = readout.without_sum()
-        _, n, p = linear.matrix.shape
+        _, n, p = linear.shape
         unknowns = min(n, p) if outputs else p
         plans.append(
             BlockPlan(

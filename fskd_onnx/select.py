@@ -181,7 +181,7 @@ def _measure(spaces: Spaces, blocks: Mapping[str, _Block]) -> dict[int, _Extent]
         shapes = {(b.op, b.groups > 1, b.kernel_shape) for b in (block.student, block.teacher)}
         extent = found.get(_only(spaces, block.student.output.name), ())
         # The teacher's weights would fill the zeros of a sparse kernel.
-        if len(extent) != 1 or len(shapes) != 1 or is_sparse(block.student.matrix):
+        if len(extent) != 1 or len(shapes) != 1 or is_sparse(block.student.native):
             spaces.fix(block.student.output.name)
             spaces.fix(block.student.input.name)
         elif not is_follower(block.student) and _repeat(block, spaces, extents) is None:
@@ -210,7 +210,7 @@ def _repeat(block: _Block, spaces: Spaces, extents: Mapping[int, _Extent]) -> in
 
 
 def _inputs(linear: Linear) -> int:
-    return int(linear.matrix.shape[2]) // math.prod(linear.kernel_shape)
+    return linear.shape[2] // math.prod(linear.kernel_shape)
 
 
 def _grams(
@@ -300,7 +300,7 @@ def _reshape(
             pair = replace(pair, channels=channels, evidence="selected", confidence=1.0)
         pairs.append(pair)
         sliced = None
-        if pair.channels is not None and not is_sparse(block.student.matrix):
+        if pair.channels is not None and not is_sparse(block.student.native):
             sliced = _slice(block, np.array(pair.channels), spaces, extents, carried)
         if sliced is not None:
             weights[pair.student] = sliced

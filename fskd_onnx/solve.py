@@ -53,7 +53,7 @@ _FOLDS_IF_COSTLY = 2
 _TESTED_TARGETS = 64
 
 
-def is_sparse(matrix: Array) -> bool:
+def is_sparse(matrix: NDArray[np.floating]) -> bool:
     """Whether a kernel was pruned weight by weight, so that its zeros are worth keeping.
 
     Patterns of two in four and sparser count; a kernel with fewer zeros runs as a dense one anyway.

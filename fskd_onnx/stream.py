@@ -157,7 +157,7 @@ class BlockStream:
         self._geometry = Geometry.of(linear, first.shape())
         self._check_positions(first.shape()[0])
         taps = self._geometry.taps_inside
-        inside = np.tile(taps, linear.matrix.shape[2] // len(taps))
+        inside = np.tile(taps, linear.shape[2] // len(taps))
         self.basis: Array | None = None
         if not inside.all():
             self.basis = np.tile(np.eye(len(inside))[:, inside], (groups, 1, 1))
