@@ -120,7 +120,7 @@ IRRELEVANT = {
 }
 """Modules of the package and its passes that cannot change a fit of arrays; others may."""
 
-MATCHING = ("match", "pairing", "alignment", "skeleton", "fields", "slices", "spaces")
+MATCHING = ("match", "pairing", "alignment", "skeleton", "fields", "slices", "rows", "spaces")
 CANONICAL = ("canonicalize", "fold_affine", "fold_constants", "linear", "nodes", "shapes", "stored")
 """Modules that tell blocks and channels."""
 
