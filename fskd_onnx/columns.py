@@ -151,7 +151,12 @@ class Gatherer:
             out: where to put them, cast to its type; ``None``: a new array of ``column_type``.
         """
         if tensor.device_name() == "cpu":
-            return _take(tensor.numpy(), channels_last, count, index, inside, out)
+            if out is None:
+                taps, k = index.shape
+                channels = tensor.shape()[-1 if channels_last else 1]
+                out = np.empty((channels * taps, count * k), column_type(tensor.element_type()))
+            _take(tensor.numpy(), channels_last, count, index, inside, out)
+            return out
         return self.on_device(tensor, channels_last, count, index, inside, out)
 
     def on_device(
@@ -199,8 +204,9 @@ def _take(
     count: int,
     index: NDArray[np.intp],
     inside: NDArray[np.bool_] | None,
-    out: NDArray[np.floating] | None,
-) -> NDArray[np.floating]:
+    out: NDArray[np.floating],
+) -> None:
+    """Do on the host what a call of the ``Gatherer`` does."""
     taps, k = index.shape
     tensor = tensor[:count]
     if channels_last:
@@ -212,10 +218,5 @@ def _take(
             columns = np.take(columns, index.reshape(-1), axis=2)
     if inside is not None:
         columns *= inside.reshape(-1)
-    channels = columns.shape[1]
-    if out is None:
-        element_type = onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype)
-        out = np.empty((channels * taps, count * k), column_type(element_type))
-    placed = columns.reshape(count, channels, taps, k).transpose(1, 2, 0, 3)
-    out.reshape(channels, taps, count, k)[...] = placed
-    return out
+    placed = columns.reshape(count, -1, taps, k).transpose(1, 2, 0, 3)
+    out.reshape(placed.shape)[...] = placed

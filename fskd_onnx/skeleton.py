@@ -103,9 +103,7 @@ class Bone:
         slots: places in Concats that its output takes before another linear node reads it.
         sees: receptive field, how many positions of the network's input it sees along each axis.
         seen: how many of its positions an output of the network, or a global pool, sees.
-        inputs: positions of the network's inputs that it depends on.
-        outputs: positions of the network's outputs that depend on it.
-        extent: of the block output without samples and channels; None where that is not known.
+        site: what has to agree with a partner's.
     """
 
     linear: Linear
@@ -114,14 +112,7 @@ class Bone:
     slots: frozenset[int]
     sees: tuple[float, ...]
     seen: tuple[float, ...]
-    inputs: frozenset[int]
-    outputs: frozenset[int]
-    extent: tuple[int | None, ...] | None
-
-    @cached_property
-    def site(self) -> Site:
-        """What has to agree with a partner's."""
-        return Site(self.op in CONVOLUTIONS, self.inputs, self.outputs, self.extent)
+    site: Site
 
     @cached_property
     def op(self) -> str:
@@ -172,9 +163,12 @@ def find_skeleton(graph: gs.Graph) -> Skeleton:
             slots=down.slots[id(view.output)],
             sees=up.fields[id(view.output)].size,
             seen=down.fields[id(view.output)].size,
-            inputs=up.ends[id(view.input)],
-            outputs=down.ends[id(view.output)],
-            extent=_extent(view, shapes.get(view.output.name)),
+            site=Site(
+                convolves=view.op in CONVOLUTIONS,
+                inputs=up.ends[id(view.input)],
+                outputs=down.ends[id(view.output)],
+                extent=_extent(view, shapes.get(view.output.name)),
+            ),
         )
         for view in views
     )

@@ -29,6 +29,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from fskd_onnx.algebra import Array, each
+from fskd_onnx.chunk import Chunk, Floats, Rows
 from fskd_onnx.clock import Clock
 from fskd_onnx.columns import column_type
 from fskd_onnx.engine import Network
@@ -41,64 +42,10 @@ from fskd_onnx.readout import Readout
 from fskd_onnx.solve import span
 from fskd_onnx.store import Held
 
-Floats = NDArray[np.floating]
-Rows = NDArray[np.intp]
-
 # Products of larger chunks are no faster. Columns that fit the second are kept for the next time
 # they are asked for; those of blocks with more are gathered anew each time.
 _CHUNK_BYTES = 2**26
 _KEPT_BYTES = 2**29
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Columns of one fold, side by side.
-
-    Attributes:
-        fold: the fold of cross-validation.
-        x: (groups, m, columns) regressors, in float64: every product needs all of them.
-        targets: (groups, n, columns) of the teacher's block output.
-        residual: the teacher's sum and the student's shortcut, each (groups, n, columns); None
-            where the error is not seen behind a sum.
-    """
-
-    fold: int
-    x: Array
-    targets: Floats
-    residual: tuple[Floats, Floats] | None = None
-
-    def towards(self, variant: int, rows: Rows) -> Array:
-        """Return some targets: those of the block output (0), or the shortcut taken off (1)."""
-        if variant == 0 or self.residual is None:
-            return _some(self.targets, rows).astype(np.float64)
-        totals, shortcut = (_some(part, rows) for part in self.residual)
-        return np.subtract(totals, shortcut, dtype=np.float64)
-
-    def seen(self, fitted: Affine, rows: Rows) -> tuple[Floats, Floats, Floats | float]:
-        """Return prediction and target of some rows where the error is seen, and the shortcut.
-
-        All in the precision of the networks: what is summed over columns is cast for that.
-        """
-        kind = self.targets.dtype
-        prediction: Floats = fitted.matrix.astype(kind) @ self.x.astype(kind, copy=False)
-        prediction += fitted.shift[..., np.newaxis].astype(kind)
-        if self.residual is None:
-            return prediction, _some(self.targets, rows), 0.0
-        totals, shortcut = (_some(part, rows) for part in self.residual)
-        prediction += shortcut
-        return prediction, totals, shortcut
-
-    def __len__(self) -> int:
-        """Number of columns."""
-        return int(self.x.shape[2])
-
-    def part(self, columns: slice) -> Chunk:
-        """Return a view of some columns."""
-        residual = self.residual and (
-            self.residual[0][..., columns],
-            self.residual[1][..., columns],
-        )
-        return Chunk(self.fold, self.x[..., columns], self.targets[..., columns], residual)
 
 
 @dataclass(frozen=True)
@@ -392,8 +339,3 @@ class BlockStream:
                 f"its output has {self._geometry.output_shape or 1} positions, "
                 f"the teacher's has {spatial or 1}"
             )
-
-
-def _some(values: Floats, rows: Rows) -> Floats:
-    """Return some rows; what is given, where these are all."""
-    return values if len(rows) == values.shape[1] else values[:, rows]
