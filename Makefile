@@ -51,7 +51,7 @@ format: $(VENV)/.installed-dev
 # install does that, so it is shown the packages as they are installed.
 typecheck: $(VENV)/.installed-dev
 	@rm -rf build/typed && mkdir -p build/typed/fskd_onnx
-	@ln -s $(CURDIR)/fskd_onnx/*.py $(CURDIR)/passes build/typed/fskd_onnx/
+	@ln -s $(filter-out %/__pycache__,$(wildcard $(CURDIR)/fskd_onnx/*)) $(CURDIR)/passes build/typed/fskd_onnx/
 	@ln -s $(CURDIR)/models $(CURDIR)/tests $(CURDIR)/pyproject.toml build/typed/
 	cd build/typed && $(abspath $(BIN))/mypy --cache-dir $(CURDIR)/.mypy_cache fskd_onnx models tests
 

@@ -9,19 +9,63 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fskd_onnx.options import FitOptions, RunOptions
-    from fskd_onnx.pipeline import FitResult, fit
-    from fskd_onnx.preprocess import Preprocess
-
-__all__ = ["FitOptions", "FitResult", "Preprocess", "RunOptions", "fit"]
+    from fskd_onnx.errors import (
+        FskdError,
+        MatchError,
+        ModelError,
+        NoImprovementError,
+        PreprocessError,
+        ProviderError,
+        SamplesError,
+    )
+    from fskd_onnx.options import FitOptions, Preprocess, RunOptions
+    from fskd_onnx.pipeline.fit import fit
+    from fskd_onnx.pipeline.match import match
+    from fskd_onnx.reporting.compare import compare
+    from fskd_onnx.results import Comparison, FitReport, FitResult, Matching
+    from fskd_onnx.serialization.model_files import save_model
 
 _HOME = {
+    "Comparison": "results",
     "FitOptions": "options",
-    "FitResult": "pipeline",
-    "Preprocess": "preprocess",
+    "FitReport": "results",
+    "FitResult": "results",
+    "FskdError": "errors",
+    "MatchError": "errors",
+    "Matching": "results",
+    "ModelError": "errors",
+    "NoImprovementError": "errors",
+    "Preprocess": "options",
+    "PreprocessError": "errors",
+    "ProviderError": "errors",
     "RunOptions": "options",
-    "fit": "pipeline",
+    "SamplesError": "errors",
+    "compare": "reporting.compare",
+    "fit": "pipeline.fit",
+    "match": "pipeline.match",
+    "save_model": "serialization.model_files",
 }
+
+__all__ = [
+    "Comparison",
+    "FitOptions",
+    "FitReport",
+    "FitResult",
+    "FskdError",
+    "MatchError",
+    "Matching",
+    "ModelError",
+    "NoImprovementError",
+    "Preprocess",
+    "PreprocessError",
+    "ProviderError",
+    "RunOptions",
+    "SamplesError",
+    "compare",
+    "fit",
+    "match",
+    "save_model",
+]
 
 
 def __getattr__(name: str) -> object:

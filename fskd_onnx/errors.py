@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from fskd_onnx.report import FitReport
+    from fskd_onnx.results import FitReport
 
 
 class FskdError(Exception):

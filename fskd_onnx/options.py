@@ -2,10 +2,154 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
+from typing import Literal, TypeAlias, get_args
 
-from fskd_onnx.preprocess import Preprocess
+import numpy as np
+
+from fskd_onnx.errors import PreprocessError
+
+Layout: TypeAlias = Literal["NCHW", "NHWC"]
+
+
+ChannelOrder: TypeAlias = Literal["RGB", "BGR"]
+
+
+CHANNEL_COUNTS = (1, 3)
+"""What an image can have: grayscale or colour."""
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """The constants of ``(pixel * scale - mean) / std``, all of them known.
+
+    Attributes:
+        mean: one value, or one per channel in the model's channel order; scaled pixels.
+        std: likewise.
+        scale: factor on the pixels of 0..255, before ``mean`` and ``std``.
+        channel_order: order of the colour channels that the model takes.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float
+    channel_order: ChannelOrder
+
+    @property
+    def leaves_pixels(self) -> bool:
+        """Whether a pixel comes out as it went in."""
+        return self.scale == 1 and set(self.mean) == {0} and set(self.std) == {1}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How images become tensors; what is ``None`` comes from the preset, the model or a default.
+
+    Attributes:
+        preset: a name of `PRESETS`; explicit values override its constants.
+        mean: one value, or one per channel in the model's channel order, in units of the scaled
+            pixel; 0 without a preset.
+        std: likewise; 1 without a preset.
+        scale: factor on the pixels of 0..255, before ``mean`` and ``std``; 1/255 without a preset.
+        layout: ``"NCHW"`` or ``"NHWC"``; ``None`` reads it off the model's input shape.
+        resize: length of the shorter side (the aspect ratio stays), or (height, width).
+        crop: side of the centre square, or (height, width); after ``resize``.
+        channel_order: ``"RGB"``, the default without a preset, or ``"BGR"``.
+
+    Raises:
+        PreprocessError: a value is impossible (unknown preset, a standard deviation of zero, ...).
+    """
+
+    preset: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scale: float | None = None
+    layout: Layout | None = None
+    resize: int | tuple[int, int] | None = None
+    crop: int | tuple[int, int] | None = None
+    channel_order: ChannelOrder | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values at once, where the message can still name the option."""
+        if self.preset is not None and self.preset not in PRESETS:
+            raise PreprocessError(
+                f"no preset is called {self.preset!r}; there are {_preset_list()}"
+            )
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if len(values) not in CHANNEL_COUNTS:
+                raise PreprocessError(
+                    f"{name} has {len(values)} values; give one value or one per channel (3)"
+                )
+            if not all(map(math.isfinite, values)):
+                raise PreprocessError(f"{name} must be finite numbers, not {values}")
+        if self.std is not None and min(self.std) <= 0:
+            raise PreprocessError(f"std must be positive, not {self.std}")
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise PreprocessError(f"scale must be a positive number, not {self.scale}")
+        for name, allowed in (("layout", Layout), ("channel_order", ChannelOrder)):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(allowed):
+                choices = " or ".join(get_args(allowed))
+                raise PreprocessError(f"{name} must be {choices}, not {value!r}")
+        for name in ("resize", "crop"):
+            value = getattr(self, name)
+            if value is not None and min(np.atleast_1d(value)) < 1:
+                raise PreprocessError(f"{name} must be at least 1 pixel, not {value}")
+
+    def resolve(self, name: str = "the samples") -> Normalization:
+        """The constants of the normalisation: explicit, else the preset's, else the defaults.
+
+        Args:
+            name: what to call the images in an error.
+
+        Returns:
+            All constants.
+
+        Raises:
+            PreprocessError: neither a preset nor any of mean, std and scale is given.
+        """
+        if self.preset is not None:
+            base = PRESETS[self.preset]
+        elif self.mean is None and self.std is None and self.scale is None:
+            raise PreprocessError(
+                f"{name}: nothing says how the model was trained to see images; "
+                f"give --preprocess with one of {_preset_list()}, or --mean, --std and --scale"
+            )
+        else:
+            base = PRESETS["unit"]
+        return Normalization(
+            mean=base.mean if self.mean is None else self.mean,
+            std=base.std if self.std is None else self.std,
+            scale=base.scale if self.scale is None else self.scale,
+            channel_order=self.channel_order or base.channel_order,
+        )
+
+
+PRESETS: Mapping[str, Normalization] = MappingProxyType(
+    {
+        # torchvision, MXNet Gluon, timm: most of the model zoo.
+        "imagenet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255, "RGB"),
+        # Means are in BGR order; the zoo's GoogleNet, Inception v1, AlexNet and their kin.
+        "caffe": Normalization((103.939, 116.779, 123.68), (1.0,), 1.0, "BGR"),
+        # -1..1: Inception v3, TensorFlow's MobileNets, EfficientNet-Lite.
+        "inception": Normalization((0.5,), (0.5,), 1 / 255, "RGB"),
+        "raw": Normalization((0.0,), (1.0,), 1.0, "RGB"),
+        "unit": Normalization((0.0,), (1.0,), 1 / 255, "RGB"),
+        "fashion-mnist": Normalization((0.2860,), (0.3530,), 1 / 255, "RGB"),
+    }
+)
+"""Normalisations by name, the model zoo's first."""
+
+
+def _preset_list() -> str:
+    return ", ".join(PRESETS)
 
 
 class AdapterName(StrEnum):
@@ -64,12 +208,13 @@ class FitOptions:
         targets: which teacher channels a narrower block aims at: "kept" (those that the student was
             pruned to), "select" (those that reconstruct all best), or "auto", which decides by the
             held-out error of the network's output.
-        augment: ways to move image samples, see ``fskd_onnx.augment.MOVES``; none by default.
+        augment: ways to move image samples, see ``fskd_onnx.samples.augment.MOVES``; none by
+            default.
         augment_copies: moved copies of each sample, where there is a way to move them.
         solver: where the small systems are solved: "numpy", or "torch", which uses the GPU where
             there is one.
         map: file of block and channel pairs that override what matching would find, whole or in
-            part, see ``fskd_onnx.block_map``.
+            part, see ``fskd_onnx.matching.map_file``.
     """
 
     run: RunOptions = field(default_factory=RunOptions)

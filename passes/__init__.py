@@ -1,14 +1,16 @@
 """Graph passes, usable on their own: ``ModelProto`` in, ``ModelProto`` out."""
 
-from fskd_onnx.passes.base import Pass, PassError, PassResult, export
+from fskd_onnx.passes.analysis.segments import Segment, plan_segments
+from fskd_onnx.passes.base import Pass, PassResult, export
 from fskd_onnx.passes.canonicalize import Canonicalize
-from fskd_onnx.passes.capture import GatherColumns
+from fskd_onnx.passes.errors import PassError
+from fskd_onnx.passes.extract_segment import extract
 from fskd_onnx.passes.fold_affine import FoldAffine
 from fskd_onnx.passes.fold_constants import FoldConstants
 from fskd_onnx.passes.fuse_adapter import FuseAdapter
+from fskd_onnx.passes.gather_columns import GatherColumns
 from fskd_onnx.passes.insert_adapter import Adapter, InsertAdapter
 from fskd_onnx.passes.replace_weights import ReplaceWeights, Weights
-from fskd_onnx.passes.segment import Segment, extract, plan_segments
 
 __all__ = [
     "Adapter",

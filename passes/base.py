@@ -25,18 +25,6 @@ G_LOGGER.severity = G_LOGGER.ERROR
 IR_OF_FREE_INITIALIZERS = 4
 
 
-class PassError(Exception):
-    """A pass cannot do its work; the message names the node and the reason."""
-
-
-class PreconditionError(PassError):
-    """The graph or the arguments are not what the pass requires."""
-
-
-class PostconditionError(PassError):
-    """The pass broke what it ensures: a defect of the pass, never of the input."""
-
-
 @dataclass(frozen=True)
 class PassResult:
     """What a pass returns.

@@ -26,11 +26,9 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from fskd_onnx.passes import stored
-from fskd_onnx.passes.base import Pass, PostconditionError
-from fskd_onnx.passes.fold_constants import SCALES
-from fskd_onnx.passes.linear import Linear, find_linear
-from fskd_onnx.passes.nodes import (
+from fskd_onnx.passes.analysis import constants
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.nodes import (
     inner_nodes,
     is_dense,
     is_standard,
@@ -38,6 +36,9 @@ from fskd_onnx.passes.nodes import (
     remove,
     sole_reader,
 )
+from fskd_onnx.passes.base import Pass
+from fskd_onnx.passes.errors import PostconditionError
+from fskd_onnx.passes.fold_constants import SCALES
 
 # Older ones had a mode of training as their default.
 _OPSET_OF_INFERENCE = 7
@@ -140,8 +141,8 @@ def _checked(
     """
     computed = onnx.helper.np_dtype_to_tensor_dtype(linear.dtype)
     for values, constant in ((matrix, linear.weight), (bias, linear.bias_constant)):
-        kind = computed if constant is None else stored.element_type(constant)
-        holds = stored.fits if kind == computed else stored.survives
+        kind = computed if constant is None else constants.element_type(constant)
+        holds = constants.fits if kind == computed else constants.survives
         if not holds(values, kind):
             return None
     return _Merged(matrix, bias)
@@ -175,11 +176,11 @@ def _normalization(graph: gs.Graph, node: gs.Node, width: int) -> _Affine | None
         return None
     if any(not tensor.is_empty() for tensor in node.outputs[1:]):
         return None
-    constants = [stored.parameter(tensor) for tensor in node.inputs[1:5]]
+    parameters = [constants.parameter(tensor) for tensor in node.inputs[1:5]]
     # Before opset 9 (``spatial`` = 0) there could be one value per position.
-    if any(constant is None or tuple(constant.shape) != (width,) for constant in constants):
+    if any(constant is None or tuple(constant.shape) != (width,) for constant in parameters):
         return None
-    gamma, beta, mean, variance = map(stored.read, constants)
+    gamma, beta, mean, variance = map(constants.read, parameters)
     scale = gamma / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
     return _Affine(node, node.inputs[0], scale, beta - scale * mean)
 
@@ -189,14 +190,14 @@ def _per_channel(tensor: gs.Tensor, width: int, rank: int, axis: int) -> NDArray
 
     A constant of higher rank than the other operand would give its rank to the result.
     """
-    constant = stored.parameter(tensor)
+    constant = constants.parameter(tensor)
     if constant is None or len(constant.shape) > rank:
         return None
     shape = (1,) * (rank - len(constant.shape)) + tuple(constant.shape)
     on_axis = shape[axis]
     if math.prod(shape) != on_axis or on_axis not in (1, width):
         return None
-    return np.broadcast_to(stored.read(constant).reshape(-1), (width,))
+    return np.broadcast_to(constants.read(constant).reshape(-1), (width,))
 
 
 def _fold_in_front(graph: gs.Graph) -> list[str]:

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from fskd_onnx.passes import stored
-from fskd_onnx.passes.base import Pass
-from fskd_onnx.passes.nodes import (
+from fskd_onnx.passes.analysis import constants
+from fskd_onnx.passes.analysis.nodes import (
     bodies,
     detach,
     index_of,
@@ -38,7 +37,8 @@ from fskd_onnx.passes.nodes import (
     unused_name,
     varying,
 )
-from fskd_onnx.passes.unfitted import LINEAR_OPS
+from fskd_onnx.passes.analysis.refusals import LINEAR_OPS
+from fskd_onnx.passes.base import Pass
 
 SCALES = ("Add", "Sub", "Mul", "Div")
 """Operators that may apply one value per channel."""
@@ -98,8 +98,8 @@ def _constant(node: gs.Node) -> gs.Constant | None:
     if value is not None and is_dense(value):
         if _is_native(value.dtype):
             return gs.Constant(name, np.array(value.values))
-        if stored.element_type(value) in stored.FLOATS:
-            return stored.make(name, stored.read(value), stored.element_type(value))
+        if constants.element_type(value) in constants.FLOATS:
+            return constants.make(name, constants.read(value), constants.element_type(value))
     for attribute, dtype in _CONSTANT_SCALARS.items():
         if attribute in node.attrs:
             return gs.Constant(name, np.array(node.attrs[attribute], dtype=dtype))
@@ -119,7 +119,7 @@ def _fold_parameters(graph: gs.Graph) -> list[str]:
         if (
             not cone
             or not only_nodes_read(graph, tensor, inner)
-            or stored.parameter(tensor) is not None
+            or constants.parameter(tensor) is not None
         ):
             continue
         if _is_alias(cone):
@@ -194,7 +194,7 @@ def _is_tied(cone: list[gs.Node]) -> bool:
 def _is_quantized(cone: list[gs.Node]) -> bool:
     """Whether a cone reads a matrix or kernel of few bits, which floats would blow up."""
     return any(
-        stored.element_type(source) not in stored.FLOATS
+        constants.element_type(source) not in constants.FLOATS
         for source in _sources(cone)
         if not is_vector(source.shape)
     )
@@ -221,7 +221,7 @@ def _evaluate(
         [value] = evaluator.run(None, {})
     except Exception:  # whatever it lacks, the graph can do itself
         return None
-    computed = [onnx.helper.tensor_dtype_to_np_dtype(kind) for kind in stored.COMPUTED]
+    computed = [onnx.helper.tensor_dtype_to_np_dtype(kind) for kind in constants.COMPUTED]
     return value if isinstance(value, np.ndarray) and value.dtype in computed else None
 
 
@@ -235,9 +235,9 @@ def _store(
     graph: gs.Graph, cone: list[gs.Node], name: str, value: NDArray[np.generic]
 ) -> gs.Tensor:
     """Make an initializer of a value, behind a Cast where a source holds it in fewer bytes."""
-    for kind in map(stored.element_type, _sources(cone)):
-        if kind in stored.HALVES and value.itemsize > 2 and stored.survives(value, kind):
-            constant = stored.make(unused_name(graph, f"{name}/stored"), value, kind)
+    for kind in map(constants.element_type, _sources(cone)):
+        if kind in constants.HALVES and value.itemsize > 2 and constants.survives(value, kind):
+            constant = constants.make(unused_name(graph, f"{name}/stored"), value, kind)
             cast = gs.Variable(name, value.dtype)
             attrs = {"to": onnx.helper.np_dtype_to_tensor_dtype(value.dtype)}
             at = index_of(graph, cone[-1])

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from fskd_onnx.passes.base import Pass, PostconditionError, PreconditionError
+from fskd_onnx.passes.analysis.linear import CONVOLUTIONS, Linear, find_linear
+from fskd_onnx.passes.analysis.nodes import node_name, remove
+from fskd_onnx.passes.base import Pass
+from fskd_onnx.passes.errors import PostconditionError, PreconditionError
 from fskd_onnx.passes.insert_adapter import ADAPTER_SUFFIX
-from fskd_onnx.passes.linear import CONVOLUTIONS, Linear, find_linear
-from fskd_onnx.passes.nodes import node_name, remove
 
 
 class FuseAdapter(Pass):

@@ -19,9 +19,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from fskd_onnx.passes.base import Pass, PreconditionError
-from fskd_onnx.passes.linear import CONVOLUTIONS, Linear, find_linear
-from fskd_onnx.passes.nodes import index_of, unused_name
+from fskd_onnx.passes.analysis.linear import CONVOLUTIONS, Linear, find_linear
+from fskd_onnx.passes.analysis.nodes import index_of, unused_name
+from fskd_onnx.passes.base import Pass
+from fskd_onnx.passes.errors import PreconditionError
 
 # Not just "/adapter": networks have layers of their own that are called so.
 ADAPTER_SUFFIX = "/fskd_adapter"

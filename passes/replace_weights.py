@@ -13,8 +13,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from fskd_onnx.passes.base import Pass, PreconditionError
-from fskd_onnx.passes.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.base import Pass
+from fskd_onnx.passes.errors import PreconditionError
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import onnx
 
 from fskd_onnx import FitOptions, FitResult, RunOptions, fit
 from fskd_onnx.errors import FskdError
-from fskd_onnx.model_io import fixed_batch_size, input_specs
 from fskd_onnx.passes import Canonicalize
+from fskd_onnx.serialization.interface import fixed_batch_size, input_specs
 from tests.forms import GROUPS, Form
 from tests.helpers import Array, assert_close, check, initializers, linears, run
 

@@ -16,8 +16,8 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from fskd_onnx.passes import Adapter, FuseAdapter, InsertAdapter
-from fskd_onnx.passes.linear import Linear, find_linear
-from fskd_onnx.passes.weights import Separated
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.separate_weights import Separated
 
 Array = NDArray[Any]
 

@@ -12,8 +12,8 @@ import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 
 from fskd_onnx.passes import export
-from fskd_onnx.passes.linear import Linear, find_linear
-from fskd_onnx.passes.nodes import index_of
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.nodes import index_of
 from tests.helpers import Array, check, random_weight
 
 

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fskd_onnx.cli import _bytes
+from fskd_onnx.cli.app import _bytes
 from fskd_onnx.progress import observer, shown_on, told_to, within
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fskd_onnx.preprocess import PRESETS
+from fskd_onnx.options import PRESETS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -46,7 +46,7 @@ import torch
 
 from fskd_onnx import FitOptions, fit
 from fskd_onnx.errors import FskdError
-from fskd_onnx.match import match_models
+from fskd_onnx.matching.channels import match_models
 from fskd_onnx.options import RunOptions
 from fskd_onnx.passes import Canonicalize
 from models import zoo

@@ -1,9 +1,9 @@
 """How many columns a regression needs: ``python -m tests.benchmarks.columns``.
 
-A column is one position of one sample. ``fskd_onnx.columns`` draws so many for each unknown of a
-block, and 4,096 at least; here are 5, 20, 100 and all there are, with two draws of 500 samples
-each, so that what columns matter can be told from what samples matter. Accuracy, and agreement with
-the teacher's answers, are on training images outside of the samples; the test images have no part
+A column is one position of one sample. ``fskd_onnx.runtime.column_sampling``
+draws so many for each unknown of a block, and 4,096 at least; here are 5, 20, 100 and all there
+are, with two draws of 500 samples each, so that what columns matter can be told from what
+samples matter. Accuracy, and agreement with the teacher's answers, are on training images outside of the samples; the test images have no part
 in choices.
 """
 
@@ -17,13 +17,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fskd_onnx import columns
-from fskd_onnx.engine import run
-from fskd_onnx.model_io import ModelSource, load_model
 from fskd_onnx.options import FitOptions, RunOptions
-from fskd_onnx.pipeline import fit
-from fskd_onnx.providers import open_runtime
-from fskd_onnx.store import download, upload
+from fskd_onnx.pipeline.fit import fit
+from fskd_onnx.runtime import column_sampling
+from fskd_onnx.runtime.providers import open_runtime
+from fskd_onnx.runtime.session_run import run
+from fskd_onnx.runtime.tensor_store import download, upload
+from fskd_onnx.serialization.model_files import ModelSource, load_model
 from models.build import student_path, teacher_path
 from models.data import Split, load, normalise
 
@@ -51,10 +51,12 @@ def main() -> None:
                 order = np.random.default_rng(draw).permutation(len(train.images))
                 samples = normalise(train.images[order[:_SAMPLES]])
                 # The least is lowered too, or it would hide the difference in narrow blocks.
-                least = min(number * 200, columns._LEAST_COLUMNS) if number < 20 else None
+                least = min(number * 200, column_sampling._LEAST_COLUMNS) if number < 20 else None
                 with (
-                    mock.patch.object(columns, "_COLUMNS_PER_UNKNOWN", number),
-                    mock.patch.object(columns, "_LEAST_COLUMNS", least or columns._LEAST_COLUMNS),
+                    mock.patch.object(column_sampling, "_COLUMNS_PER_UNKNOWN", number),
+                    mock.patch.object(
+                        column_sampling, "_LEAST_COLUMNS", least or column_sampling._LEAST_COLUMNS
+                    ),
                 ):
                     began = time.perf_counter()
                     options = FitOptions(RunOptions(("cpu",)), adapter, targets="kept")

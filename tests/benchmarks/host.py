@@ -13,11 +13,11 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 
-from fskd_onnx.algebra import backend
-from fskd_onnx.columns import Gatherer
-from fskd_onnx.engine import run
-from fskd_onnx.providers import Runtime, open_runtime
-from fskd_onnx.store import upload
+from fskd_onnx.linalg.backend import backend
+from fskd_onnx.runtime.column_sampling import Gatherer
+from fskd_onnx.runtime.providers import Runtime, open_runtime
+from fskd_onnx.runtime.session_run import run
+from fskd_onnx.runtime.tensor_store import upload
 
 _RUNS = 20
 

@@ -22,13 +22,14 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnxsim
 
-from fskd_onnx.engine import run
-from fskd_onnx.match import Matching, match_models
-from fskd_onnx.model_io import input_specs, output_names
+from fskd_onnx.matching.channels import match_models
 from fskd_onnx.passes import Canonicalize
-from fskd_onnx.passes.linear import Linear, find_linear
-from fskd_onnx.providers import open_runtime
-from fskd_onnx.store import upload
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.results import Matching
+from fskd_onnx.runtime.providers import open_runtime
+from fskd_onnx.runtime.session_run import run
+from fskd_onnx.runtime.tensor_store import upload
+from fskd_onnx.serialization.interface import input_specs, output_names
 from models.build import student_path, teacher_path
 from tests.benchmarks.accuracy import STUDENTS
 from tests.helpers import ZOO, zoo_model

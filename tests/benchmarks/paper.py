@@ -26,12 +26,12 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 from numpy.typing import NDArray
 
-from fskd_onnx.match import match_models
-from fskd_onnx.model_io import ModelSource, load_model
+from fskd_onnx.matching.channels import match_models
 from fskd_onnx.passes import Canonicalize
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.base import export
-from fskd_onnx.passes.linear import Linear, find_linear
-from fskd_onnx.providers import open_runtime
+from fskd_onnx.runtime.providers import open_runtime
+from fskd_onnx.serialization.model_files import ModelSource, load_model
 
 Floats = NDArray[np.float32]
 

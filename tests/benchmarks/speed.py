@@ -26,12 +26,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fskd_onnx.engine import default_batch_size, run
-from fskd_onnx.model_io import ModelSource, load_model
 from fskd_onnx.options import FitOptions, RunOptions
-from fskd_onnx.pipeline import fit
-from fskd_onnx.providers import open_runtime
-from fskd_onnx.store import upload
+from fskd_onnx.pipeline.fit import fit
+from fskd_onnx.runtime.providers import open_runtime
+from fskd_onnx.runtime.session_run import run
+from fskd_onnx.runtime.tensor_store import upload
+from fskd_onnx.samples.batches import default_batch_size
+from fskd_onnx.serialization.model_files import ModelSource, load_model
 from models.data import draw_samples, load, normalise
 from tests.benchmarks import shapes
 from tests.benchmarks.paper import paper_fit

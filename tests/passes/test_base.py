@@ -9,7 +9,8 @@ import pytest
 from onnx import numpy_helper
 
 from fskd_onnx.passes import Adapter, Canonicalize, FuseAdapter, InsertAdapter
-from fskd_onnx.passes.base import Pass, PreconditionError
+from fskd_onnx.passes.base import Pass
+from fskd_onnx.passes.errors import PreconditionError
 from tests.helpers import (
     assert_close,
     assert_same_function,

@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from fskd_onnx.passes import Canonicalize
-from fskd_onnx.passes.base import PostconditionError
+from fskd_onnx.passes.errors import PostconditionError
 from tests.helpers import (
     assert_same_function,
     build,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fskd_onnx.passes import Adapter, Canonicalize, FuseAdapter, InsertAdapter
-from fskd_onnx.passes.base import PostconditionError, PreconditionError
+from fskd_onnx.passes.errors import PostconditionError, PreconditionError
 from tests.helpers import (
     DEMO,
     assert_close,

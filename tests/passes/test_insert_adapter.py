@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from fskd_onnx.passes import Adapter, InsertAdapter
-from fskd_onnx.passes.base import PreconditionError
+from fskd_onnx.passes.errors import PreconditionError
 from tests.helpers import assert_same_function, build, initializers, ops, random_feeds, run
 
 # x ─▶ Conv ─▶ y ─▶ Flatten ─▶ f ─▶ MatMul ─▶ Add ─▶ z         y and z are outputs

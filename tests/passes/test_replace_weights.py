@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from fskd_onnx.passes import ReplaceWeights, Weights
-from fskd_onnx.passes.base import PreconditionError
+from fskd_onnx.passes.errors import PreconditionError
 from tests.helpers import (
     Array,
     assert_close,

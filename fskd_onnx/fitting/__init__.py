@@ -1,0 +1,1 @@
+"""One student: plan, the teacher's columns, adapters, one block, all blocks."""

@@ -1,0 +1,1 @@
+"""Which block and which channels of the teacher a student's are."""

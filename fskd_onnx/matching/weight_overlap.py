@@ -1,0 +1,223 @@
+"""How much of a student's weights is a slice of a teacher's, while nobody knows which slice.
+
+Two ways to see it, on a few rows of the student's weights:
+
+* Where both read as many inputs, whole rows are compared: the largest cosine among the teacher's
+  rows, above what the largest of n random cosines in p dimensions comes to, about
+  sqrt(2 ln n / p). That survives noise and fine-tuning, and a factor per row.
+* Where inputs were pruned as well, single kernels are looked up among all of the teacher's, by a
+  key that a factor leaves as it is (of a 1x1 kernel, by its value). A key may be found anywhere by
+  chance, but the kernels of one row are all found in one row of the teacher only if they come from
+  there: what counts is the fraction that the best row has, above what chance gives the best of all.
+  What all of the student's nodes ask for is known ahead, so a sieve lets few of the teacher's keys
+  through, and only those are sorted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fskd_onnx.passes.analysis.linear import Linear
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+# Of the student: enough to tell chance from descent, and soon looked up.
+_ROWS = 8
+_KERNELS = 32
+# Folded in float32 or in float64, a BatchNormalization gives weights that differ by this many
+# units in the last place.
+_ULPS = 8
+# Quantized weights have few values; one that is everywhere says nothing.
+_MOST_HITS = 64
+# What chance explains up to here says too little.
+_CHANCE = 0.6
+# Keys that share all but the last bits fall into one hole, and few of the holes are to be open.
+_BITS_OF_A_HOLE = 6
+_HOLES_PER_KEY = 32
+
+
+@dataclass(frozen=True)
+class KernelWeights:
+    """The weights of a linear node, to be compared with others.
+
+    Attributes:
+        kernel_shape: spatial extent of the kernel.
+        rows: (channels, inputs of a group, taps).
+    """
+
+    kernel_shape: tuple[int, ...]
+    rows: Floats
+
+    @staticmethod
+    def of(linear: Linear) -> KernelWeights:
+        """Read the weights of a node."""
+        shape = linear.kernel_shape
+        rows = linear.native.reshape(linear.width, -1, math.prod(shape))
+        return KernelWeights(shape, rows.astype(np.float32, copy=False))
+
+    @cached_property
+    def sample(self) -> KernelWeights:
+        """A few rows and inputs, spread evenly."""
+        channels, inputs = (
+            np.unique(np.linspace(0, extent - 1, wanted).astype(np.intp))
+            for extent, wanted in zip(self.rows.shape[:2], (_ROWS, _KERNELS), strict=True)
+        )
+        return KernelWeights(self.kernel_shape, self.rows[channels][:, inputs])
+
+    @cached_property
+    def directions(self) -> Floats:
+        """The rows at unit length, (channels, inputs * taps); zeros stay zeros."""
+        return _directions(self.rows)
+
+    @cached_property
+    def few_directions(self) -> Floats:
+        """Those of a few rows."""
+        chosen = np.unique(np.linspace(0, len(self.rows) - 1, _ROWS).astype(np.intp))
+        return _directions(self.rows[chosen])
+
+    @cached_property
+    def numbers(self) -> Floats:
+        """What tells kernels apart, (channels, inputs): the largest weight at unit length.
+
+        Of a kernel of a single weight, the weight itself.
+        """
+        if self.rows.shape[2] == 1:
+            return np.ascontiguousarray(self.rows[..., 0])
+        lengths = np.sqrt(np.einsum("ijk,ijk->ij", self.rows, self.rows))
+        return _divided(_peaks(self.rows), lengths)
+
+    @cached_property
+    def keys(self) -> Integers:
+        """A key of each kernel, (channels, inputs), see ``_keys``."""
+        return _keys(self.numbers)
+
+
+class KeyFilter:
+    """Lets through what may be near any of the keys that nodes of a student ask for."""
+
+    def __init__(self, students: Iterable[KernelWeights]) -> None:
+        """Open the holes that the keys of their samples fall into."""
+        asked = (student.sample.keys.reshape(-1) for student in students)
+        keys = np.concatenate([np.empty(0, np.int64), *asked])
+        # A hole is wider than what counts as near, so the ends of that say it all.
+        near = keys[:, np.newaxis] + np.array([-_ULPS, _ULPS])
+        bits = np.where(near < 0, -near - 2**31, near).astype(np.int32)
+        self._mask = 2 ** math.ceil(math.log2(_HOLES_PER_KEY * max(len(keys), 1))) - 1
+        self._open = np.zeros(self._mask + 1, bool)
+        self._open[self._holes(bits)] = True
+
+    def __call__(self, numbers: Floats) -> NDArray[np.intp]:
+        """Return the positions of the numbers, of one axis, that come through."""
+        return np.flatnonzero(self._open.take(self._holes(numbers.view(np.int32))))
+
+    def _holes(self, bits: NDArray[np.int32]) -> NDArray[np.int32]:
+        holes = bits >> _BITS_OF_A_HOLE
+        holes &= self._mask
+        return holes
+
+
+@dataclass(frozen=True)
+class KernelIndex:
+    """The weights of a teacher's node, in order for what students ask for.
+
+    Attributes:
+        imprint: the weights.
+        sieve: lets through the keys that are asked for.
+    """
+
+    imprint: KernelWeights
+    sieve: KeyFilter
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows up to the last that is not dead, but at least one."""
+        numbers = self.imprint.numbers
+        alive = (row for row in reversed(range(len(numbers))) if numbers[row].any())
+        return next(alive, 0) + 1
+
+    @cached_property
+    def index(self) -> Integers:
+        """Keys and the rows they are found in, as one sorted number each; zeros are left out."""
+        numbers = self.imprint.numbers.reshape(-1)
+        places = self.sieve(numbers)
+        keys = _keys(numbers[places])
+        rows = places // self.imprint.rows.shape[1]
+        return np.sort(((keys << 32) | rows)[keys != 0])
+
+
+def overlap(student: KernelWeights, teacher: KernelIndex) -> float:
+    """Return how much of a student's weights is found in a teacher's, between 0 and 1.
+
+    Nodes that cannot be compared have nothing in common.
+
+    Args:
+        student: one of those that the teacher's sieve was made for.
+        teacher: the teacher's weights.
+    """
+    whole = teacher.imprint
+    (n, inputs, taps), (n_all, inputs_all, _) = student.rows.shape, whole.rows.shape
+    if student.kernel_shape != whole.kernel_shape or n > n_all or inputs > inputs_all:
+        return 0.0
+    chance = math.sqrt(2 * math.log(max(n_all, 2)) / (inputs_all * taps))
+    if inputs == inputs_all and chance < _CHANCE:
+        cosines = student.few_directions @ whole.directions.T
+        return max(0.0, float((cosines.max(axis=1).mean() - chance) / (1 - chance)))
+    return _found_in_one_row(student.sample.keys, teacher.index, teacher.rows)
+
+
+def _found_in_one_row(keys: Integers, index: Integers, rows: int) -> float:
+    """Return the fraction of each row's keys that one row of the teacher has; the mean of all."""
+    low = np.searchsorted(index, (keys - _ULPS) << 32)
+    counts = np.searchsorted(index, (keys + _ULPS + 1) << 32) - low
+    telling = (keys != 0) & (counts <= _MOST_HITS)
+    counts = np.where(telling, counts, 0)
+    step = np.arange(counts.max(initial=0))
+    row, column, offset = np.nonzero(step < counts[..., np.newaxis])
+    found = index[low[row, column] + offset] & 0xFFFFFFFF
+    votes = np.zeros((len(keys), int(found.max(initial=0)) + 1))
+    # A key that one row has twice counts once.
+    once = np.unique(((row * keys.shape[1] + column) << 32) | found)
+    np.add.at(votes, ((once >> 32) // keys.shape[1], once & 0xFFFFFFFF), 1)
+    asked = np.maximum(telling.sum(axis=1), 1)
+    best = votes.max(axis=1) / asked
+    # One hit is where a key comes from; the others say how often a row has it by chance. The best
+    # of so many rows then has as many above the mean as the largest of so many normal numbers.
+    often = np.clip((counts - 1) / rows, 0.0, 1.0).sum(axis=1) / asked
+    chance = often + np.sqrt(2 * math.log(max(rows, 2)) * often * (1 - often) / asked)
+    sure = np.where(chance < _CHANCE, np.maximum(best - chance, 0.0), 0.0)
+    found_in = sure / np.maximum(1 - chance, 1 - _CHANCE)
+    told = telling.any(axis=1)
+    return float(found_in[told].mean()) if told.any() else 0.0
+
+
+def _directions(rows: Floats) -> Floats:
+    flat = rows.reshape(len(rows), -1)
+    return _divided(flat, np.linalg.norm(flat, axis=1, keepdims=True))
+
+
+def _peaks(rows: Floats) -> Floats:
+    """Return the weight of the largest magnitude in each kernel, the first if there are several."""
+    taps = np.ascontiguousarray(rows.reshape(-1, rows.shape[2]).T)
+    highest, lowest = taps.max(axis=0), taps.min(axis=0)
+    peaks: Floats = np.where(highest >= -lowest, highest, lowest)
+    tied = np.flatnonzero(highest == -lowest)
+    peaks[tied] = taps[np.abs(taps[:, tied]).argmax(axis=0), tied]
+    return peaks.reshape(rows.shape[:2])
+
+
+def _keys(numbers: Floats) -> Integers:
+    """Return keys in the order of some numbers; neighbouring numbers have neighbouring keys."""
+    bits = np.ascontiguousarray(numbers + np.float32(0)).view(np.int32).astype(np.int64)
+    # Of negative floats, the larger bits are the smaller number.
+    return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+
+
+def _divided(values: Floats, lengths: Floats) -> Floats:
+    return np.divide(values, lengths, out=np.zeros_like(values), where=lengths > 0)

@@ -1,0 +1,65 @@
+"""How far the outputs of two models agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fskd_onnx.errors import ModelError
+from fskd_onnx.results import Agreement
+from fskd_onnx.runtime.forward import Outputs
+
+
+def agreement(teacher: Outputs, student: Outputs) -> Agreement:
+    """Hold a student's outputs against the teacher's.
+
+    The error is ||student - teacher||^2 / ||teacher - mean||^2 over all outputs, the mean being
+    the teacher's mean output. Where the teacher does not vary, as over a single sample, it is
+    relative to ||teacher||^2, and where that is zero as well, absolute. The top-1 class is taken
+    from the first output that is a row of scores per sample.
+
+    Raises:
+        ModelError: the outputs differ in their shapes.
+    """
+    error = energy = size = 0.0
+    for index, (t, s) in enumerate(zip(teacher, student, strict=True)):
+        if t.shape != s.shape:
+            raise ModelError(
+                f"output {index + 1} of the student has the shape {s.shape[1:]} per sample and "
+                f"that of the teacher {t.shape[1:]}; give a student whose outputs are the teacher's"
+            )
+        exact = t.astype(np.float64)
+        error += float(np.sum((s.astype(np.float64) - exact) ** 2))
+        energy += float(np.sum((exact - exact.mean(axis=0)) ** 2))
+        size += float(np.sum(exact**2))
+    relative = error / (energy or size or 1.0)
+    classes = [scores(outputs) for outputs in (teacher, student)]
+    top1 = None
+    if classes[0] is not None and classes[1] is not None:
+        top1 = float(np.mean(classes[0].argmax(1) == classes[1].argmax(1)))
+    return Agreement(relative, top1)
+
+
+def squared_errors(teacher: Outputs, student: Outputs) -> NDArray[np.float64]:
+    """Return ||student - teacher||^2 of each sample, over all outputs."""
+    errors = np.zeros(len(teacher[0]))
+    for t, s in zip(teacher, student, strict=True):
+        difference = s.astype(np.float64) - t.astype(np.float64)
+        errors += np.sum(difference.reshape(len(t), -1) ** 2, axis=1)
+    return errors
+
+
+def scores(outputs: Sequence[NDArray[np.generic]]) -> NDArray[np.generic] | None:
+    """Return the first output that is a row of scores per sample, (N, classes); None without."""
+    flat = [
+        out.reshape(len(out), -1) for out in outputs if max(out.shape[1:], default=1) == out[0].size
+    ]
+    return next((out for out in flat if out.shape[1] > 1), None)
+
+
+def accuracy(outputs: Outputs, labels: NDArray[np.int64]) -> float | None:
+    """Return the fraction of samples whose label is ranked first; None without scores."""
+    found = scores(outputs)
+    return None if found is None else float(np.mean(found.argmax(1) == labels))

@@ -1,0 +1,96 @@
+"""Results as JSON; the keys are stable, and SCHEMA_VERSION counts their changes."""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from fskd_onnx.results import FitReport, Matching
+
+SCHEMA_VERSION = 1
+
+
+def to_json(report: FitReport) -> str:
+    """The report as JSON with stable keys.
+
+    Args:
+        report: what `fskd_onnx.pipeline.fit.fit` found.
+
+    Returns:
+        ASCII text that ends with a newline. NaN and infinities, which JSON does not have, are
+        ``null``.
+    """
+    blocks = [asdict(block) for block in report.blocks]
+    for block in blocks:
+        del block["teacher_width"]
+    return _dump(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "teacher": report.teacher,
+            "student": report.student,
+            "output": report.output,
+            "options": report.options,
+            "providers": report.providers,
+            "samples": {"count": report.sample_count, "held_out": report.held_out_count},
+            "blocks": blocks,
+            "end_to_end": {"before": asdict(report.before), "after": asdict(report.after)},
+            "parameters": {
+                "student": report.parameters_student,
+                "fused": report.parameters_fused,
+            },
+            "seconds": asdict(report.seconds),
+            "versions": report.versions,
+        }
+    )
+
+
+def matching_to_json(matching: Matching) -> str:
+    """The block and channel pairs as JSON, as ``--map`` will read them.
+
+    Args:
+        matching: what `fskd_onnx.pipeline.match.match` found.
+
+    Returns:
+        ASCII text that ends with a newline.
+    """
+    return _dump(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "pairs": [
+                {
+                    "student": pair.student,
+                    "op": pair.op,
+                    "teacher": pair.teacher,
+                    "channels": pair.channels,
+                    "teacher_width": pair.teacher_width,
+                    "paired_by": pair.paired_by,
+                    "evidence": pair.evidence,
+                    "confidence": pair.confidence,
+                    "reason": pair.reason,
+                }
+                for pair in matching.pairs
+            ],
+        }
+    )
+
+
+def _dump(document: Mapping[str, object]) -> str:
+    return json.dumps(_plain(document), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: object) -> object:
+    """What JSON has: numbers that are finite, text, lists and objects."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    return str(value)

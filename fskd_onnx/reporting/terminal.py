@@ -1,0 +1,173 @@
+"""Result -> terminal table and JSON.
+
+The JSON keys are stable; ``SCHEMA_VERSION`` counts changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fskd_onnx.results import Comparison, FitReport
+
+if TYPE_CHECKING:
+    from fskd_onnx.results import Matching
+
+
+_NOT_KNOWN = "-"
+
+
+def render(report: FitReport, console: Console) -> None:
+    """Prints the report for a person: a line per block, why blocks were kept, the outcome.
+
+    Args:
+        report: what `fskd_onnx.pipeline.fit.fit` found.
+        console: where to; 80 columns are enough.
+    """
+    table = _table("node", "op", "adapter")
+    for header in ("ridge", "channels", "before", "after"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    for block in report.blocks:
+        _add_row(
+            table,
+            block.student,
+            block.op,
+            block.adapter or _NOT_KNOWN,
+            _number(block.ridge),
+            _channels(block.channels, block.teacher_width),
+            _number(block.error_before),
+            _number(block.error_after),
+            block.status,
+        )
+    console.print(table)
+    _print_reasons(
+        "kept as they were:",
+        ((block.student, block.reason) for block in report.blocks if block.reason),
+        console,
+    )
+    console.print()
+    seconds = report.seconds
+    stages = (field.name for field in fields(seconds) if field.name != "total")
+    _print_facts(
+        {
+            "samples": f"{report.sample_count}, of which {report.held_out_count} held out",
+            "relative mse": f"{_number(report.before.relative_mse)} -> "
+            f"{_number(report.after.relative_mse)}",
+            "top-1 agreement": f"{_percent(report.before.top1_agreement)} -> "
+            f"{_percent(report.after.top1_agreement)}",
+            "parameters": f"{report.parameters_student:,} -> {report.parameters_fused:,}",
+            "time": f"{seconds.total:.1f} s ("
+            + ", ".join(f"{stage} {getattr(seconds, stage):.1f}" for stage in stages)
+            + ")",
+            "providers": ", ".join(report.providers),
+            "output": report.output or "none was written",
+        },
+        console,
+    )
+
+
+def render_matching(matching: Matching, console: Console) -> None:
+    """Prints the block and channel pairs for a person.
+
+    Args:
+        matching: what `fskd_onnx.pipeline.match.match` found.
+        console: where to; 80 columns are enough.
+    """
+    table = _table("student", "op", "teacher")
+    table.columns[2].overflow = "fold"
+    table.columns[2].no_wrap = False
+    table.add_column("channels", justify="right", no_wrap=True)
+    table.add_column("evidence")
+    table.add_column("confidence", justify="right", no_wrap=True)
+    for pair in matching.pairs:
+        _add_row(
+            table,
+            pair.student,
+            pair.op,
+            pair.teacher or _NOT_KNOWN,
+            _channels(pair.channels, pair.teacher_width),
+            ", ".join(dict.fromkeys(filter(None, (pair.paired_by, pair.evidence)))),
+            f"{pair.confidence:.2f}",
+        )
+    console.print(table)
+    _print_reasons(
+        "left alone:",
+        ((pair.student, pair.reason) for pair in matching.pairs if pair.reason),
+        console,
+    )
+
+
+def render_comparison(comparison: Comparison, console: Console) -> None:
+    """Prints how far two models agree.
+
+    Args:
+        comparison: what `fskd_onnx.reporting.compare.compare` found.
+        console: where to.
+    """
+    facts = {
+        "samples": str(comparison.count),
+        "relative mse": _number(comparison.agreement.relative_mse),
+        "top-1 agreement": _percent(comparison.agreement.top1_agreement),
+    }
+    if comparison.accuracy_teacher is not None or comparison.accuracy_student is not None:
+        facts["teacher accuracy"] = _percent(comparison.accuracy_teacher)
+        facts["student accuracy"] = _percent(comparison.accuracy_student)
+    _print_facts(facts, console)
+
+
+def _table(name: str, *others: str) -> Table:
+    """A table without lines whose first column takes what width is left, and folds."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(name, overflow="fold")
+    for header in others:
+        table.add_column(header, no_wrap=True)
+    return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    # As Text, because names of nodes may hold brackets, which strings would lose as markup.
+    table.add_row(*map(Text, cells))
+
+
+def _print_reasons(title: str, reasons: Iterable[tuple[str, str]], console: Console) -> None:
+    """Each reason once, with the nodes that it holds for."""
+    nodes: dict[str, list[str]] = {}
+    for node, reason in reasons:
+        nodes.setdefault(reason, []).append(node)
+    if not nodes:
+        return
+    console.print()
+    console.print(Text(title))
+    for reason, names in nodes.items():
+        console.print(Text(f"  {', '.join(names)}: {reason}", overflow="fold"))
+
+
+def _print_facts(facts: Mapping[str, str], console: Console) -> None:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, fact in facts.items():
+        _add_row(grid, name, fact)
+    console.print(grid)
+
+
+def _number(value: float | None) -> str:
+    return _NOT_KNOWN if value is None else f"{value:.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return _NOT_KNOWN if value is None else f"{value:.1%}"
+
+
+def _channels(channels: tuple[int, ...] | None, teacher_width: int | None) -> str:
+    """How many of the teacher's channels, as in 16/32; ? where the fit is to find that out."""
+    if channels is not None and not channels:
+        return _NOT_KNOWN
+    own = "?" if channels is None else str(len(channels))
+    return own if teacher_width is None else f"{own}/{teacher_width}"

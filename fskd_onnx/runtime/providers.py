@@ -1,0 +1,197 @@
+"""Choose ONNX Runtime execution providers that really work, or say which library is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import io
+import logging
+import re
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime import OrtValue
+
+from fskd_onnx.errors import ProviderError
+from fskd_onnx.passes.separate_weights import Separated
+from fskd_onnx.serialization import external_data
+
+logger = logging.getLogger(__name__)
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_ON_CUDA = (_CUDA, "TensorrtExecutionProvider")  # both read tensors that lie on the device
+_FATAL = 4
+_AS_REQUESTED = 1
+_ERROR = 3
+_EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """ONNX Runtime on chosen providers.
+
+    Attributes:
+        providers: full names, in order; the CPU always stands last, for nodes no other takes.
+        device: where tensors between runs are kept, as ONNX Runtime calls it.
+    """
+
+    providers: tuple[str, ...]
+    device: str
+
+    def session(self, model: onnx.ModelProto | Separated) -> onnxruntime.InferenceSession:
+        """Make a session of a model; what it lies in, in memory, need not outlive the call.
+
+        Args:
+            model: whole, of any size, or without its large weights.
+
+        Raises:
+            Exception: whatever the runtime raises; callers know which file it is about.
+        """
+        apart, folder = (
+            external_data.apart(model) if isinstance(model, onnx.ModelProto) else (model, None)
+        )
+        weights = _on_loan(apart)
+        options = _options()
+        options.add_external_initializers(list(weights), list(weights.values()))
+        session = onnxruntime.InferenceSession(
+            apart.model.SerializeToString(), options, providers=list(self.providers)
+        )
+        if folder is not None:
+            weakref.finalize(session, folder.cleanup)
+        # The runtime has copied what it was lent. To fall back to another provider it would load
+        # the model once more, when that may be gone.
+        session.disable_fallback()
+        return session
+
+
+def _options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERROR
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A fit makes a session per segment. With an arena each, every one of them would ask the
+    # system for all of its memory anew, and that costs as much as running it.
+    _share_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry(_EXTERNAL_DATA, str(external_data.ROOT))
+    return options
+
+
+def _on_loan(apart: Separated) -> dict[str, OrtValue]:
+    """Return the weights of a model as values that refer to the memory of its arrays."""
+    return {
+        tensor.name: OrtValue.ortvalue_from_numpy_with_onnx_type(
+            np.ascontiguousarray(apart.weights[tensor.name]), tensor.data_type
+        )
+        for tensor in apart.model.graph.initializer
+        if tensor.name in apart.weights
+    }
+
+
+@functools.cache
+def _share_arena() -> None:
+    """Register an arena on the CPU that sessions of this process may share."""
+    onnxruntime.create_and_register_allocator(
+        onnxruntime.OrtMemoryInfo(
+            "Cpu",
+            onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+            0,
+            onnxruntime.OrtMemType.DEFAULT,
+        ),
+        onnxruntime.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}),
+    )
+
+
+def open_runtime(names: Sequence[str]) -> Runtime:
+    """Resolve provider names.
+
+    Args:
+        names: short ("cuda") or full ("CUDAExecutionProvider") names in any case, in order, or
+            ``("auto",)``: CUDA where it really works, else the CPU.
+
+    Raises:
+        ProviderError: a named provider is unknown to the installed runtime or does not load.
+    """
+    if [name.lower() for name in names] == ["auto"]:
+        problem = _why_not(_CUDA)
+        chosen = [_CPU] if problem else [_CUDA, _CPU]
+        logger.info("running on %s", "the CPU: " + problem if problem else "CUDA")
+    else:
+        chosen = [_full_name(name) for name in names]
+        for provider in chosen:
+            if problem := _why_not(provider):
+                msg = (
+                    f"provider '{provider}' cannot be used: {problem}; "
+                    f"install what is missing, or choose --providers cpu"
+                )
+                raise ProviderError(msg)
+        if _CPU not in chosen:
+            chosen.append(_CPU)
+    return Runtime(tuple(chosen), "cuda" if chosen[0] in _ON_CUDA else "cpu")
+
+
+def _full_name(name: str) -> str:
+    available = onnxruntime.get_available_providers()
+    for full in available:
+        if name.lower() in (full.lower(), full.lower().removesuffix("executionprovider")):
+            return str(full)
+    short = ", ".join(full.removesuffix("ExecutionProvider").lower() for full in available)
+    msg = f"provider '{name}' is not part of the installed ONNX Runtime; it has: {short}"
+    raise ProviderError(msg)
+
+
+def _why_not(provider: str) -> str | None:
+    """Return why a provider does not load, or None where it does.
+
+    The runtime lists providers that it was built with, and falls back to the CPU in silence when
+    one does not load, so a session of one node has to be made and asked.
+    """
+    if provider not in onnxruntime.get_available_providers():
+        return "the installed ONNX Runtime was built without it"
+    if provider == _CPU:
+        return None
+    # The runtime prints its fallback to stdout, which is for results.
+    with _quiet(), contextlib.redirect_stdout(io.StringIO()):
+        if provider == _CUDA and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+        try:
+            session = onnxruntime.InferenceSession(_PROBE, providers=[provider])
+        except Exception as error:
+            return str(error).splitlines()[0]
+    if provider in session.get_providers():
+        return None
+    return _missing_library(provider) or "a library or a device that it needs was not found"
+
+
+def _missing_library(provider: str) -> str | None:
+    """Load a provider's library as the runtime does, to hear from the loader what it needs."""
+    stem = provider.removesuffix("ExecutionProvider").lower()
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    for library in folder.glob(f"*onnxruntime_providers_{stem}.*"):
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            # "libx.so.1: cannot open shared object file: No such file or directory"
+            if found := re.match(r"(\S+?): cannot open", str(error)):
+                return f"{found[1]} is missing"
+    return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the runtime's own report of a failed load, several coloured lines, off the terminal."""
+    onnxruntime.set_default_logger_severity(_FATAL)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(_ERROR)
+
+
+_PROBE = onnx.parser.parse_model(
+    '<ir_version: 8, opset_import: ["": 13]> probe (float[1] x) => (float[1] y) { y = Relu(x) }'
+).SerializeToString()

@@ -1,0 +1,1 @@
+"""Files to named batches; images to tensors; labels."""

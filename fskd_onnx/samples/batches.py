@@ -1,0 +1,63 @@
+"""Samples that run together: batches that never straddle folds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tensors = Mapping[str, NDArray[np.generic]]
+"""Arrays by the name of the tensor."""
+
+# Larger batches than fit the caches are slower, in whole networks and more so in segments; this
+# many input values per batch is 32 samples of 28 x 28 and 6 of 224 x 224 x 3.
+_VALUES_PER_BATCH = 2**20
+_BATCH_LIMITS = (4, 32)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that run together.
+
+    Attributes:
+        samples: (size,) indices; where the model has a fixed batch size, the last is repeated.
+        count: how many of them count; the rest is padding.
+        fold: the fold of cross-validation that all of them belong to.
+    """
+
+    samples: NDArray[np.intp]
+    count: int
+    fold: int
+
+
+def plan_batches(
+    folds: Sequence[NDArray[np.intp]], size: int, fixed_size: int | None
+) -> list[Batch]:
+    """Divide samples into batches that never straddle folds.
+
+    Args:
+        folds: sample indices of each fold.
+        size: samples per batch, at most; folds are divided evenly.
+        fixed_size: the batch size that a model insists on; batches are padded to it.
+    """
+    batches = []
+    for fold, members in enumerate(folds):
+        parts = math.ceil(len(members) / (fixed_size or size))
+        if fixed_size is None:
+            for part in np.array_split(members, parts):
+                batches.append(Batch(part, len(part), fold))
+            continue
+        for start in range(0, len(members), fixed_size):
+            part = members[start : start + fixed_size]
+            batches.append(Batch(np.resize(part, fixed_size), len(part), fold))
+    return batches
+
+
+def default_batch_size(sample: Tensors) -> int:
+    """Choose a batch size from the tensors of one sample."""
+    values = sum(array.size for array in sample.values())
+    low, high = _BATCH_LIMITS
+    return int(np.clip(_VALUES_PER_BATCH // max(values, 1), low, high))

@@ -1,0 +1,1 @@
+"""ONNX files and other output files."""

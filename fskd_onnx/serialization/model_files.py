@@ -1,0 +1,133 @@
+"""Read, check, describe and write ONNX files."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+import google.protobuf.message
+import onnx
+from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
+
+from fskd_onnx.errors import ModelError
+from fskd_onnx.serialization import external_data
+from fskd_onnx.serialization.atomic_files import atomic_path
+
+_FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+)
+
+ModelSource: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
+
+
+def source_name(source: ModelSource) -> str:
+    """Return what to call a model in messages and reports."""
+    if isinstance(source, onnx.ModelProto):
+        return source.graph.name or "a model in memory"
+    return os.fspath(source)
+
+
+def load_model(source: ModelSource) -> onnx.ModelProto:
+    """Read a model, and check it.
+
+    Its external data is read as well, but for large weights that only the runtime needs, see
+    ``fskd_onnx.serialization.external_data``.
+
+    Args:
+        source: a path, or a model, which is checked and returned as it is.
+
+    Raises:
+        ModelError: the file is missing, is no ONNX model, or breaks the ONNX specification.
+    """
+    name = source_name(source)
+    try:
+        if isinstance(source, onnx.ModelProto):
+            model = source
+            _check_in_memory(model, name)
+        else:
+            model = external_data.load(Path(source))
+            # By its path: a model with external data may exceed protobuf's 2 GB.
+            onnx.checker.check_model(os.fspath(source), full_check=True)
+    except FileNotFoundError as error:
+        raise ModelError(f"{name}: there is no such file ({error.filename or error})") from error
+    except OSError as error:
+        raise ModelError(f"{name}: cannot be read ({error.strerror or error})") from error
+    except google.protobuf.message.DecodeError as error:
+        raise ModelError(
+            f"{name}: is not an ONNX file; export the network to ONNX first"
+        ) from error
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"{name}: is not a valid ONNX model: {first}; export it again") from error
+    return model
+
+
+def save_model(
+    model: onnx.ModelProto, path: str | os.PathLike[str], like: ModelSource | None = None
+) -> None:
+    """Write a model, whole or not at all.
+
+    Args:
+        model: the model.
+        path: where to.
+        like: the file that the model came from; the weights that it keeps outside, the new one
+            keeps outside as well, in one file beside it, named after it. So do models of more than
+            2 GB.
+
+    Raises:
+        FskdError: the file cannot be written.
+    """
+    path = Path(path)
+    outside = set() if like is None or isinstance(like, onnx.ModelProto) else _kept_outside(like)
+    outside |= external_data.large_names(model) if external_data.too_large(model) else set()
+    if not any(t.name in outside or uses_external_data(t) for t in model.graph.initializer):
+        with atomic_path(path) as temporary:
+            onnx.save_model(model, temporary, format="protobuf")
+        return
+    data = path.with_name(path.name + ".data")
+    with atomic_path(path) as temporary, atomic_path(data) as temporary_data:
+        external_data.save(model, temporary, temporary_data, data.name, outside)
+
+
+def count_parameters(model: onnx.ModelProto) -> int:
+    """Count the floating-point numbers that a model carries, biases and statistics included.
+
+    Whether they are initializers or come out of Constant nodes, or of ConstantOfShape with a shape
+    that is stored, is a matter of the exporter.
+    """
+    nodes = model.graph.node
+    constants = [a for node in nodes if node.op_type == "Constant" for a in node.attribute]
+    tensors = [*model.graph.initializer, *(constant.t for constant in constants)]
+    count: int = sum(math.prod(t.dims) for t in tensors if t.data_type in _FLOATS)
+    count += sum(len(c.floats) + int(c.name == "value_float") for c in constants)
+    shapes = {t.name: t for t in model.graph.initializer}
+    filled = [n for n in nodes if n.op_type == "ConstantOfShape" and n.input[0] in shapes]
+    for node in filled:
+        if all(attribute.t.data_type in _FLOATS for attribute in node.attribute):
+            count += math.prod(numpy_helper.to_array(shapes[node.input[0]]).tolist())
+    return count
+
+
+def _check_in_memory(model: onnx.ModelProto, name: str) -> None:
+    """Check a model that did not come from a file, or that a pass has rewritten."""
+    outside = [t for t in external_data.tensors(model.graph) if uses_external_data(t)]
+    for tensor in outside:
+        if not external_data.file_of(tensor).is_file():
+            raise ModelError(
+                f"{name}: keeps '{tensor.name}' in a file, and a model in memory does not say in "
+                "which folder; give the path of the model, or load it with its external data"
+            )
+    light = external_data.stand_in(model) if outside or external_data.too_large(model) else model
+    onnx.checker.check_model(light, full_check=True)
+
+
+def _kept_outside(path: str | os.PathLike[str]) -> set[str]:
+    """Return the names of the initializers that a file keeps in other files."""
+    model = onnx.load(os.fspath(path), format="protobuf", load_external_data=False)
+    return {tensor.name for tensor in model.graph.initializer if uses_external_data(tensor)}

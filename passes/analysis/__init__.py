@@ -1,0 +1,1 @@
+"""What is true of a graph: nothing here changes one."""

@@ -1,0 +1,138 @@
+"""Nodes that hold weights and are left alone, each with the reason: nothing is skipped in silence.
+
+A reason is half a sentence about "it", the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from fskd_onnx.passes.analysis import constants
+from fskd_onnx.passes.analysis.nodes import (
+    all_nodes,
+    bodies,
+    has_input,
+    is_dense,
+    is_standard,
+    is_vector,
+)
+
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+LINEAR_OPS = (*CONVOLUTIONS, "Gemm", "MatMul")
+
+_QUANTIZED = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
+# They apply their weights in another way than to one patch of their input.
+_NOT_LINEAR = ("Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a node that has weights cannot be viewed as linear; a value, not an error.
+
+    Attributes:
+        node: the node.
+        reason: half a sentence about "it".
+        own_name: whether no other node that is listed has the node's name.
+    """
+
+    node: gs.Node
+    reason: str
+    own_name: bool = True
+
+    @property
+    def name(self) -> str:
+        """Name of the node, or of its output where that names no node or several."""
+        outputs = (tensor.name for tensor in self.node.outputs if tensor.name)
+        return str((self.own_name and self.node.name) or next(outputs))
+
+
+def is_linear_op(node: gs.Node) -> bool:
+    """Whether a node is of an operator that a fit can refit."""
+    return is_standard(node, *LINEAR_OPS)
+
+
+def why_not_linear(node: gs.Node, graph_outputs: Collection[int]) -> str:
+    """Return why a Conv, ConvTranspose, Gemm or MatMul cannot be refitted, or nothing.
+
+    Args:
+        node: the node.
+        graph_outputs: the outputs of its graph, by identity.
+    """
+    data, weight = node.inputs[:2]
+    if isinstance(data, gs.Constant):
+        return f"its input '{data.name}' is a constant"
+    constant = constants.parameter(weight)
+    if constant is None:
+        return _why_no_parameter("weight", weight)
+    if constants.computed_type(weight) not in constants.COMPUTED:
+        return f"its weight '{weight.name}' is not of type float16, float32 or float64"
+    if node.op not in CONVOLUTIONS and len(constant.shape) != 2:
+        return f"its weight '{weight.name}' is not a matrix"
+    if 0 in constant.shape:
+        return f"its weight '{weight.name}' is empty"
+    if data.shape is not None and len(data.shape) == 1:
+        return f"its input '{data.name}' is a vector, so it has no sample axis"
+    if id(weight) in graph_outputs or id(constant) in graph_outputs:
+        return f"its weight '{weight.name}' is also an output of the graph"
+    if node.attrs.get("transA", 0):
+        return "its input is transposed (transA), so it has no sample axis"
+    if has_input(node, 2):
+        bias = constants.parameter(node.inputs[2])
+        if bias is None:
+            return _why_no_parameter("bias", node.inputs[2])
+        if not is_vector(bias.shape):
+            return f"its bias '{bias.name}' is not one value per channel"
+    return ""
+
+
+def why_left_alone(node: gs.Node, functions: Sequence[gs.Function]) -> str:
+    """Return why a node of any other operator that has weights is left alone.
+
+    Args:
+        node: the node.
+        functions: those of the model.
+
+    Returns:
+        The reason; nothing where the node has no weights.
+    """
+    if is_standard(node, *_QUANTIZED):
+        return "it is quantized"
+    if any(map(_has_weighted, bodies(node))):
+        return "linear nodes in its bodies run in a scope of their own"
+    called = [f for f in functions if (f.domain, f.name) == (node.domain, node.op)]
+    if any(map(_has_weighted, called)):
+        return "linear nodes inside of a function are shared by all of its calls"
+    if called or not any(map(_is_matrix, node.inputs)):
+        return ""
+    if is_standard(node, *_NOT_LINEAR):
+        return f"adapters cannot be fused into '{node.op}'"
+    if not is_standard(node, str(node.op)):
+        return f"its operator '{node.domain}.{node.op}' is not one of ONNX"
+    return ""
+
+
+def _why_no_parameter(role: str, tensor: gs.Tensor) -> str:
+    if any(node.op == "DequantizeLinear" for node in tensor.inputs):
+        return f"its {role} '{tensor.name}' is quantized"
+    if is_dense(tensor) and role == "weight":
+        return f"its weight '{tensor.name}' is not of type float16, float32 or float64"
+    if tensor.inputs:
+        return f"its {role} '{tensor.name}' is computed by {tensor.inputs[0].op}, not stored"
+    return f"its {role} '{tensor.name}' is not an initializer of all its values"
+
+
+def _has_weighted(scope: gs.Graph | gs.Function) -> bool:
+    """Whether a node inside of a body or a function looks linear.
+
+    Functions have no initializers, so what computes their weights may be anything.
+    """
+    return any(is_standard(node, *LINEAR_OPS, *_QUANTIZED) for node in all_nodes(scope.nodes))
+
+
+def _is_matrix(tensor: gs.Tensor) -> bool:
+    if not isinstance(tensor, gs.Constant):
+        return False
+    return len(tensor.shape) > 1 and sum(extent > 1 for extent in tensor.shape) > 1

@@ -1,0 +1,75 @@
+"""The shapes of a graph's tensors, without a copy of its weights.
+
+Shape inference in ONNX works on a serialized model, and most of that would be weights, of which it
+needs the shapes alone. So weights go in as inputs of their shape; what may hold a shape itself (the
+target of a Reshape, the axes of a Squeeze) stays a constant.
+"""
+
+from __future__ import annotations
+
+import math
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from fskd_onnx.passes.analysis.nodes import is_dense
+
+# Shapes, axes and sizes have a value per dimension; weights of interest have more.
+_MOST_VALUES_OF_A_SHAPE = 64
+
+Shape = tuple[int | None, ...]
+
+
+def infer_shapes(graph: gs.Graph) -> dict[str, Shape]:
+    """Return the shape of every tensor that ONNX can infer, by the tensor's name.
+
+    Args:
+        graph: any graph; it stays as it is.
+
+    Returns:
+        An extent that depends on the input (the number of samples) is None.
+    """
+    inferred = onnx.shape_inference.infer_shapes(_without_weights(graph), data_prop=True).graph
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    return {
+        value.name: tuple(
+            dim.dim_value if dim.HasField("dim_value") else None
+            for dim in value.type.tensor_type.shape.dim
+        )
+        for value in values
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
+def _without_weights(graph: gs.Graph) -> onnx.ModelProto:
+    constants = {
+        tensor.name: tensor
+        for node in graph.nodes
+        for tensor in node.inputs
+        if isinstance(tensor, gs.Constant)
+    }
+    kept = {
+        name
+        for name, tensor in constants.items()
+        if is_dense(tensor) and math.prod(tensor.shape) <= _MOST_VALUES_OF_A_SHAPE
+    }
+    weights = [tensor for name, tensor in constants.items() if name not in kept]
+    return onnx.helper.make_model(
+        onnx.helper.make_graph(
+            nodes=[OnnxExporter.export_node(node) for node in graph.nodes],
+            name="shapes",
+            inputs=[_describe(tensor) for tensor in (*graph.inputs, *weights)],
+            outputs=[onnx.ValueInfoProto(name=tensor.name) for tensor in graph.outputs],
+            initializer=[OnnxExporter.export_tensor_proto(constants[name]) for name in kept],
+        ),
+        opset_imports=graph.import_domains,
+        functions=[OnnxExporter.export_function(function) for function in graph.functions],
+    )
+
+
+def _describe(tensor: gs.Tensor) -> onnx.ValueInfoProto:
+    description: onnx.ValueInfoProto = OnnxExporter.export_value_info_proto(
+        tensor, do_type_check=False
+    )
+    return description

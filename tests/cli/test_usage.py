@@ -1,0 +1,306 @@
+"""The command line without any model: help, usage errors, exit statuses, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fskd_onnx.cli import app
+from fskd_onnx.errors import FskdError, NoImprovementError, SamplesError
+from fskd_onnx.options import Preprocess, RunOptions
+from fskd_onnx.results import Agreement, BlockPair, FitReport, Matching, StageSeconds
+
+REPORT = FitReport(
+    teacher="t.onnx",
+    student="s.onnx",
+    output=None,
+    options={},
+    providers=("cpu",),
+    sample_count=5,
+    held_out_count=1,
+    blocks=(),
+    before=Agreement(relative_mse=1.0, top1_agreement=0.1),
+    after=Agreement(relative_mse=0.1, top1_agreement=0.925),
+    parameters_student=1,
+    parameters_fused=1,
+    seconds=StageSeconds(total=1, capture=1, solve=0, fuse=0, verify=0),
+    versions={},
+)
+MATCHING = Matching((BlockPair("conv1", "Conv", "t1", (0, 3), 8, "weights", 0.9, ""),))
+COMMANDS = ("fit", "match", "compare")
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """The command line sets up logging for a process of its own."""
+    root, package = logging.getLogger(), logging.getLogger("fskd_onnx")
+    handlers, level = root.handlers[:], package.level
+    yield
+    root.handlers[:] = handlers
+    package.setLevel(level)
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def compare_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Callable[[RunOptions], None]], None]:
+    """Puts something in place of the comparison, which is the command with the least around it."""
+
+    def install(action: Callable[[RunOptions], None]) -> None:
+        def compare(teacher: Path, student: Path, samples: Path, run: RunOptions, _: Any) -> Any:
+            action(run)
+            raise SamplesError("samples.npy: stop here")
+
+        module = ModuleType("fskd_onnx.reporting.compare")
+        module.compare = compare  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "fskd_onnx.reporting.compare", module)
+
+    return install
+
+
+def test_help_lists_the_commands_and_their_options() -> None:
+    top = invoke("--help")
+    assert top.exit_code == 0
+    assert all(command in top.stdout for command in COMMANDS)
+    shared = "providers max-samples batch-size seed preprocess mean std scale layout resize crop"
+    options = [f"--{name}" for name in f"{shared} channel-order verbose quiet log-file".split()]
+    for command in COMMANDS:
+        result = invoke(command, "-h")
+        assert result.exit_code == 0
+        assert all(option in result.stdout for option in options)
+
+
+def test_version() -> None:
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("fskd-onnx ")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--nonsense"],
+        ["--max-samples", "0"],
+        ["--batch-size", "none"],
+        ["--seed", "-1"],
+        ["--providers", "cuda,,cpu"],
+        ["--preprocess", "nonsense"],
+        ["--mean", "a,b,c"],
+        ["--mean", "1,2"],
+        ["--std", "0"],
+        ["--scale", "-1"],
+        ["--layout", "CHWN"],
+        ["--resize", "4x5x6"],
+        ["--crop", "0"],
+        ["--channel-order", "RGGB"],
+    ],
+)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_wrong_options_are_wrong_usage(command: str, options: list[str]) -> None:
+    result = invoke(command, "teacher.onnx", "student.onnx", "samples", *options)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert options[0] in result.stderr or "Invalid value" in result.stderr
+
+
+def test_wrong_usage_of_fit(tmp_path: Path) -> None:
+    assert invoke("fit", "teacher.onnx").exit_code == 2
+    files = (tmp_path / "t.onnx", tmp_path / "s.onnx", tmp_path / "samples")
+    result = invoke("fit", *files, "--report", tmp_path / "r.json", "--report", "r.txt")
+    assert result.exit_code == 2
+    assert "r.txt does not end in .json" in result.stderr
+    for existing in files[:2]:
+        result = invoke("fit", *files, "-o", existing)
+        assert result.exit_code == 2
+        assert "is an input" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["-o", "--report", "--log-file"])
+def test_places_that_cannot_be_written_are_told_first(tmp_path: Path, option: str) -> None:
+    place = tmp_path / "nowhere" / "a.json"
+    result = invoke("fit", tmp_path / "t", tmp_path / "s", tmp_path / "x", option, place)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {place}: the folder ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_teacher_is_one_line(tmp_path: Path, command: str) -> None:
+    teacher = tmp_path / "missing.onnx"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "fskd_onnx.cli.app",
+            command,
+            teacher,
+            tmp_path / "s.onnx",
+            tmp_path,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {teacher}")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_reach_the_library(compare_calls: Any) -> None:
+    seen: list[RunOptions] = []
+    compare_calls(seen.append)
+    options = "--providers CUDA,cpu --max-samples 9 --batch-size 4 --seed 7 --preprocess Caffe"
+    pixels = "--mean 1,2,3 --std 4 --scale 0.5 --layout nhwc --resize 256 --crop 224x192"
+    result = invoke("compare", "t", "s", "x", *f"{options} {pixels} --channel-order bgr".split())
+    assert result.exit_code == 1
+    assert result.stderr == "error: samples.npy: stop here\n"
+    assert seen == [
+        RunOptions(
+            providers=("cuda", "cpu"),
+            max_samples=9,
+            batch_size=4,
+            seed=7,
+            preprocess=Preprocess(
+                preset="caffe",
+                mean=(1, 2, 3),
+                std=(4,),
+                scale=0.5,
+                layout="NHWC",
+                resize=256,
+                crop=(224, 192),
+                channel_order="BGR",
+            ),
+        )
+    ]
+    seen.clear()
+    invoke("compare", "t", "s", "x")
+    assert seen == [RunOptions()]
+
+
+def test_errors_are_one_line_whatever_libraries_say(compare_calls: Any) -> None:
+    def fail(_: RunOptions) -> None:
+        raise SamplesError("a.npy: cannot be read (first line\n  second line)")
+
+    compare_calls(fail)
+    result = invoke("compare", "t", "s", "x")
+    assert result.stderr == "error: a.npy: cannot be read (first line second line)\n"
+
+
+def test_an_interrupt_is_one_line(compare_calls: Any) -> None:
+    def interrupt(_: RunOptions) -> None:
+        raise KeyboardInterrupt
+
+    compare_calls(interrupt)
+    result = invoke("compare", "t", "s", "x")
+    assert result.exit_code == 130
+    assert result.stderr == "error: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "heard"),
+    [
+        ([], ["warning"]),
+        (["-v"], ["info", "warning"]),
+        (["-vv"], ["debug", "info", "warning"]),
+        (["-q"], []),
+    ],
+)
+def test_how_much_is_said(
+    tmp_path: Path, compare_calls: Any, options: list[str], heard: list[str]
+) -> None:
+    def speak(_: RunOptions) -> None:
+        log = logging.getLogger("fskd_onnx.anything")
+        log.debug("debug")
+        log.info("info")
+        log.warning("warning")
+
+    compare_calls(speak)
+    result = invoke("compare", "t", "s", "x", *options)
+    assert result.stderr.splitlines()[:-1] == heard
+    result = invoke("compare", "t", "s", "x", *options, "--log-file", tmp_path / "log")
+    assert result.stderr.splitlines()[:-1] == heard
+    text = (tmp_path / "log").read_text(encoding="utf-8")
+    assert [line.split()[-1] for line in text.splitlines()] == ["debug", "info", "warning"]
+
+
+def install_fit(monkeypatch: pytest.MonkeyPatch, error: FskdError | None = None) -> None:
+    """Puts a fit in place that takes no time, and a writer of models that writes their name."""
+
+    def fit(teacher: Path, student: Path, samples: Path, options: Any) -> Any:
+        if error is not None:
+            raise error
+        return SimpleNamespace(model="model", report=REPORT)
+
+    def save_model(model: str, path: Path, like: Path) -> None:
+        path.write_text(f"{model} like {like.name}")
+
+    fitting, model_io = (
+        ModuleType("fskd_onnx.pipeline.fit"),
+        ModuleType("fskd_onnx.serialization.model_files"),
+    )
+    vars(fitting).update(fit=fit, match=lambda *_: MATCHING)
+    vars(model_io).update(save_model=save_model)
+    monkeypatch.setitem(sys.modules, "fskd_onnx.pipeline.fit", fitting)
+    monkeypatch.setitem(sys.modules, "fskd_onnx.serialization.model_files", model_io)
+
+
+def test_fit_writes_the_model_and_the_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_fit(monkeypatch)
+    reports = tmp_path / "a.json", tmp_path / "b.JSON"
+    options = ("--report", reports[0], "--report", reports[1])
+    result = invoke("fit", "t.onnx", tmp_path / "s.onnx", "x", *options)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert "10.0% -> 92.5%" in result.stdout
+    output = tmp_path / "s.fskd.onnx"
+    assert output.read_text() == "model like s.onnx"
+    for path in reports:
+        assert json.loads(path.read_text())["output"] == str(output)
+    assert len(list(tmp_path.iterdir())) == 3
+    quiet = invoke("fit", "t.onnx", tmp_path / "s.onnx", "x", "-q")
+    assert (quiet.exit_code, quiet.output) == (0, "")
+
+
+def test_a_fit_without_improvement_shows_why_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = NoImprovementError("s.onnx: no closer to the teacher than before", REPORT)
+    install_fit(monkeypatch, error)
+    result = invoke("fit", "t", tmp_path / "s.onnx", "x", "--report", tmp_path / "a.json")
+    assert result.exit_code == 3
+    assert "10.0% -> 92.5%" in result.stdout
+    assert result.stderr == "error: s.onnx: no closer to the teacher than before\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_match_saves_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_fit(monkeypatch)
+    result = invoke("match", "t.onnx", "s.onnx", "--json", tmp_path / "map.json")
+    assert result.exit_code == 0
+    assert "conv1" in result.stdout
+    assert json.loads((tmp_path / "map.json").read_text())["pairs"][0]["student"] == "conv1"
+
+
+@pytest.mark.parametrize(
+    ("student", "output"),
+    [("s.onnx", "s.fskd.onnx"), ("a.b.ONNX", "a.b.fskd.onnx"), ("model.v1", "model.v1.fskd.onnx")],
+)
+def test_the_default_output(student: str, output: str) -> None:
+    assert app._default_output(Path("d") / student) == Path("d") / output

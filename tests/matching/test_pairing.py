@@ -1,0 +1,547 @@
+"""Blocks are paired whatever their names, or left alone with the reason."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import onnxsim
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from fskd_onnx.matching.channels import match_models
+from fskd_onnx.matching.pairing import Partner, Similarity, pair_blocks
+from fskd_onnx.passes import Canonicalize
+from fskd_onnx.results import BlockPair
+from models.networks import Network, densenet22, mobilenetv2, resnet20, vgg16
+from models.prune import prune, recipes
+from tests.helpers import DEMO, build, initializers, linears, zoo_model
+from tests.students import (
+    DECOMPOSITIONS,
+    decomposed,
+    is_spatial,
+    renamed,
+    with_fresh_weights,
+    with_noise,
+)
+
+REFERENCES: dict[str, Callable[[], Network]] = {
+    "vgg16": lambda: vgg16((16,) * 13),
+    "resnet20": lambda: resnet20((8, 16, 24)),
+    "densenet22": lambda: densenet22((8,) * 18, (24, 32)),
+    "mobilenetv2": lambda: mobilenetv2((16,) * 7),
+}
+PRUNED = [
+    ("vgg16", "D"),
+    ("resnet20", "inner50"),
+    ("resnet20", "stream50"),
+    ("densenet22", "growth50"),
+    ("mobilenetv2", "expansion50"),
+]
+DEMO_PAIRS = [("teacher", "student"), ("vgg16_small", "vgg16_small_D")]
+KINDS: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
+    "as pruned": lambda model: model,
+    "noise": lambda model: with_noise(model, 0.3),
+    "fresh": with_fresh_weights,
+}
+
+
+def exported(network: nn.Module, shape: Sequence[int], dynamo: bool = False) -> onnx.ModelProto:
+    """Convert a network of PyTorch, with the exporter's own settings."""
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters warn of functions of their own
+        path = Path(folder) / "model.onnx"
+        example = (torch.zeros(*shape),)
+        torch.onnx.export(
+            network.eval(), example, path, dynamo=dynamo, external_data=False, verbose=False
+        )
+        return onnx.load(path)
+
+
+@cache
+def reference(name: str) -> Network:
+    torch.manual_seed(0)
+    network = REFERENCES[name]()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return network.eval()
+
+
+@cache
+def pruned(name: str, recipe: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Give a random-weight network and its student."""
+    network = reference(name)
+    assert recipe in recipes(network)
+    shape = (1, 1, 28, 28)
+    return exported(network, shape), exported(prune(network, recipe), shape)
+
+
+def canonical(model: onnx.ModelProto) -> gs.Graph:
+    return gs.import_onnx(Canonicalize()(model).model)
+
+
+def outputs(model: onnx.ModelProto) -> dict[str, str]:
+    """Give the block output of each linear node."""
+    return {name: view.output.name for name, view in linears(Canonicalize()(model).model).items()}
+
+
+def partners(
+    teacher: onnx.ModelProto,
+    student: onnx.ModelProto,
+    given: Mapping[str, Partner] | None = None,
+    similarity: Similarity | None = None,
+) -> dict[str, Partner]:
+    found = pair_blocks(canonical(teacher), canonical(student), given, similarity)
+    return {partner.student: partner for partner in found}
+
+
+def nameless(
+    teacher: onnx.ModelProto, student: onnx.ModelProto, seed: int = 0
+) -> dict[str, Partner]:
+    """Pair a renamed and shuffled student; give its partners by the names that it had."""
+    other = renamed(student, seed)
+    return {other.old[name]: p for name, p in partners(teacher, other.model).items()}
+
+
+def teachers(found: Mapping[str, Partner]) -> dict[str, str | None]:
+    return {name: partner.teacher for name, partner in found.items()}
+
+
+def test_the_order_is_that_of_the_students_nodes() -> None:
+    teacher, student = pruned("resnet20", "inner50")
+    graph = canonical(student)
+    found = pair_blocks(canonical(teacher), graph)
+    names = [partner.student for partner in found]
+    assert names == [node.name for node in graph.nodes if node.name in names]
+    assert len(names) == 22
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "recipe"), PRUNED)
+def test_pruned_networks_without_names(name: str, recipe: str, kind: str) -> None:
+    teacher, student = pruned(name, recipe)
+    found = nameless(teacher, KINDS[kind](student))
+    assert teachers(found) == outputs(teacher)
+    assert {partner.reason for partner in found.values()} == {""}
+    assert min(partner.confidence for partner in found.values()) > 0.6
+    evidence = {partner.evidence for partner in found.values()}
+    assert evidence <= {"weights", "structure"}
+    if kind == "as pruned":
+        assert evidence == {"weights"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("one", "other"), DEMO_PAIRS)
+def test_trained_networks_without_names(one: str, other: str, kind: str) -> None:
+    teacher, student = (onnx.load(DEMO / f"{name}.onnx") for name in (one, other))
+    assert teachers(nameless(teacher, KINDS[kind](student))) == outputs(teacher)
+
+
+@pytest.mark.parametrize(("name", "recipe"), PRUNED)
+def test_no_name_and_no_order_in_the_file_changes_blocks_or_channels(
+    name: str, recipe: str
+) -> None:
+    teacher, student = pruned(name, recipe)
+
+    def matched(model: onnx.ModelProto, old: Mapping[str, str]) -> dict[str, BlockPair]:
+        pairs = match_models(canonical(teacher), canonical(model)).pairs
+        return {old.get(pair.student, pair.student): pair for pair in pairs}
+
+    named = matched(student, {})
+    assert all(pair.channels is not None for pair in named.values())
+    for seed in (1, 2):
+        other = renamed(student, seed)
+        again = matched(other.model, other.old)
+        for block, pair in named.items():
+            assert (again[block].teacher, again[block].channels) == (pair.teacher, pair.channels)
+
+
+def quantized(model: onnx.ModelProto, levels: int) -> onnx.ModelProto:
+    """Round weights to a grid of so many levels on either side of zero, its step a power of 2."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.ndim > 1:
+            step = 2.0 ** np.floor(np.log2(4 * values.std() / levels))
+            rounded = np.round(values / step).clip(-levels, levels) * step
+            tensor.CopyFrom(numpy_helper.from_array(rounded.astype(np.float32), tensor.name))
+    return result
+
+
+@pytest.mark.parametrize("levels", [1, 7, 127])
+@pytest.mark.parametrize(("name", "recipe"), [("vgg16", "D"), ("resnet20", "inner50")])
+def test_few_values_are_no_evidence(name: str, recipe: str, levels: int) -> None:
+    # Weights drawn anew on both sides, so that no slice is more than chance.
+    teacher, student = pruned(name, recipe)
+    teacher = quantized(with_fresh_weights(teacher, seed=5), levels)
+    found = nameless(teacher, quantized(with_fresh_weights(student, seed=6), levels))
+    expected = outputs(teacher)
+    assert {block: p.teacher for block, p in found.items() if p.teacher != expected[block]} == {}
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "bvlc_alexnet", "inception_v1", "shufflenet"])
+def test_noisy_model_zoo_networks_without_names(name: str) -> None:
+    teacher = zoo_model(name)
+    assert teachers(nameless(teacher, with_noise(teacher, 0.3))) == outputs(teacher)
+
+
+def cut(
+    kind: str, every: int, activated: bool
+) -> tuple[onnx.ModelProto, onnx.ModelProto, dict[str, str]]:
+    """Give the demo's ResNet-20, the same with convolutions cut up, and who is whose partner."""
+    teacher = Canonicalize()(onnx.load(DEMO / "teacher.onnx")).model
+    chosen = [name for name, view in linears(teacher).items() if is_spatial(view)][::every]
+    assert chosen
+    split = DECOMPOSITIONS[kind]
+    student, ends = decomposed(teacher, split, lambda view: view.name in chosen, activated)
+    return teacher, student, ends
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("kind", DECOMPOSITIONS)
+def test_the_last_node_of_a_decomposed_block_is_its_end(kind: str, every: int) -> None:
+    teacher, student, ends = cut(kind, every, activated=False)
+    other = renamed(student, seed=1)
+    new = {name: now for now, name in other.old.items()}
+    found = {other.old[name]: p for name, p in partners(teacher, other.model).items()}
+    assert {name: found[name].teacher for name in ends} == ends
+    inner = found.keys() - ends.keys()
+    assert inner
+    last = {name.partition(".part")[0]: name for name in ends if ".part" in name}
+    for name in inner:
+        end = new[last[name.partition(".part")[0]]]
+        reason = f"it is an inner node of the block that ends at '{end}'"
+        assert (found[name].teacher, found[name].reason) == (None, reason)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("kind", DECOMPOSITIONS)
+def test_an_activation_inside_a_decomposed_block_misleads_nobody(kind: str, every: int) -> None:
+    # Of a depthwise and a pointwise convolution of equal width, each with its Relu, either may be
+    # the end of the block: then it is left alone.
+    teacher, student, ends = cut(kind, every, activated=True)
+    found = nameless(teacher, student, seed=1)
+    for name, partner in found.items():
+        assert partner.teacher in (None, ends.get(name))
+        assert (partner.teacher is None) == bool(partner.reason)
+    assert sum(partner.teacher is not None for partner in found.values()) >= 0.5 * len(ends)
+
+
+def test_two_ends_that_one_block_may_have_are_named() -> None:
+    # x ─▶ Conv 3x3 ─▶ Relu ─▶ z against x ─▶ depthwise ─▶ Relu ─▶ Conv 1x1 ─▶ Relu ─▶ z
+    teacher = build("""g (float[N,6,5,5] x) => (float[N,6,5,5] z) <float[6,6,3,3] w, float[6] b> {
+        [whole] y = Conv <pads = [1,1,1,1]> (x, w, b)
+        z = Relu (y)
+    }""")
+    split = DECOMPOSITIONS["depthwise, pointwise"]
+    student, ends = decomposed(teacher, split, is_spatial, activated=True)
+    assert ends == {"whole.part1": "y"}
+    other = renamed(student, seed=0)
+    new = {name: now for now, name in other.old.items()}
+    first, last = new["whole.part0"], new["whole.part1"]
+    found = partners(teacher, other.model)
+    reason = "the teacher's 'whole' fits it as well as others of the student ('{}')"
+    assert found[first].reason == reason.format(last)
+    assert found[last].reason == reason.format(first)
+    # The name of its output says which of them is the end.
+    assert partners(teacher, student)["whole.part1"].evidence == "names"
+
+
+# x ─▶ c0 ─▶ Relu ─┬─────────────────────▶ + ─▶ Relu ─▶ ... ─▶ GlobalAveragePool ─▶ Flatten ─▶ fc
+#                  └─▶ Conv ─▶ Relu ─▶ Conv ┘
+def residual_chain(blocks: int, seed: int = 0) -> onnx.ModelProto:
+    weights, nodes = [], []
+    for k in range(blocks):
+        weights.append(
+            f"float[8,8,3,3] wa{k}, float[8] ba{k}, float[8,8,3,3] wb{k}, float[8] bb{k}"
+        )
+        nodes.append(f"""
+            [a{k}] p{k} = Conv <pads = [1,1,1,1]> (r{k}, wa{k}, ba{k})
+            q{k} = Relu (p{k})
+            [b{k}] s{k} = Conv <pads = [1,1,1,1]> (q{k}, wb{k}, bb{k})
+            t{k} = Add (s{k}, r{k})
+            r{k + 1} = Relu (t{k})""")
+    text = f"""g (float[N,3,8,8] x) => (float[N,5] z)
+      <float[8,3,3,3] w0, float[8] b0, {", ".join(weights)}, float[8,5] wf, float[5] bf> {{
+        [c0] y0 = Conv <pads = [1,1,1,1]> (x, w0, b0)
+        r0 = Relu (y0)
+        {"".join(nodes)}
+        m = GlobalAveragePool (r{blocks})
+        f = Flatten (m)
+        [fc] z = Gemm (f, wf, bf)
+    }}"""
+    return build(text, seed=seed)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3])
+@pytest.mark.parametrize("dropped", range(4))
+def test_a_residual_block_that_was_dropped_moves_no_other(dropped: int, strength: float) -> None:
+    teacher = residual_chain(4)
+    student = residual_chain(3)
+    left = [k for k in range(4) if k != dropped]
+    weights = initializers(teacher)
+    own = {f"{part}{k}": f"{part}{old}" for k, old in enumerate(left) for part in PARTS}
+    for tensor in student.graph.initializer:
+        values = weights[own.get(tensor.name, tensor.name)]
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    expected = {"c0": "y0", "fc": "z"}
+    for k, old in enumerate(left):
+        expected |= {f"a{k}": f"p{old}", f"b{k}": f"s{old}"}
+    student = with_noise(student, strength)
+    assert teachers(nameless(teacher, student)) == expected
+    # Names are those of other blocks now, and say nothing where weights do.
+    assert teachers(partners(teacher, student)) == expected
+
+
+PARTS = ("wa", "ba", "wb", "bb")
+
+
+@pytest.mark.parametrize("folded", ["teacher", "student"])
+@pytest.mark.parametrize("strength", [0.0, 0.3])
+def test_batch_normalization_that_only_one_side_has_folded(folded: str, strength: float) -> None:
+    teacher, student = (onnx.load(DEMO / f"{name}.onnx") for name in ("teacher", "student"))
+    student = with_noise(student, strength)
+    if folded == "teacher":
+        teacher = Canonicalize()(teacher).model
+    else:
+        student = Canonicalize()(student).model
+    assert teachers(nameless(teacher, student)) == outputs(teacher)
+
+
+def test_an_affine_map_behind_a_normalization_folds_away() -> None:
+    # x ─▶ Conv ─▶ BN ─▶ Mul ─▶ Add ─▶ Relu ─▶ Conv ─▶ z
+    teacher = build("""g (float[N,3,6,6] x) => (float[N,4,6,6] z)
+      <float[8,3,3,3] w, float[8] s, float[8] t, float[8] m, float[8] v, float[1,8,1,1] c,
+       float[1,8,1,1] d, float[4,8,1,1] k> {
+        [conv] y = Conv <pads = [1,1,1,1]> (x, w)
+        n = BatchNormalization (y, s, t, m, v)
+        p = Mul (n, c)
+        a = Add (p, d)
+        r = Relu (a)
+        [last] z = Conv (r, k)
+    }""")
+    folded = Canonicalize()(teacher).model
+    assert [node.op_type for node in folded.graph.node] == ["Conv", "Relu", "Conv"]
+    for one, other in ((teacher, folded), (folded, teacher)):
+        found = nameless(one, other)
+        assert teachers(found) == outputs(one)
+        assert {partner.evidence for partner in found.values()} == {"weights"}
+
+
+# x ─▶ c1 ─▶ Relu ─┬─▶ left ──▶ + ─▶ c3 ─▶ z     the two are alike in all but their weights
+#                  └─▶ right ─▶ ┘
+TWINS = """g (float[N,3,5,5] x) => (float[N,4,5,5] z) <float[6,3,3,3] w1, float[6] b1,
+  float[8,6,3,3] wl, float[8] bl, float[8,6,3,3] wr, float[8] br, float[4,8,1,1] w3> {
+    [c1] y1 = Conv <pads = [1,1,1,1]> (x, w1, b1)
+    r1 = Relu (y1)
+    [left] yl = Conv <pads = [1,1,1,1]> (r1, wl, bl)
+    [right] yr = Conv <pads = [1,1,1,1]> (r1, wr, br)
+    s = Add (yl, yr)
+    [c3] z = Conv (s, w3)
+}"""
+# x ─▶ c1 ─▶ Relu ─▶ only ─▶ c3 ─▶ z
+ONLY = """g (float[N,3,5,5] x) => (float[N,4,5,5] z) <float[6,3,3,3] w1, float[6] b1,
+  float[8,6,3,3] wo, float[8] bo, float[4,8,1,1] w3> {
+    [c1] y1 = Conv <pads = [1,1,1,1]> (x, w1, b1)
+    r1 = Relu (y1)
+    [only] yo = Conv <pads = [1,1,1,1]> (r1, wo, bo)
+    [c3] z = Conv (yo, w3)
+}"""
+
+
+def test_two_places_as_good_as_each_other_are_both_named() -> None:
+    found = partners(build(TWINS), build(ONLY, seed=3))
+    assert found["only"] == Partner(
+        "only",
+        None,
+        reason="2 places in the teacher fit it as well as each other ('left', 'right')",
+    )
+    assert {name: found[name].teacher for name in ("c1", "c3")} == {"c1": "y1", "c3": "z"}
+
+
+@pytest.mark.parametrize("better", ["yl", "yr"])
+def test_activations_settle_what_weights_and_structure_leave_open(better: str) -> None:
+    asked: list[Mapping[str, Sequence[str]]] = []
+
+    def similarity(tensors: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], float]:
+        asked.append(tensors)
+        pairs = [(mine, theirs) for mine, several in tensors.items() for theirs in several]
+        return {pair: 0.8 if pair[1] == better else 0.3 for pair in pairs}
+
+    found = partners(build(TWINS), build(ONLY, seed=3), similarity=similarity)
+    assert [{mine: list(theirs) for mine, theirs in one.items()} for one in asked] == [
+        {"yo": ["yl", "yr"]}
+    ]
+    assert (found["only"].teacher, found["only"].evidence) == (better, "activations")
+    assert found["only"].confidence > 0.6
+
+
+def test_activations_that_do_not_tell_either_settle_nothing() -> None:
+    def similarity(tensors: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], float]:
+        return {(mine, theirs): 0.8 for mine, several in tensors.items() for theirs in several}
+
+    found = partners(build(TWINS), build(ONLY, seed=3), similarity=similarity)
+    assert found["only"].teacher is None
+
+
+def test_activations_are_not_asked_where_nothing_is_open() -> None:
+    def similarity(tensors: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], float]:
+        raise AssertionError(tensors)
+
+    found = partners(build(ONLY), build(ONLY, seed=3), similarity=similarity)
+    assert teachers(found) == outputs(build(ONLY))
+
+
+@pytest.mark.parametrize("kind", ["node", "output", "weight"])
+def test_names_settle_what_nothing_else_does(kind: str) -> None:
+    renamings = {"node": ("[only]", "[right]"), "output": ("yo", "yr"), "weight": ("wo", "wr")}
+    student = build(ONLY.replace(*renamings[kind]), seed=3)
+    name = "right" if kind == "node" else "only"
+    found = partners(build(TWINS), student)[name]
+    assert (found.teacher, found.evidence) == ("yr", "names")
+
+
+def test_names_do_not_outweigh_activations() -> None:
+    def similarity(tensors: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], float]:
+        return {("yo", "yl"): 0.9, ("yo", "yr"): 0.2}
+
+    student = build(ONLY.replace("[only]", "[right]"), seed=3)
+    found = partners(build(TWINS), student, similarity=similarity)["right"]
+    assert (found.teacher, found.evidence) == ("yl", "activations")
+
+
+def test_weights_settle_which_of_two_places() -> None:
+    teacher = build(TWINS)
+    weights = initializers(teacher)
+    student = build(ONLY, {"wo": weights["wr"], "bo": weights["br"]}, seed=3)
+    found = partners(teacher, student)["only"]
+    assert (found.teacher, found.evidence) == ("yr", "weights")
+
+
+def test_two_nodes_for_one_place_name_each_other() -> None:
+    found = partners(build(ONLY), build(TWINS, seed=3))
+    reason = "the teacher's 'only' fits it as well as others of the student ('{}')"
+    assert found["left"].reason == reason.format("right")
+    assert found["right"].reason == reason.format("left")
+    assert teachers(found) == {"c1": "y1", "left": None, "right": None, "c3": "z"}
+
+
+def test_twins_get_a_place_each_whatever_their_names() -> None:
+    teacher, student = build(TWINS), with_fresh_weights(build(TWINS), seed=3)
+    found = [teachers(nameless(teacher, student, seed)) for seed in range(4)]
+    assert found[0] == found[1] == found[2] == found[3]
+    assert {found[0]["left"], found[0]["right"]} == {"yl", "yr"}
+    evidence = nameless(teacher, student)["left"].evidence
+    assert evidence == "structure"
+
+
+def test_twins_with_the_teachers_weights_are_told_apart_by_them() -> None:
+    teacher = build(TWINS)
+    found = nameless(teacher, with_noise(teacher, 0.3))
+    assert teachers(found) == outputs(teacher)
+    assert {partner.evidence for partner in found.values()} == {"weights"}
+
+
+def test_given_pairs_win_and_the_rest_follows() -> None:
+    teacher = build(TWINS)
+    given = {"left": Partner("left", "yr", "map", 1.0, channels=tuple(range(8)))}
+    found = partners(teacher, teacher, given)
+    assert found["left"] is given["left"]
+    assert found["right"].teacher != "yr"
+    assert {name: found[name].teacher for name in ("c1", "c3")} == {"c1": "y1", "c3": "z"}
+
+
+def test_a_given_pair_settles_what_else_is_open() -> None:
+    teacher, student = build(TWINS), with_fresh_weights(build(TWINS), seed=3)
+    given = {"left": Partner("left", "yr", "map", 1.0)}
+    assert partners(teacher, student, given)["right"].teacher == "yl"
+
+
+def test_a_given_node_without_a_partner_is_left_alone() -> None:
+    teacher = build(TWINS)
+    given = {"c1": Partner("c1", None, "map", 1.0, "the map says so")}
+    found = partners(teacher, teacher, given)
+    assert found["c1"] is given["c1"]
+    assert {p.teacher for name, p in found.items() if name != "c1"} == {"yl", "yr", "z"}
+
+
+def test_all_pairs_may_be_given() -> None:
+    teacher = build(TWINS)
+    given = {name: Partner(name, output, "map", 1.0) for name, output in outputs(teacher).items()}
+    assert partners(teacher, teacher, given) == given
+
+
+def test_nodes_that_cannot_be_viewed_keep_their_reason_and_place() -> None:
+    # x ─▶ Conv (computed weight) ─▶ a ─▶ Conv ─▶ z
+    model = build("""g (float[N,4,4,4] x, float[4,4,1,1] w) => (float[N,4,4,4] z)
+      <float[4,4,1,1] k> {
+        v = Neg (w)
+        [computed] a = Conv (x, v)
+        [last] z = Conv (a, k)
+    }""")
+    found = partners(model, model)
+    assert list(found) == ["computed", "last"]
+    assert found["computed"].reason.startswith("its weight 'v' is computed by Neg")
+    assert found["last"].teacher == "z"
+
+
+def test_graphs_without_linear_nodes() -> None:
+    bare = build("g (float[N,4] x) => (float[N,4] z) { z = Relu (x) }")
+    assert partners(bare, bare) == {}
+    assert partners(build(ONLY), bare) == {}
+    found = partners(bare, build(ONLY))
+    assert {p.reason for p in found.values()} == {"no place in the teacher fits it"}
+
+
+@pytest.mark.parametrize(("one", "other"), DEMO_PAIRS)
+def test_students_that_were_simplified(one: str, other: str, tmp_path: Path) -> None:
+    teacher, student = (onnx.load(DEMO / f"{name}.onnx") for name in (one, other))
+    simple, _ = onnxsim.simplify(student)
+    student_ops = {node.op_type for node in student.graph.node}
+    assert "BatchNormalization" in student_ops - {node.op_type for node in simple.graph.node}
+    assert teachers(nameless(teacher, simple)) == outputs(teacher)
+
+
+class Tiny(nn.Module):
+    """A residual block behind a stem, with normalizations, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(8)
+        self.inner = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.outer = nn.Conv2d(12, 8, 3, padding=1)
+        self.shortcut = nn.Conv2d(8, 8, 1, stride=2)
+        self.classifier = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem_norm(self.stem(x)).relu()
+        x = (self.outer(self.inner(x).relu()) + self.shortcut(x)).relu()
+        return self.classifier(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_each_exporters_files_pair_with_the_others(dynamo: bool) -> None:
+    torch.manual_seed(0)
+    network = Tiny()
+    teacher, student = (exported(network, (1, 3, 8, 8), which) for which in (dynamo, not dynamo))
+    own, other = linears(Canonicalize()(teacher).model), linears(Canonicalize()(student).model)
+    found = partners(teacher, student)
+    assert {partner.reason for partner in found.values()} == {""}
+    assert len(found) == len(own) == 5
+    block = {view.output.name: view for view in own.values()}
+    for name, partner in found.items():
+        assert partner.teacher is not None
+        twin = block[partner.teacher]
+        np.testing.assert_allclose(other[name].matrix, twin.matrix, rtol=1e-4, atol=1e-6)

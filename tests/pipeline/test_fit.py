@@ -1,0 +1,528 @@
+"""Whole fits on small random networks: the student comes closer to its teacher, or is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from fskd_onnx import FitOptions, FitResult, RunOptions, fit
+from fskd_onnx.errors import FskdError, MatchError, ModelError, NoImprovementError, SamplesError
+from fskd_onnx.fitting import teacher_pass
+from fskd_onnx.passes import ReplaceWeights, Weights
+from fskd_onnx.pipeline.match import match
+from fskd_onnx.reporting.agreement import agreement
+from fskd_onnx.serialization.model_files import count_parameters
+from tests.helpers import Array, check, initializers, linears, ops, run
+from tests.networks import NETWORKS, Network
+from tests.students import renamed
+
+CPU = RunOptions(providers=("cpu",))
+ADAPTERS = ("auto", "pointwise", "kernel")
+TARGETS = ("auto", "kept", "select")
+COMBINATIONS = [(adapter, targets) for adapter in ADAPTERS for targets in TARGETS]
+DIAGONAL = COMBINATIONS[::4]  # those that differ most
+ALL_WAYS = ("chain", "residual", "flatten", "matmul")
+CASES = [
+    (name, adapter, targets)
+    for name in NETWORKS
+    for adapter, targets in COMBINATIONS
+    if name in ALL_WAYS or (adapter, targets) in DIAGONAL
+]
+
+
+def error(
+    teacher: onnx.ModelProto, student: onnx.ModelProto, samples: Mapping[str, Array]
+) -> float:
+    """The relative error of a student on samples, in batches that the models take."""
+    count = len(next(iter(samples.values())))
+    size = teacher.graph.input[0].type.tensor_type.shape.dim[0].dim_value or count
+    parts = []
+    for start in range(0, count - count % size, size):
+        feeds = {name: value[start : start + size] for name, value in samples.items()}
+        parts.append([list(run(model, feeds).values()) for model in (teacher, student)])
+    outputs = [
+        [np.concatenate(part) for part in zip(*side, strict=True)]
+        for side in zip(*parts, strict=True)
+    ]
+    return agreement(*outputs).relative_mse
+
+
+def fit_to(
+    teacher: onnx.ModelProto,
+    student: onnx.ModelProto,
+    samples: Mapping[str, Array],
+    adapter: str = "auto",
+    targets: str = "auto",
+) -> FitResult:
+    """Fit, and check what holds for every fit: see ``assert_sound``."""
+    before = [model.SerializeToString() for model in (teacher, student)]
+    result = fit(teacher, student, dict(samples), FitOptions(CPU, adapter, targets))
+    assert [model.SerializeToString() for model in (teacher, student)] == before
+    assert_sound(result, student)
+    return result
+
+
+def assert_sound(result: FitResult, student: onnx.ModelProto) -> None:
+    """Check interface, cost and report: the student's, but for biases and numbers."""
+    model, report = result.model, result.report
+    check(model)
+    for part in ("ir_version", "producer_name", "model_version", "opset_import", "metadata_props"):
+        assert getattr(model, part) == getattr(student, part)
+    assert list(model.graph.output) == list(student.graph.output)
+    assert [i.name for i in model.graph.input][: len(student.graph.input)] == [
+        i.name for i in student.graph.input
+    ]
+    views = linears(student)
+    unbiased = [view for view in views.values() if view.bias_constant is None]
+    adds = sum(view.op == "MatMul" for view in unbiased)
+    more = {op: n - ops(student).get(op, 0) for op, n in ops(model).items()}
+    assert {op: n for op, n in more.items() if n} in ({}, *({"Add": n + 1} for n in range(adds)))
+    assert [block.student for block in report.blocks] == list(views)
+    for name, block in zip(views, report.blocks, strict=True):
+        assert linears(model)[name].weight.shape == views[name].weight.shape
+        assert block.status in ("fitted", "kept")
+        assert (block.status == "kept") == bool(block.reason) == (block.adapter is None)
+    biases = sum(view.width for view in unbiased)
+    assert report.parameters_student == count_parameters(student)
+    assert report.parameters_fused == count_parameters(model)
+    assert count_parameters(model) <= count_parameters(student) + biases
+    assert report.after.relative_mse < report.before.relative_mse
+
+
+@pytest.mark.parametrize(("name", "adapter", "targets"), CASES)
+def test_students_come_closer_on_new_data(name: str, adapter: str, targets: str) -> None:
+    network = NETWORKS[name]
+    teacher, student = network.teacher(), network.student()
+    if name == "grouped" and targets == "select":
+        with pytest.raises(MatchError, match="there is nothing to select"):
+            fit_to(teacher, student, network.samples(56), adapter, targets)
+        return
+    result = fit_to(teacher, student, network.samples(56), adapter, targets)
+    new = network.samples(64, seed=77)
+    before, after = error(teacher, student, new), error(teacher, result.model, new)
+    assert after < before
+    families = {block.adapter for block in result.report.blocks}
+    assert families <= {None, *(ADAPTERS[1:] if adapter == "auto" else (adapter,))}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("count", [3, 5])
+def test_a_handful_of_samples_is_enough(name: str, count: int) -> None:
+    network = NETWORKS[name]
+    teacher, student = network.teacher(), network.student()
+    result = fit_to(teacher, student, network.samples(count))
+    assert result.report.held_out_count == 1
+    new = network.samples(64, seed=77)
+    assert error(teacher, result.model, new) < error(teacher, student, new)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ten_samples_do_no_harm(seed: int) -> None:
+    """Teachers and students at random, also such that no fit can help much."""
+    network = NETWORKS[list(NETWORKS)[seed % len(NETWORKS)]]
+    teacher, student = network.teacher(seed), network.student(seed)
+    if seed % 3 == 0:  # a student that nothing was taken from but a little noise added
+        rng = np.random.default_rng(seed)
+        noisy = {
+            name: Weights(v.matrix + 1e-3 * rng.standard_normal(v.matrix.shape), v.bias)
+            for name, v in linears(teacher).items()
+        }
+        student = ReplaceWeights(noisy)(teacher).model
+    new = network.samples(64, seed=77)
+    try:
+        result = fit_to(teacher, student, network.samples(10, seed))
+    except NoImprovementError:
+        return
+    assert error(teacher, result.model, new) <= error(teacher, student, new)
+
+
+def test_fits_repeat_to_the_byte() -> None:
+    for name in ("residual", "flatten", "matmul"):
+        network = NETWORKS[name]
+        args = network.teacher(), network.student(), network.samples(24)
+        one, other = fit_to(*args), fit_to(*args)
+        assert one.model.SerializeToString() == other.model.SerializeToString()
+        assert one.report.blocks == other.report.blocks
+
+
+def test_what_was_not_fitted_survives() -> None:
+    network = NETWORKS["residual"]
+    student = network.student()
+    student.producer_name, student.model_version, student.doc_string = "pruner", 7, "half of it"
+    onnx.helper.set_model_props(student, {"origin": "a test"})
+    student.graph.doc_string = "inside"
+    student.opset_import.append(onnx.helper.make_opsetid("com.example", 3))
+    model = fit_to(network.teacher(), student, network.samples(24)).model
+    assert (model.doc_string, model.graph.doc_string) == ("half of it", "inside")
+    assert {p.key: p.value for p in model.metadata_props} == {"origin": "a test"}
+    assert [i.domain for i in model.opset_import] == ["", "com.example"]
+
+
+def with_weights(
+    network: Network, change: Callable[[dict[str, Array]], None]
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The teacher with some weights changed, and its slice."""
+    values = {name: v.copy() for name, v in initializers(network.teacher()).items()}
+    change(values)
+    changed = replace(network, values={**network.values, **values})
+    return changed.teacher(), changed.student()
+
+
+def dead(w: dict[str, Array]) -> None:
+    w["w1"][[0, 3]], w["b1"][[0, 3]] = 0.0, -1.0
+
+
+def all_dead(w: dict[str, Array]) -> None:
+    w["w1"][:], w["b1"][:] = 0.0, -1.0
+
+
+def equal(w: dict[str, Array]) -> None:
+    w["w1"][[2, 3]], w["b1"][[2, 3]] = w["w1"][0], w["b1"][0]
+
+
+def constant(w: dict[str, Array]) -> None:
+    w["w2"][:2] = 0.0
+
+
+def loud(w: dict[str, Array]) -> None:
+    w["w1"] *= 1e4
+    w["b1"] *= 1e4
+
+
+def quiet(w: dict[str, Array]) -> None:
+    w["w1"] *= 1e-4
+    w["b1"] *= 1e-4
+
+
+@pytest.mark.parametrize(("adapter", "targets"), DIAGONAL)
+@pytest.mark.parametrize("change", [dead, all_dead, equal, constant, loud, quiet])
+def test_degenerate_networks(
+    change: Callable[[dict[str, Array]], None], adapter: str, targets: str
+) -> None:
+    network = NETWORKS["chain"]
+    teacher, student = with_weights(network, change)
+    samples, new = network.samples(56), network.samples(64, seed=77)
+    result = fit_to(teacher, student, samples, adapter, targets)
+    assert error(teacher, result.model, new) < error(teacher, student, new)
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e-4])
+def test_inputs_of_any_scale(scale: float) -> None:
+    network = NETWORKS["chain"]
+    teacher, student = network.teacher(), network.student()
+    samples, new = ({"x": network.samples(56, seed)["x"] * np.float32(scale)} for seed in (5, 77))
+    result = fit_to(teacher, student, samples)
+    assert error(teacher, result.model, new) < error(teacher, student, new)
+
+
+def test_a_teacher_that_says_the_same_of_all() -> None:
+    network = NETWORKS["flatten"]
+    teacher = ReplaceWeights({"f2": Weights(np.zeros((1, 5, 12)), np.arange(5.0))})(
+        network.teacher()
+    ).model
+    student = network.student()
+    result = fit_to(teacher, student, network.samples(20))
+    assert result.report.before.relative_mse > 1e-3
+    assert result.report.after.relative_mse < 1e-9
+
+
+def in_type(network: Network, dtype: str) -> Network:
+    return replace(network, text=network.text.replace("float[", f"{dtype}["))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("chain", "float16"), ("matmul", "float16"), ("matmul", "double")]
+)
+@pytest.mark.parametrize(("adapter", "targets"), DIAGONAL)
+def test_types(name: str, dtype: str, adapter: str, targets: str) -> None:
+    network = in_type(NETWORKS[name], dtype)
+    teacher, student = network.teacher(), network.student()
+    result = fit_to(teacher, student, network.samples(56), adapter, targets)
+    new = network.samples(64, seed=77)
+    assert error(teacher, result.model, new) < error(teacher, student, new)
+    kinds = {value.dtype for value in initializers(result.model).values()}
+    assert kinds == {value.dtype for value in initializers(student).values()}
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("chain", "double"), ("matmul", "bfloat16")])
+def test_types_that_cannot_be_run_or_fitted_are_one_sentence(name: str, dtype: str) -> None:
+    # ONNX Runtime's CPU has no convolution in float64; bfloat16 has no arithmetic in NumPy.
+    network = in_type(NETWORKS[name], dtype)
+    for function in (fit, match):
+        with pytest.raises((ModelError, MatchError)) as caught:
+            function(network.teacher(), network.student(seed=1), network.samples(12))
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith("g: ")
+
+
+@pytest.mark.parametrize(("opset", "ir"), [(9, 3), (11, 4), (13, 7), (18, 9), (21, 10)])
+def test_opsets(opset: int, ir: int) -> None:
+    # Initializers of the oldest files are inputs of the graph as well.
+    network = replace(NETWORKS["chain"], opset=opset, ir=ir)
+    teacher, student = network.teacher(), network.student()
+    result = fit_to(teacher, student, {"x": NETWORKS["chain"].samples(56)["x"]})
+    new = {"x": NETWORKS["chain"].samples(64, seed=77)["x"]}
+    assert error(teacher, result.model, new) < error(teacher, student, new)
+
+
+# x ─▶ Conv ─▶ Conv ─▶ z
+LINEAR = Network(
+    """g (float[N,3,6,6] x) => (float[N,4,4,4] z) <float[$a,3,1,1] w1, float[$a] b1,
+      float[4,$a,3,3] w2, float[4] b2> {
+        [c1] y = Conv (x, w1, b1)
+        [c2] z = Conv (y, w2, b2)
+    }""",
+    {"a": (8, [0, 2, 3, 5, 7])},
+    {"w1": "a", "b1": "a", "w2": "- a"},
+)
+
+
+@pytest.mark.parametrize("adapter", ["auto", "kernel"])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_channels_that_follow_from_others_are_recovered(adapter: str, targets: str) -> None:
+    def combine(w: dict[str, Array]) -> None:
+        kept = LINEAR.kept["a"][1]
+        mix = np.random.default_rng(3).standard_normal((3, 5)).astype(np.float32)
+        w["w1"][[1, 4, 6]] = np.einsum("ij,jkuv->ikuv", mix, w["w1"][kept])
+        w["b1"][[1, 4, 6]] = mix @ w["b1"][kept] + 1  # and what is constant follows too
+
+    teacher, student = with_weights(LINEAR, combine)
+    result = fit_to(teacher, student, LINEAR.samples(60), adapter, targets)
+    new = LINEAR.samples(64, seed=77)
+    assert error(teacher, student, new) > 0.1
+    assert error(teacher, result.model, new) < 1e-6
+
+
+@pytest.mark.parametrize("adapter", ["auto", "kernel"])
+def test_copies_behind_an_activation_are_recovered(adapter: str) -> None:
+    network = NETWORKS["chain"]
+
+    def copy(w: dict[str, Array]) -> None:
+        for pruned, kept, factor in ((1, 0, 2.0), (4, 2, 0.5), (6, 7, 1.0)):
+            w["w1"][pruned], w["b1"][pruned] = factor * w["w1"][kept], factor * w["b1"][kept]
+        for pruned, kept, factor in ((0, 1, 1.5), (3, 5, 1.0)):
+            w["w2"][pruned], w["b2"][pruned] = factor * w["w2"][kept], factor * w["b2"][kept]
+
+    teacher, student = with_weights(network, copy)
+    result = fit_to(teacher, student, network.samples(80), adapter)
+    new = network.samples(64, seed=77)
+    assert error(teacher, student, new) > 0.1
+    assert error(teacher, result.model, new) < 1e-6
+
+
+@pytest.mark.parametrize(("adapter", "targets"), DIAGONAL)
+def test_zeros_of_a_sparse_kernel_stay(adapter: str, targets: str) -> None:
+    # The block behind it is free to carry other channels all the same.
+    network = NETWORKS["flatten"]
+    teacher, student = network.teacher(), network.student()
+    view = linears(student)["c1"]
+    mask = np.random.default_rng(0).random(view.matrix.shape) < 0.4
+    student = ReplaceWeights({"c1": Weights(view.matrix * mask, view.bias)})(student).model
+    result = fit_to(teacher, student, network.samples(56), adapter, targets)
+    assert not linears(result.model)["c1"].matrix[~mask].any()
+    new = network.samples(64, seed=77)
+    assert error(teacher, result.model, new) < error(teacher, student, new)
+
+
+def perturbed(
+    network: Network, change: Callable[[Array, Array], tuple[Array, Array]]
+) -> onnx.ModelProto:
+    """The teacher with another matrix and bias at every block."""
+    teacher, new = network.teacher(), {}
+    for name, view in linears(teacher).items():
+        flat = view.matrix.reshape(view.groups, -1, view.matrix.shape[2])
+        matrix, bias = change(flat, view.bias)
+        new[name] = Weights(matrix.reshape(view.matrix.shape), bias)
+    return ReplaceWeights(new)(teacher).model
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("name", ["chain", "residual", "depthwise", "grouped", "concat", "matmul"])
+def test_mixed_outputs_are_recovered(name: str, adapter: str) -> None:
+    network = NETWORKS[name]
+    rng = np.random.default_rng(8)
+
+    def mix(matrix: Array, bias: Array) -> tuple[Array, Array]:
+        groups, n, _ = matrix.shape
+        q = np.eye(n) + 0.5 * rng.standard_normal((groups, n, n)) / np.sqrt(n)
+        shifted = np.einsum("gij,gj->gi", q, bias.reshape(groups, n)).reshape(-1) + 0.3
+        return q @ matrix, shifted
+
+    teacher, student = network.teacher(), perturbed(network, mix)
+    result = fit_to(teacher, student, network.samples(60), adapter, "kept")
+    new = network.samples(64, seed=77)
+    assert error(teacher, student, new) > 1e-2
+    assert error(teacher, result.model, new) < 1e-6
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_wrong_biases_are_put_right(name: str, adapter: str) -> None:
+    network = NETWORKS[name]
+    student = perturbed(network, lambda matrix, bias: (matrix, bias + 0.5))
+    teacher = network.teacher()
+    result = fit_to(teacher, student, network.samples(56), adapter, "kept")
+    new = network.samples(64, seed=77)
+    assert error(teacher, result.model, new) < 1e-8
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_channels_are_found_by_activations_where_weights_say_nothing(adapter: str) -> None:
+    """The student's rows are far from its teacher's, but not what they compute on these samples.
+
+    One input channel hardly varies, so weights on it may be anything.
+    """
+    network = LINEAR
+    rng = np.random.default_rng(2)
+    teacher, student = network.teacher(), network.student()
+    weights = linears(student)["c1"].matrix.copy()
+    weights[:, :, 2] += 20 * rng.standard_normal(weights.shape[:2])
+    student = ReplaceWeights({"c1": Weights(weights, linears(student)["c1"].bias)})(student).model
+    samples = network.samples(60)
+    samples["x"][:, 2] *= 1e-3
+    kept = tuple(network.kept["a"][1])
+    by_weights, by_samples = match(teacher, student), match(teacher, student, samples, CPU)
+    assert by_weights.pairs[0].channels is None
+    assert by_samples.pairs[0].channels == kept
+    assert by_samples.pairs[0].evidence == "activations"
+    assert by_samples.pairs[0].confidence > 0.9
+    result = fit_to(teacher, student, samples, adapter, "kept")
+    assert result.report.blocks[0].channels == kept
+
+
+def test_a_shortcut_that_is_broadcast() -> None:
+    # x ─▶ GlobalAveragePool ─▶ Conv ─▶ y2 (one position) ─▶ + ─▶ Relu ─▶ Conv ─▶ z
+    # └──────────────────────▶ Conv ─▶ y1 ─────────────────▶ ┘
+    template = """g (float[N,3,5,5] x) => (float[N,4,5,5] z) <float[$a,3,3,3] w1, float[$a] b1,
+      float[$s,3,1,1] w2, float[4,$a,1,1] w3> {
+        {first}
+        s = Add (y1, y2)
+        r = Relu (s)
+        [c3] z = Conv (r, w3)
+    }"""
+    wide = "[c1] y1 = Conv <pads = [1,1,1,1]> (x, w1, b1)"
+    mean = "p = GlobalAveragePool (x) [c2] y2 = Conv (p, w2)"
+    plain = "[c2] y2 = Conv (x, w2)"  # of a single channel
+    for first, width in (
+        (f"{wide} {mean}", "$a"),
+        (f"{mean} {wide}", "$a"),
+        (f"{wide} {plain}", "1"),
+    ):
+        network = Network(
+            template.replace("{first}", first).replace("$s", width),
+            {"a": (8, [0, 2, 3, 5, 6])},
+            {"w1": "a", "b1": "a", "w3": "- a"} | ({} if width == "1" else {"w2": "a"}),
+        )
+        teacher, student = network.teacher(), network.student()
+        result = fit_to(teacher, student, network.samples(56))
+        new = network.samples(64, seed=77)
+        assert error(teacher, result.model, new) < error(teacher, student, new)
+
+
+@pytest.mark.parametrize("adapter", ["pointwise", "kernel"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_solvers_agree(name: str, adapter: str) -> None:
+    network = NETWORKS[name]
+    teacher, student, samples = network.teacher(), network.student(), network.samples(24)
+    numpy, torch = (
+        initializers(fit(teacher, student, dict(samples), options).model)
+        for options in (
+            FitOptions(CPU, adapter, "kept", solver="numpy"),
+            FitOptions(CPU, adapter, "kept", solver="torch"),
+        )
+    )
+    for key, value in numpy.items():
+        np.testing.assert_allclose(torch[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("adapter", ["pointwise", "auto"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_where_anything_is_kept_changes_no_byte(
+    name: str, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = NETWORKS[name]
+    teacher, student, samples = network.teacher(), network.student(), network.samples(24)
+
+    def fitted(limit: int | None) -> bytes:
+        options = FitOptions(replace(CPU, memory_limit=limit), adapter)
+        return fit(teacher, student, dict(samples), options).model.SerializeToString()
+
+    whole = fitted(None)
+    assert fitted(0) == whole
+    monkeypatch.setattr(teacher_pass, "_AHEAD_BYTES", 0)  # every block is a window of its own
+    assert fitted(None) == whole
+
+
+def test_inputs_of_a_student_may_have_other_names() -> None:
+    network = NETWORKS["two inputs, two outputs"]
+    renamed = replace(network, text=network.text.replace(" x", " left").replace("(x", "(left"))
+    plain = fit_to(network.teacher(), network.student(), network.samples(24))
+    result = fit_to(network.teacher(), renamed.student(), network.samples(24))
+    assert initializers(result.model).keys() == initializers(plain.model).keys()
+    for name, value in initializers(result.model).items():
+        np.testing.assert_array_equal(value, initializers(plain.model)[name])
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "matmul", "two inputs, two outputs"])
+def test_names_and_the_order_of_nodes_change_nothing(name: str) -> None:
+    network = NETWORKS[name]
+    teacher, student, new = network.teacher(), network.student(), network.samples(64, seed=77)
+    shuffled = renamed(student, seed=1)
+    results = [fit_to(teacher, model, network.samples(56)) for model in (student, shuffled.model)]
+    one = list(run(results[0].model, new).values())
+    inputs = [value.name for value in shuffled.model.graph.input]
+    feeds = {now: new[shuffled.old[now]] for now in inputs}
+    for mine, theirs in zip(one, run(results[1].model, feeds).values(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_student_that_is_its_teacher_is_refused_with_a_report() -> None:
+    network = NETWORKS["chain"]
+    with pytest.raises(
+        NoImprovementError, match="no closer to the teacher on 20 held-out"
+    ) as caught:
+        fit(network.teacher(), network.teacher(), network.samples(20), FitOptions(CPU))
+    assert caught.value.exit_status == 3
+    assert [block.student for block in caught.value.report.blocks] == ["c1", "c2", "c3"]
+    assert caught.value.report.before.relative_mse == 0.0
+
+
+def test_a_student_with_narrower_outputs_is_refused() -> None:
+    chain = NETWORKS["chain"]
+    outputs = "(float[N,5,1,1] z, float[N,$a,6,6] r1)"
+    network = replace(chain, text=chain.text.replace("(float[N,5,1,1] z)", outputs))
+    with pytest.raises(ModelError, match="output 2 of the student has the shape"):
+        fit(network.teacher(), network.student(), network.samples(12), FitOptions(CPU))
+
+
+def test_a_student_that_overflows_is_brought_back() -> None:
+    # Its own outputs are not finite in float16, which must not hide that the fitted ones are.
+    network = in_type(NETWORKS["chain"], "float16")
+    student = network.student()
+    loud = {
+        name: Weights(v.matrix * factor, v.bias)
+        for (name, v), factor in zip(linears(student).items(), (1, 3000, 300), strict=True)
+    }
+    student = ReplaceWeights(loud)(student).model
+    result = fit(network.teacher(), student, network.samples(20), FitOptions(CPU))
+    assert not np.isfinite(result.report.before.relative_mse)
+    assert result.report.after.relative_mse < 2.0
+
+
+def test_too_few_samples_are_refused() -> None:
+    network = NETWORKS["chain"]
+    for count in (1, 2):
+        with pytest.raises(SamplesError, match=f"{count} samples are too few"):
+            fit(network.teacher(), network.student(), network.samples(count), FitOptions(CPU))
+
+
+def test_networks_that_cannot_be_fitted_are_one_sentence() -> None:
+    teacher = NETWORKS["chain"].teacher()
+    for name in NETWORKS:
+        with pytest.raises(FskdError) as caught:
+            fit(teacher, NETWORKS[name].teacher(seed=1), {"x": np.zeros((2, 1))}, FitOptions(CPU))
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,92 @@
+"""Which fit is given out: judged on samples that it has not seen; on all, where they are few."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+
+from fskd_onnx import FitOptions, RunOptions
+from fskd_onnx.pipeline.fit import fit
+from fskd_onnx.pipeline.problem import FitProblem, prepare
+from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
+from fskd_onnx.reporting.agreement import agreement, squared_errors
+from fskd_onnx.results import Agreement
+from fskd_onnx.timing import StageTimer
+from tests.networks import NETWORKS
+
+CPU = RunOptions(providers=("cpu",))
+CHAIN = NETWORKS["chain"]
+BEFORE = Agreement(1.0, 0.1)
+
+
+def candidate(targets: str, errors: list[float], relative: float | None = None) -> Candidate:
+    after = Agreement(float(np.mean(errors)) if relative is None else relative, 0.5)
+    return Candidate(FittedStudent(targets, onnx.ModelProto(), ()), after, np.array(errors))
+
+
+def chosen(kept: list[float], selected: list[float], relative: float | None = None) -> str:
+    candidates = [candidate("kept", kept), candidate("select", selected, relative)]
+    return choose(candidates, BEFORE).last.targets
+
+
+def test_chosen_channels_are_taken_unless_the_kept_ones_are_closer_beyond_chance() -> None:
+    assert chosen([0.5, 0.5, 0.5], [0.4, 0.4, 0.4]) == "select"
+    assert chosen([0.4, 0.5, 0.4], [0.5, 0.4, 0.51]) == "select"  # closer, by accident maybe
+    assert chosen([0.40, 0.41, 0.42], [0.5, 0.52, 0.51]) == "kept"
+    assert chosen([0.1], [0.9]) == "select"  # one sample says nothing
+
+
+def test_what_comes_no_closer_is_out() -> None:
+    assert chosen([0.9, 0.9], [1.1, 1.1]) == "kept"
+    assert chosen([0.9, 0.9], [0.1, 0.1], math.nan) == "kept"
+    assert error_of(Agreement(math.nan, None)) == math.inf
+
+
+def task_of(count: int) -> FitProblem:
+    teacher, student = CHAIN.teacher(), CHAIN.student()
+    return prepare(teacher, student, CHAIN.samples(count), FitOptions(CPU))
+
+
+def test_few_samples_are_judged_each_by_a_fit_that_has_not_seen_it() -> None:
+    task = task_of(12)
+    options = FitOptions(CPU, targets="kept")
+    (found,) = try_out(task, options, StageTimer())
+    errors = []
+    for trial in task.trials:
+        (fitted,) = fits(task, trial, options, StageTimer())
+        names = ["teacher", "fused"]
+        models = [task.teacher.model, fitted.model]
+        target, outputs = (
+            task.outputs(model, name, trial.held_out)
+            for model, name in zip(models, names, strict=True)
+        )
+        errors.append(squared_errors(target, outputs))
+    np.testing.assert_allclose(found.errors, np.concatenate(errors), rtol=1e-6)
+    assert len(found.errors) == 12
+    together = task.outputs(task.student.model, "student", task.held_out)
+    assert task.before == agreement(task.target, together)
+
+
+@pytest.mark.parametrize("targets", ["auto", "kept", "select"])
+def test_few_samples_all_fit_what_is_given_out(targets: str) -> None:
+    options = FitOptions(CPU, targets=targets)
+    teacher, student = CHAIN.teacher(), CHAIN.student()
+    result = fit(teacher, student, CHAIN.samples(12), options)
+    models = [
+        fitted.model for fitted in fits(task_of(12), task_of(12).final, options, StageTimer())
+    ]
+    assert any(result.model == model for model in models)
+    assert result.report.sample_count == 12
+    assert result.report.held_out_count == 3
+
+
+def test_many_samples_take_one_fit() -> None:
+    task = task_of(60)
+    options = FitOptions(CPU, targets="kept")
+    (found,) = try_out(task, options, StageTimer())
+    (fitted,) = fits(task, task.final, options, StageTimer())
+    assert found.last.model == fitted.model
+    assert len(found.errors) == 6
