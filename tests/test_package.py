@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import shutil
 import subprocess
@@ -39,8 +40,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
 
 def test_the_two_packages_are_installed_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     files = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    expected = {f"fskd_onnx/{path.name}" for path in (ROOT / "fskd_onnx").glob("*.py")}
-    expected |= {f"fskd_onnx/passes/{path.name}" for path in (ROOT / "passes").glob("*.py")}
+    expected = {path.relative_to(ROOT).as_posix() for path in FILES.values()}
+    expected = {re.sub("^passes/", "fskd_onnx/passes/", name) for name in expected}
     assert {name for name in files if name.endswith(".py")} == expected
     assert {Path(name).name for name in files if not name.endswith(".py")} <= {"py.typed"}
 
@@ -61,35 +62,81 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
             yield from (("" if node.module is None else node.module, a.name) for a in node.names)
 
 
-def modules_read(path: Path) -> set[str]:
-    """Give the modules of this project that a file imports, as `ARCHITECTURE.md` names them."""
+def module_of(path: Path) -> str:
+    """Give the name under which a file of the two packages is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[:-1] if parts[-1] == "__init__" else parts
+    return ".".join(parts if parts[0] == "fskd_onnx" else ("fskd_onnx", *parts))
+
+
+FILES = {
+    module_of(path): path
+    for folder in ("fskd_onnx", "passes")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+
+
+def reads(module: str) -> set[str]:
+    """Give the modules of the two packages that one imports, for its types or in a function too."""
     found = set()
-    for module, name in imports(path):
-        for full in (module, f"{module}.{name}"):
-            file = full.replace("fskd_onnx.passes", "passes").replace(".", "/") + ".py"
-            if (ROOT / file).is_file():
-                found.add(file)
-    return found
+    for source, name in imports(FILES[module]):
+        if source.split(".")[0] == "fskd_onnx":
+            whole = f"{source}.{name}"
+            found.add(whole if whole in FILES else source)
+    return found - {module}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "passes").glob("*.py")), ids=lambda p: p.name)
-def test_passes_are_usable_on_their_own(path: Path) -> None:
-    ours = [module for module, _ in imports(path) if module.split(".")[0] in (*CODE, "tests")]
-    assert all(f"{module}.".startswith("fskd_onnx.passes.") for module in ours)
+def stage(module: str) -> str:
+    """Give the stage of a module: its package, or itself where it is in none but the top."""
+    inside = module.removeprefix("fskd_onnx").lstrip(".")
+    return max(
+        (s for s in STAGES if inside == s or inside.startswith(f"{s}.")), key=len, default=inside
+    )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "fskd_onnx").glob("*.py")), ids=lambda p: p.name)
-def test_the_machine_imports_neither_models_nor_tests_nor_its_own_top(path: Path) -> None:
-    read = modules_read(path)
-    assert not any(file.startswith(("models/", "tests/")) for file in read)
-    assert "fskd_onnx/cli.py" not in read
-    importers_of_pipeline = {"cli.py", "__init__.py"}
-    assert "fskd_onnx/pipeline.py" not in read or path.name in importers_of_pipeline
+STAGES = (
+    *("results", "errors", "options", "progress", "timing"),
+    *("passes.errors", "passes.analysis", "passes"),
+    *("serialization", "samples", "runtime", "linalg"),
+    *("matching", "fitting", "reporting", "pipeline", "cli"),
+    "",  # the package itself, which offers names of all stages
+    "__main__",
+)
+"""In the order in which data flows: a module imports from its own stage and from earlier ones."""
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_follow_the_data(module: str) -> None:
+    later = STAGES[STAGES.index(stage(module)) + 1 :]
+    assert [read for read in reads(module) if stage(read) in later] == []
+
+
+def test_no_two_modules_import_each_other() -> None:
+    # A package is made of its modules: importing from one of them does not make a circle with it.
+    graph = {module: reads(module) for module, path in FILES.items() if path.stem != "__init__"}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_nothing_that_is_installed_imports_models_or_tests(module: str) -> None:
+    tops = {source.split(".")[0] for source, _ in imports(FILES[module])}
+    assert not tops & {"models", "tests", "passes"}
+
+
+def test_passes_are_usable_on_their_own() -> None:
+    of_passes = [module for module in FILES if module.startswith("fskd_onnx.passes")]
+    read = {source for module in of_passes for source in reads(module)}
+    assert {source for source in read if not source.startswith("fskd_onnx.passes")} == set()
+
+
+def test_every_package_is_listed_for_the_wheel() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = {module for module, path in FILES.items() if path.stem == "__init__"}
+    assert set(project["tool"]["setuptools"]["packages"]) == packages
 
 
 def test_dependencies_are_those_that_are_imported() -> None:
-    files = [path for name in ("fskd_onnx", "passes") for path in (ROOT / name).glob("*.py")]
-    tops = {module.split(".")[0] for path in files for module, _ in imports(path)}
+    tops = {source.split(".")[0] for path in FILES.values() for source, _ in imports(path)}
     imported = tops - set(sys.stdlib_module_names) - {"fskd_onnx"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     required, optional = (
@@ -102,12 +149,12 @@ def test_dependencies_are_those_that_are_imported() -> None:
 
 def test_architecture_names_every_module_and_no_other() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`((?:fskd_onnx|passes|models)/[a-z]\w*\.py)`", text))
+    named = set(re.findall(r"`((?:fskd_onnx|passes|models)/[\w/]*[a-z]\w*\.py)`", text))
     exist = {
-        f"{folder}/{path.name}"
+        path.relative_to(ROOT).as_posix()
         for folder in CODE
-        for path in (ROOT / folder).glob("*.py")
-        if path.name != "__init__.py"
+        for path in (ROOT / folder).rglob("*.py")
+        if not path.name.startswith("__")
     }
     assert named == exist
 
