@@ -1,5 +1,6 @@
 """Graph passes, usable on their own: ``ModelProto`` in, ``ModelProto`` out."""
 
+from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.segments import Segment, plan_segments
 from fskd_onnx.passes.base import Pass, PassResult, export
 from fskd_onnx.passes.canonicalize import Canonicalize
@@ -9,11 +10,11 @@ from fskd_onnx.passes.fold_affine import FoldAffine
 from fskd_onnx.passes.fold_constants import FoldConstants
 from fskd_onnx.passes.fuse_adapter import FuseAdapter
 from fskd_onnx.passes.gather_columns import GatherColumns
-from fskd_onnx.passes.insert_adapter import Adapter, InsertAdapter
-from fskd_onnx.passes.replace_weights import ReplaceWeights, Weights
+from fskd_onnx.passes.insert_adapter import InsertAdapter
+from fskd_onnx.passes.replace_weights import ReplaceWeights
 
 __all__ = [
-    "Adapter",
+    "AffineMap",
     "Canonicalize",
     "FoldAffine",
     "FoldConstants",
@@ -25,7 +26,6 @@ __all__ = [
     "PassResult",
     "ReplaceWeights",
     "Segment",
-    "Weights",
     "export",
     "extract",
     "plan_segments",

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -27,6 +26,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.passes.analysis import constants
+from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.nodes import (
     inner_nodes,
@@ -42,16 +42,6 @@ from fskd_onnx.passes.fold_constants import SCALES
 
 # Older ones had a mode of training as their default.
 _OPSET_OF_INFERENCE = 7
-
-
-@dataclass(frozen=True)
-class _Affine:
-    """``y = scale x + shift``, both (channels,), of a node that reads ``source`` as its data."""
-
-    node: gs.Node
-    source: gs.Tensor
-    scale: NDArray[np.float64]
-    shift: NDArray[np.float64]
 
 
 class FoldAffine(Pass):
@@ -75,14 +65,6 @@ class FoldAffine(Pass):
                 raise PostconditionError(msg)
 
 
-@dataclass(frozen=True)
-class _Merged:
-    """A linear node's weights with an affine map in them."""
-
-    matrix: NDArray[np.float64]
-    bias: NDArray[np.float64]
-
-
 def _fold_behind(graph: gs.Graph) -> list[str]:
     notes = []
     blocks, inner = _blocks(graph), inner_nodes(graph)
@@ -96,7 +78,7 @@ def _fold_behind(graph: gs.Graph) -> list[str]:
         result = node.outputs[0]
         remove(graph, node)
         (linear.bias_node or linear.node).outputs = [result]
-        linear.write(graph, merged.matrix, merged.bias)
+        linear.write(graph, merged.matrix, merged.shift.reshape(-1))
         # An Add behind a MatMul that has lost its scale is its bias from now on.
         view = linear.again(graph, inner)
         blocks[id(view.output)] = view
@@ -115,7 +97,7 @@ def _in_front_of(node: gs.Node, blocks: Mapping[int, Linear]) -> Linear | None:
 
 def _merged_behind(
     graph: gs.Graph, node: gs.Node, linear: Linear, inner: set[int]
-) -> _Merged | None:
+) -> AffineMap | None:
     """Return a linear node's weights with the only node that reads its output folded in."""
     if sole_reader(graph, linear.output, inner) is not node:
         return None
@@ -127,14 +109,14 @@ def _merged_behind(
         return None
     return _checked(
         linear,
-        linear.native * affine.scale.reshape(linear.groups, -1, 1),
-        affine.scale * linear.bias + affine.shift,
+        linear.native * affine.matrix.reshape(linear.groups, -1, 1),
+        affine.matrix.reshape(-1) * linear.bias + affine.shift.reshape(-1),
     )
 
 
 def _checked(
     linear: Linear, matrix: NDArray[np.float64], bias: NDArray[np.float64]
-) -> _Merged | None:
+) -> AffineMap | None:
     """Return new weights, unless the types that they are stored in cannot hold them.
 
     What is stored in half precision for a node that computes in more would be rounded.
@@ -145,12 +127,12 @@ def _checked(
         holds = constants.fits if kind == computed else constants.survives
         if not holds(values, kind):
             return None
-    return _Merged(matrix, bias)
+    return AffineMap(matrix, bias.reshape(matrix.shape[:2]))
 
 
 def _affine(
     graph: gs.Graph, node: gs.Node, source: gs.Tensor, width: int, rank: int, axis: int
-) -> _Affine | None:
+) -> AffineMap | None:
     """Read a node as an affine map of the channels of one of its inputs, if it is one."""
     if is_standard(node, "BatchNormalization"):
         return _normalization(graph, node, width) if axis == 1 else None
@@ -163,15 +145,15 @@ def _affine(
         return None
     one, zero = np.ones(width), np.zeros(width)
     if node.op == "Mul":
-        return _Affine(node, source, values, zero)
+        return AffineMap.per_channel(values, zero)
     if node.op == "Div":
-        return _Affine(node, source, one / values, zero)
+        return AffineMap.per_channel(one / values, zero)
     if node.op == "Add":
-        return _Affine(node, source, one, values)
-    return _Affine(node, source, one, -values) if first else _Affine(node, source, -one, values)
+        return AffineMap.per_channel(one, values)
+    return AffineMap.per_channel(one, -values) if first else AffineMap.per_channel(-one, values)
 
 
-def _normalization(graph: gs.Graph, node: gs.Node, width: int) -> _Affine | None:
+def _normalization(graph: gs.Graph, node: gs.Node, width: int) -> AffineMap | None:
     if graph.opset < _OPSET_OF_INFERENCE or node.attrs.get("training_mode", 0):
         return None
     if any(not tensor.is_empty() for tensor in node.outputs[1:]):
@@ -182,7 +164,7 @@ def _normalization(graph: gs.Graph, node: gs.Node, width: int) -> _Affine | None
         return None
     gamma, beta, mean, variance = map(constants.read, parameters)
     scale = gamma / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
-    return _Affine(node, node.inputs[0], scale, beta - scale * mean)
+    return AffineMap.per_channel(scale, beta - scale * mean)
 
 
 def _per_channel(tensor: gs.Tensor, width: int, rank: int, axis: int) -> NDArray[np.float64] | None:
@@ -217,11 +199,11 @@ def _fold_in_front(graph: gs.Graph) -> list[str]:
         notes.append(f"BatchNormalization '{node_name(node)}' folded into '{linear.name}'")
         linear.node.inputs[0] = node.inputs[0]
         remove(graph, node)
-        linear.write(graph, merged.matrix, merged.bias)
+        linear.write(graph, merged.matrix, merged.shift.reshape(-1))
     return notes
 
 
-def _merged_in_front(graph: gs.Graph, node: gs.Node, linear: Linear) -> _Merged | None:
+def _merged_in_front(graph: gs.Graph, node: gs.Node, linear: Linear) -> AffineMap | None:
     """Return a linear node's weights with the BatchNormalization in front of it folded in."""
     if linear.op not in ("Conv", "Gemm"):
         return None
@@ -232,7 +214,7 @@ def _merged_in_front(graph: gs.Graph, node: gs.Node, linear: Linear) -> _Merged 
     if affine is None or (affine.shift.any() and not _sees_whole_patches(linear)):
         return None
     by_channel = linear.matrix.reshape(groups, n, -1, taps)
-    scale, shift = (v.reshape(groups, 1, -1, 1) for v in (affine.scale, affine.shift))
+    scale, shift = (v.reshape(groups, 1, -1, 1) for v in (affine.matrix, affine.shift))
     moved = (by_channel * shift).sum(axis=(2, 3)).reshape(-1)
     return _checked(linear, (by_channel * scale).reshape(groups, n, p), linear.bias + moved)
 

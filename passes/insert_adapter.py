@@ -19,6 +19,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.linear import CONVOLUTIONS, Linear, find_linear
 from fskd_onnx.passes.analysis.nodes import index_of, unused_name
 from fskd_onnx.passes.base import Pass
@@ -29,34 +30,15 @@ ADAPTER_SUFFIX = "/fskd_adapter"
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """A linear map of a block's output channels: ``y' = Q y + c``, group by group.
-
-    Attributes:
-        matrix: Q as (groups, n, n).
-        shift: c as (groups * n,).
-    """
-
-    matrix: NDArray[np.float64]
-    shift: NDArray[np.float64]
-
-    @staticmethod
-    def identity(groups: int, width: int) -> Adapter:
-        """Return the adapter that changes nothing, for ``width`` channels over all groups."""
-        n = width // groups
-        return Adapter(np.tile(np.eye(n), (groups, 1, 1)), np.zeros(width))
-
-
-@dataclass(frozen=True)
 class InsertAdapter(Pass):
     """Insert one adapter behind each of the named linear nodes.
 
     Attributes:
-        adapters: adapter for each node, by the node's name (its output's, where it has none of
-            its own).
+        adapters: map of the block output for each node, by the node's name (its output's, where it
+            has none of its own).
     """
 
-    adapters: Mapping[str, Adapter]
+    adapters: Mapping[str, AffineMap]
 
     def requires(self, graph: gs.Graph) -> None:
         """Check that every named node is there, linear, and of the adapter's groups and width."""
@@ -69,13 +51,10 @@ class InsertAdapter(Pass):
                 msg = f"the graph has no linear node '{name}' to insert an adapter behind"
                 raise PreconditionError(msg)
             n = linear.width // linear.groups
-            if adapter.matrix.shape != (linear.groups, n, n) or adapter.shift.shape != (
-                linear.width,
-            ):
+            if adapter.shape != (linear.groups, n, n):
                 msg = (
-                    f"the adapter of '{name}' is {adapter.matrix.shape} with a shift of "
-                    f"{adapter.shift.shape}; the node needs {(linear.groups, n, n)} and "
-                    f"{(linear.width,)}"
+                    f"the adapter of '{name}' is {adapter.shape}; "
+                    f"the node needs {(linear.groups, n, n)}"
                 )
                 raise PreconditionError(msg)
 
@@ -89,14 +68,14 @@ class InsertAdapter(Pass):
         return notes
 
 
-def _insert(graph: gs.Graph, linear: Linear, adapter: Adapter) -> None:
+def _insert(graph: gs.Graph, linear: Linear, adapter: AffineMap) -> None:
     name, output = linear.name + ADAPTER_SUFFIX, linear.output
     last = output.inputs[0]
     raw = gs.Variable(unused_name(graph, f"{output.name}/unadapted"), output.dtype)
     last.outputs = [raw]
     dtype = linear.dtype
     weight = gs.Constant(unused_name(graph, f"{name}/weight"), _stored(linear, adapter, dtype))
-    bias = gs.Constant(unused_name(graph, f"{name}/bias"), adapter.shift.astype(dtype))
+    bias = gs.Constant(unused_name(graph, f"{name}/bias"), adapter.shift.reshape(-1).astype(dtype))
     at = index_of(graph, last) + 1
     if linear.op in CONVOLUTIONS:
         kernel = [1] * len(linear.kernel_shape)
@@ -108,7 +87,7 @@ def _insert(graph: gs.Graph, linear: Linear, adapter: Adapter) -> None:
     graph.nodes.insert(at + 1, gs.Node("Add", f"{name}/add", {}, [product, bias], [output]))
 
 
-def _stored(linear: Linear, adapter: Adapter, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _stored(linear: Linear, adapter: AffineMap, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return the adapter's matrix as the weight of a 1x1 Conv, or of a MatMul."""
     if linear.op not in CONVOLUTIONS:
         return np.ascontiguousarray(adapter.matrix[0].T, dtype=dtype)

@@ -11,24 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
+from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.errors import PreconditionError
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What a linear node computes with, as ``Linear`` views it.
-
-    Attributes:
-        matrix: (groups, n, p).
-        bias: (groups * n,).
-    """
-
-    matrix: NDArray[np.float64]
-    bias: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -36,10 +23,11 @@ class ReplaceWeights(Pass):
     """Replace the weights of the named linear nodes.
 
     Attributes:
-        weights: new weights of each node, by the node's name (its output's, where it has none).
+        weights: new map of the input patches of each node, by the node's name (its output's, where
+            it has none of its own).
     """
 
-    weights: Mapping[str, Weights]
+    weights: Mapping[str, AffineMap]
 
     def requires(self, graph: gs.Graph) -> None:
         """Check that every named node is there, has weights of its own, and of that shape."""
@@ -52,11 +40,8 @@ class ReplaceWeights(Pass):
             if linear.shared_with is not None:
                 msg = f"the weights of '{name}' are also those of '{linear.shared_with}'"
                 raise PreconditionError(msg)
-            if weights.matrix.shape != linear.shape or weights.bias.shape != (linear.width,):
-                msg = (
-                    f"the new weights of '{name}' are {weights.matrix.shape} and its bias "
-                    f"{weights.bias.shape}; it has {linear.shape} and {(linear.width,)}"
-                )
+            if weights.shape != linear.shape:
+                msg = f"the new weights of '{name}' are {weights.shape}; it has {linear.shape}"
                 raise PreconditionError(msg)
 
     def apply(self, graph: gs.Graph) -> list[str]:
@@ -66,7 +51,7 @@ class ReplaceWeights(Pass):
             if isinstance(linear, Linear) and linear.name in self.weights:
                 weights = self.weights[linear.name]
                 before = linear.native, linear.bias
-                linear.write(graph, weights.matrix, weights.bias)
+                linear.write(graph, weights.matrix, weights.shift.reshape(-1))
                 if not all(map(np.array_equal, before, (linear.native, linear.bias))):
                     notes.append(f"weights of '{linear.name}' replaced")
         return notes

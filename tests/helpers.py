@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from fskd_onnx.passes import Adapter, FuseAdapter, InsertAdapter
+from fskd_onnx.passes import AffineMap, FuseAdapter, InsertAdapter
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.separate_weights import Separated
 
@@ -154,7 +154,9 @@ def linears(model: onnx.ModelProto) -> dict[str, Linear]:
     return {view.name: view for view in views if isinstance(view, Linear)}
 
 
-def random_adapters(model: onnx.ModelProto, seed: int = 2, widest: int = 512) -> dict[str, Adapter]:
+def random_adapters(
+    model: onnx.ModelProto, seed: int = 2, widest: int = 512
+) -> dict[str, AffineMap]:
     """An adapter near the identity for each linear node that has weights of its own."""
     rng = np.random.default_rng(seed)
     adapters = {}
@@ -163,12 +165,12 @@ def random_adapters(model: onnx.ModelProto, seed: int = 2, widest: int = 512) ->
             continue
         n = linear.width // linear.groups
         noise = rng.standard_normal((linear.groups, n, n)) / np.sqrt(n) / 4
-        adapters[name] = Adapter(np.eye(n) + noise, rng.standard_normal(linear.width) / 4)
+        adapters[name] = AffineMap(np.eye(n) + noise, rng.standard_normal(linear.shape[:2]) / 4)
     return adapters
 
 
 def insert_and_fuse(
-    model: onnx.ModelProto, adapters: Mapping[str, Adapter]
+    model: onnx.ModelProto, adapters: Mapping[str, AffineMap]
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     explicit = InsertAdapter(adapters)(model)
     fused = FuseAdapter()(explicit.model)

@@ -32,8 +32,9 @@ from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting.column_chunk import ColumnChunk, Floats, Rows
 from fskd_onnx.fitting.teacher_pass import BlockPlan, TeacherPass
 from fskd_onnx.linalg.backend import Array, each
-from fskd_onnx.linalg.moments import Affine, Moments
+from fskd_onnx.linalg.moments import Moments
 from fskd_onnx.linalg.ridge import span
+from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.epilogue import Epilogue
 from fskd_onnx.passes.analysis.geometry import Geometry
 from fskd_onnx.passes.analysis.linear import Linear
@@ -172,7 +173,7 @@ class BlockData:
         """
         return self._with_targets(folds, lambda chunk: chunk.towards(variant, rows))
 
-    def error(self, fitted: Affine, readout: Epilogue, rows: Rows) -> float:
+    def error(self, fitted: AffineMap, readout: Epilogue, rows: Rows) -> float:
         """Return the sum of squared errors where the readout sees them, over the first fold.
 
         Args:
@@ -192,7 +193,7 @@ class BlockData:
             return sum(each(of_chunk, self._read(first_fold=True)))
 
     def hidden(
-        self, folds: Sequence[Moments], fitted: Affine, readout: Epilogue, rows: Rows
+        self, folds: Sequence[Moments], fitted: AffineMap, readout: Epilogue, rows: Rows
     ) -> list[Moments]:
         """Return the moments with targets that forgive what the activation behind hides.
 

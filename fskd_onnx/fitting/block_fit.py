@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fskd_onnx.fitting.block_data import BlockData
-from fskd_onnx.linalg.moments import Affine, Moments, sum_moments
+from fskd_onnx.linalg.moments import Moments, sum_moments
 from fskd_onnx.linalg.ridge import Family, Solution, cross_validate, tested_targets
+from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue
 
 _ITERATIONS = 5
@@ -35,7 +36,7 @@ class BlockFit:
     """
 
     family: Family
-    adapter: Affine
+    adapter: AffineMap
     ridge: float
     error_before: float
     error_after: float
@@ -151,7 +152,7 @@ def _repeat(
     ridge: float,
     readout: Epilogue,
     rows: NDArray[np.intp],
-) -> Iterator[tuple[Affine, list[Moments]]]:
+) -> Iterator[tuple[AffineMap, list[Moments]]]:
     """Yield fits to all folds but the first, each with the moments that it was fitted to."""
     rest = family.regress(sum_moments(folds[1:]))
     solve = family.problem(rest, rows).solver(ridge)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fskd_onnx.linalg.backend import Array
-from fskd_onnx.linalg.moments import Affine
+from fskd_onnx.passes.analysis.affine import AffineMap
 
 Floats = NDArray[np.floating]
 Rows = NDArray[np.intp]
@@ -38,7 +38,7 @@ class ColumnChunk:
         totals, shortcut = (_some(part, rows) for part in self.residual)
         return np.subtract(totals, shortcut, dtype=np.float64)
 
-    def seen(self, fitted: Affine, rows: Rows) -> tuple[Floats, Floats, Floats | float]:
+    def seen(self, fitted: AffineMap, rows: Rows) -> tuple[Floats, Floats, Floats | float]:
         """Return prediction and target of some rows where the error is seen, and the shortcut.
 
         All in the precision of the networks: what is summed over columns is cast for that.

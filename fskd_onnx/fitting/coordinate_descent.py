@@ -16,7 +16,7 @@ from fskd_onnx.linalg.moments import sum_moments
 from fskd_onnx.linalg.ridge import Family, is_sparse
 from fskd_onnx.matching.channels import Channels, channels_from_moments, match_channels, uncertain
 from fskd_onnx.options import FitOptions
-from fskd_onnx.passes import Adapter, FuseAdapter, InsertAdapter, ReplaceWeights, Weights
+from fskd_onnx.passes import AffineMap, ReplaceWeights
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.pipeline.problem import FitProblem
@@ -42,7 +42,7 @@ class CoordinateDescent:
         clock: StageTimer,
         matching: Matching,
         lead: TeacherPass,
-        weights: Mapping[str, Weights] | None = None,
+        weights: Mapping[str, AffineMap] | None = None,
     ) -> None:
         """Set out from the student, or from the student with other weights.
 
@@ -174,17 +174,9 @@ class CoordinateDescent:
         return confidence
 
     def _correct(self, linear: Linear, block: BlockFit) -> None:
-        """Apply a fit to the graph."""
-        name, shift = linear.name, block.adapter.shift.reshape(-1)
-        if block.family.is_layer:
-            matrix, bias = block.adapter.matrix, linear.bias.reshape(linear.groups, -1, 1)
-            # The adapter is a map of the outputs, which have the bias in them.
-            adapter = Adapter(matrix, shift - (matrix @ bias).reshape(-1))
-            InsertAdapter({name: adapter}).run(self.student)
-            FuseAdapter().run(self.student)
-        else:
-            weights = Weights(block.family.fused(block.adapter, linear.matrix), shift)
-            ReplaceWeights({name: weights}).run(self.student)
+        """Fuse a block's adapter in the graph, cast once to the types that are stored."""
+        fused = block.family.fused(block.adapter, linear.matrix)
+        ReplaceWeights({linear.name: fused}).run(self.student)
 
     def _pair(self, name: str) -> BlockPair:
         return next(pair for pair in self.matching.pairs if pair.student == name)

@@ -30,6 +30,7 @@ from fskd_onnx.linalg.backend import Array
 from fskd_onnx.linalg.moments import Moments
 from fskd_onnx.linalg.ridge import is_sparse
 from fskd_onnx.matching.channels import Channels
+from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.coupled_channels import (
     CoupledChannels,
     find_coupled_channels,
@@ -38,7 +39,6 @@ from fskd_onnx.passes.analysis.coupled_channels import (
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.segments import Segment
 from fskd_onnx.passes.extract_segment import extract
-from fskd_onnx.passes.replace_weights import Weights
 from fskd_onnx.results import Matching
 from fskd_onnx.runtime.column_sampling import ColumnSampling, Gatherer, batch_offsets
 from fskd_onnx.runtime.providers import Runtime
@@ -63,7 +63,7 @@ class Selection:
     """
 
     matching: Matching
-    weights: dict[str, Weights]
+    weights: dict[str, AffineMap]
 
 
 def select_targets(
@@ -320,11 +320,11 @@ def _slice(
     spaces: CoupledChannels,
     extents: Mapping[int, _Extent],
     carried: Mapping[int, Channels],
-) -> Weights | None:
+) -> AffineMap | None:
     """Return the teacher's weights for some outputs and for what the student's input carries."""
     bias = block.teacher.bias[outputs]
     if is_follower(block.student) and is_follower(block.teacher):
-        return Weights(block.teacher.matrix[outputs], bias)
+        return AffineMap(block.teacher.matrix[outputs], bias[:, np.newaxis])
     if block.teacher.groups > 1 or block.student.groups > 1:
         return None
     taps = math.prod(block.student.kernel_shape)
@@ -343,4 +343,5 @@ def _slice(
         inputs = (channels[:, np.newaxis] * repeat + np.arange(repeat)).reshape(-1)
     if len(inputs) != _inputs(block.student):
         return None
-    return Weights(matrix[:, inputs].reshape(1, len(outputs), -1), bias)
+    matrix = matrix[:, inputs].reshape(1, len(outputs), -1)
+    return AffineMap(matrix, bias[np.newaxis])

@@ -20,23 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fskd_onnx.linalg.backend import Array, backend
-
-
-@dataclass(frozen=True)
-class Affine:
-    """A map ``matrix x + shift``, group by group.
-
-    Attributes:
-        matrix: (groups, n, m).
-        shift: (groups, n).
-    """
-
-    matrix: Array
-    shift: Array
-
-    def of_targets(self, rows: NDArray[np.intp]) -> Affine:
-        """Return the map to some of the targets only, the same ones in each group."""
-        return Affine(self.matrix[:, rows], self.shift[:, rows])
+from fskd_onnx.passes.analysis.affine import AffineMap
 
 
 @dataclass(frozen=True)
@@ -146,7 +130,7 @@ class Moments:
             square_y=self.square_y[:, rows],
         )
 
-    def error(self, fitted: Affine) -> float:
+    def error(self, fitted: AffineMap) -> float:
         """Return ||matrix X + shift - Y||^2 over the columns."""
         a, c = fitted.matrix, fitted.shift
         quadratic = np.sum((a @ self.gram - 2.0 * self.cross) * a) + self.square_y.sum()

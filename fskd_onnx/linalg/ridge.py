@@ -35,7 +35,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fskd_onnx.linalg.backend import Array, backend
-from fskd_onnx.linalg.moments import Affine, Moments, sum_moments
+from fskd_onnx.linalg.moments import Moments, sum_moments
+from fskd_onnx.passes.analysis.affine import AffineMap
 
 logger = logging.getLogger(__name__)
 
@@ -134,29 +135,26 @@ class Family:
         return Family("pointwise", basis, bias, reading, None if whole else basis)
 
     @property
-    def unchanged(self) -> Affine:
+    def unchanged(self) -> AffineMap:
         """The map of the family's regressors that leaves the block as it is."""
-        return Affine(self.prior, self.bias)
+        return AffineMap(self.prior, self.bias)
 
-    @property
-    def is_layer(self) -> bool:
-        """Whether an adapter, as it is solved, is a 1x1 layer behind the block: all of Q."""
-        return self.name == "pointwise" and self.basis is None
+    def fused(self, adapter: AffineMap, matrix: Array) -> AffineMap:
+        """Return a block with an adapter in it, W' and b', as a map of its patches.
 
-    def fused(self, adapter: Affine, matrix: Array) -> Array:
-        """Return the weights W' of a block with an adapter, (groups, n, p).
-
-        The change of a 1x1 adapter is (B - A) V' W; those n x n numbers are not needed for that.
+        The change of a 1x1 adapter is (B - A) V' W; Q itself, of n x n numbers, is not needed.
 
         Args:
             adapter: map of the family's regressors.
-            matrix: the block's W, as a map of its patches.
+            matrix: the block's W, as a map of its patches, (groups, n, p).
         """
         change = adapter.matrix - self.prior
         turned = None if self.basis is None else np.swapaxes(self.basis, 1, 2)
         if self.name == "pointwise":
-            return matrix + change @ (matrix if turned is None else turned @ matrix)
-        return matrix + (change if turned is None else change @ turned)
+            change = change @ (matrix if turned is None else turned @ matrix)
+        elif turned is not None:
+            change = change @ turned
+        return AffineMap(matrix + change, adapter.shift)
 
     def problem(self, moments: Moments, rows: Indices | None = None) -> Ridge:
         """Set up the family's problem for moments of its regressors, and some of its targets."""
@@ -173,11 +171,11 @@ class Family:
         """
         return moments if self.reading is None else moments.of_regressors(self.reading, known)
 
-    def lift(self, adapter: Affine) -> Affine:
+    def lift(self, adapter: AffineMap) -> AffineMap:
         """Express a fitted adapter as a map of the captured regressors."""
         if self.reading is None:
             return adapter
-        return Affine(adapter.matrix @ self.reading, adapter.shift)
+        return AffineMap(adapter.matrix @ self.reading, adapter.shift)
 
 
 @dataclass(frozen=True)
@@ -258,7 +256,7 @@ class Ridge:
         self._gram = moments.centered_gram
         self._pull = self._gram if is_identity(prior) else prior @ self._gram
 
-    def solver(self, ridge: float) -> Callable[[Moments], Affine]:
+    def solver(self, ridge: float) -> Callable[[Moments], AffineMap]:
         """Factorize; return what solves for the targets of moments over the same columns.
 
         Args:
@@ -278,14 +276,14 @@ class Ridge:
             for block in _supports(None if self._support is None else self._support[group])
         ]
 
-        def solve(moments: Moments) -> Affine:
+        def solve(moments: Moments) -> AffineMap:
             right = moments.centered_cross - self._pull
             step = np.zeros_like(right) if together is None else together(right)
             for group, block, solve_one in factors:
                 step[group][block] = solve_one(right[group][block])
             matrix = self._prior + step
             shift = moments.mean_y - np.einsum("gij,gj->gi", matrix, moments.mean_x)
-            return Affine(matrix, shift)
+            return AffineMap(matrix, shift)
 
         return solve
 

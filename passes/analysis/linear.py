@@ -33,6 +33,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.passes.analysis import constants
+from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.nodes import (
     has_input,
     index_of,
@@ -181,6 +182,11 @@ class Linear:
         values = constants.read(self.bias_constant)
         beta = float(self.node.attrs.get("beta", 1.0))
         return beta * np.broadcast_to(values.reshape(-1), (self.width,))
+
+    @property
+    def affine(self) -> AffineMap:
+        """What the node computes of its input patches: ``matrix`` and ``bias``."""
+        return AffineMap(self.matrix, self.bias.reshape(self.groups, -1))
 
     def write(
         self, graph: gs.Graph, matrix: NDArray[np.float64], bias: NDArray[np.float64]

@@ -20,8 +20,9 @@ from fskd_onnx.fitting import block_data as module
 from fskd_onnx.fitting.block_data import BlockData, BlockRequest
 from fskd_onnx.fitting.teacher_pass import BlockPlan, TeacherPass
 from fskd_onnx.linalg import backend
-from fskd_onnx.linalg.moments import Affine, Moments, sum_moments
+from fskd_onnx.linalg.moments import Moments, sum_moments
 from fskd_onnx.linalg.ridge import Family
+from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.epilogue import Epilogue
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.runtime.column_sampling import ColumnSampling
@@ -114,9 +115,9 @@ class Opened:
         return np.arange(self.stream.block_map.shape[1])
 
     @property
-    def own(self) -> Affine:
+    def own(self) -> AffineMap:
         """The block as it is, as a map of the stream's regressors."""
-        return Affine(self.stream.block_map, self.bias)
+        return AffineMap(self.stream.block_map, self.bias)
 
     @property
     def bias(self) -> Floats:
@@ -340,7 +341,7 @@ def test_what_the_activation_hides_is_no_error(
 
 
 def seen(
-    truth: Columns, fitted: Affine, rows: NDArray[np.intp], residual: bool
+    truth: Columns, fitted: AffineMap, rows: NDArray[np.intp], residual: bool
 ) -> tuple[Floats, Floats, Floats]:
     """Prediction and target where the error is seen, and the shortcut."""
     u = fitted.matrix @ truth.x + fitted.shift[..., np.newaxis]
@@ -365,7 +366,9 @@ def test_an_exact_prediction_leaves_targets_and_no_error() -> None:
     with opened(Block(), None, (student, alike)) as case:
         (folds,) = case.sums()
         readout = Epilogue(low=0.0)
-        turned = Affine(case.own.matrix[:, CHANNELS % WIDTH], case.own.shift[:, CHANNELS % WIDTH])
+        turned = AffineMap(
+            case.own.matrix[:, CHANNELS % WIDTH], case.own.shift[:, CHANNELS % WIDTH]
+        )
         hidden = case.stream.hidden(folds, turned, readout, case.rows)
         for found, plain in zip(hidden, folds, strict=True):
             assert_sums(found, plain, 1e-6)
@@ -474,11 +477,11 @@ def test_fits_in_a_subspace_are_those_in_the_whole_space(
         whole = join(case.truth())
         matrix = case.linear.matrix
         if name == "kernel":
-            before, found = matrix, family.fused(adapter, matrix)
+            before, found = matrix, family.fused(adapter, matrix).matrix
             expected, shift = ridge(whole.x, whole.y, matrix, strength)
         else:
             before = np.tile(np.eye(matrix.shape[1]), (groups, 1, 1))
-            found = family.fused(adapter, before)
+            found = family.fused(adapter, before).matrix
             expected, shift = ridge(matrix @ whole.x, whole.y, before, strength)
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

@@ -121,7 +121,8 @@ class Block:
     def fused(self, fit: BlockFit) -> tuple[Array, Array]:
         """The weights of the block once a fit is fused into it."""
         matrix = self.of_student["w"].T[np.newaxis]
-        return fit.family.fused(fit.adapter, matrix)[0], fit.adapter.shift[0]
+        fused = fit.family.fused(fit.adapter, matrix)
+        return fused.matrix[0], fused.shift[0]
 
     def error(self, fit: BlockFit | None, low: float = -math.inf, summed: bool = False) -> float:
         """The mean squared error of a fit on new samples, or of the block as it is."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fskd_onnx.fitting.column_chunk import ColumnChunk
-from fskd_onnx.linalg.moments import Affine
+from fskd_onnx.passes.analysis.affine import AffineMap
 
 ROWS = np.array([0, 2])
 
@@ -22,7 +22,7 @@ def chunk(residual: bool) -> ColumnChunk:
 @pytest.mark.parametrize("rows", [ROWS, np.arange(3)], ids=["some", "all"])
 def test_the_error_is_seen_behind_the_shortcut(residual: bool, rows: np.ndarray) -> None:
     whole = chunk(residual)
-    fitted = Affine(np.ones((2, len(rows), 5)), np.full((2, len(rows)), 0.5))
+    fitted = AffineMap(np.ones((2, len(rows), 5)), np.full((2, len(rows)), 0.5))
     prediction, target, shortcut = whole.seen(fitted, rows)
     expected = np.tile(whole.x.sum(axis=1, keepdims=True) + 0.5, (1, len(rows), 1))
     theirs = whole.targets[:, rows]

@@ -16,7 +16,7 @@ from fskd_onnx.fitting.target_selection import Selection, choose_channels, selec
 from fskd_onnx.linalg.backend import Array
 from fskd_onnx.matching.channels import Channels, match_models
 from fskd_onnx.options import Preprocess
-from fskd_onnx.passes import Canonicalize, ReplaceWeights, Weights
+from fskd_onnx.passes import AffineMap, Canonicalize, ReplaceWeights
 from fskd_onnx.runtime.providers import open_runtime
 from fskd_onnx.samples.batches import plan_batches
 from fskd_onnx.samples.sources import load_samples
@@ -142,7 +142,7 @@ def silence(network: Network, model: onnx.ModelProto) -> onnx.ModelProto:
         if space in network.kept:
             dead = np.setdiff1d(np.arange(linear.width), network.kept[space][1])
             matrix[dead], bias[dead] = 0.0, 0.0
-        new[name] = Weights(matrix.reshape(linear.matrix.shape), bias)
+        new[name] = AffineMap(matrix.reshape(linear.shape), bias.reshape(linear.shape[:2]))
     return ReplaceWeights(new)(model).model
 
 

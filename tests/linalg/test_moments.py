@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fskd_onnx.linalg.backend import solved_by
-from fskd_onnx.linalg.moments import Affine, Moments, sum_moments
+from fskd_onnx.linalg.moments import Moments, sum_moments
+from fskd_onnx.passes.analysis.affine import AffineMap
 
 Floats = NDArray[np.float64]
 
@@ -58,7 +59,7 @@ def test_centred_sums_and_energy() -> None:
 def test_the_error_of_a_map() -> None:
     x, y = columns(2)
     rng = np.random.default_rng(3)
-    fitted = Affine(rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 3)))
+    fitted = AffineMap(rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 3)))
     residual = fitted.matrix @ x + fitted.shift[..., np.newaxis] - y
     assert moments(x, y).error(fitted) == pytest.approx((residual**2).sum())
     exact = fitted.matrix @ x + fitted.shift[..., np.newaxis]
@@ -108,7 +109,7 @@ def test_some_targets_are_those_rows() -> None:
     x, y = columns(9)
     rows = np.array([2, 0])
     assert_same(moments(x, y).of_targets(rows), moments(x, y[:, rows]))
-    fitted = Affine(np.ones((2, 3, 4)), np.arange(6.0).reshape(2, 3))
+    fitted = AffineMap(np.ones((2, 3, 4)), np.arange(6.0).reshape(2, 3))
     some = fitted.of_targets(rows)
     np.testing.assert_array_equal(some.matrix, fitted.matrix[:, rows])
     np.testing.assert_array_equal(some.shift, fitted.shift[:, rows])
@@ -126,8 +127,8 @@ def test_the_error_of_a_map_of_regressors_is_that_of_the_lifted_map(
     rng = np.random.default_rng(seed)
     x, y = rng.standard_normal((2, m, count)), rng.standard_normal((2, n, count))
     reading = rng.standard_normal((2, 3, m))
-    fitted = Affine(rng.standard_normal((2, n, 3)), rng.standard_normal((2, n)))
-    lifted = Affine(fitted.matrix @ reading, fitted.shift)
+    fitted = AffineMap(rng.standard_normal((2, n, 3)), rng.standard_normal((2, n)))
+    lifted = AffineMap(fitted.matrix @ reading, fitted.shift)
     sums = Moments.of(x, y)
     assert sums.of_regressors(reading).error(fitted) == pytest.approx(sums.error(lifted))
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fskd_onnx.linalg import ridge
 from fskd_onnx.linalg.backend import solved_by
-from fskd_onnx.linalg.moments import Affine, Moments, sum_moments
+from fskd_onnx.linalg.moments import Moments, sum_moments
 from fskd_onnx.linalg.ridge import (
     Family,
     Ridge,
@@ -23,6 +23,7 @@ from fskd_onnx.linalg.ridge import (
     is_sparse,
     span,
 )
+from fskd_onnx.passes.analysis.affine import AffineMap
 
 Floats = NDArray[np.float64]
 SOLVERS = ("numpy", "torch")
@@ -53,7 +54,7 @@ def kernel(n: int = 4, m: int = 6) -> Family:
     return Family.kernel(*weights(n, m))
 
 
-def fit(family: Family, sums: Moments, ridge: float) -> Affine:
+def fit(family: Family, sums: Moments, ridge: float) -> AffineMap:
     """Fit to moments of the captured regressors."""
     own = family.regress(sums)
     return family.problem(own).solver(ridge)(own)
@@ -245,7 +246,7 @@ def test_a_pointwise_adapter_is_that_from_the_outputs(
     # The ridge is relative to the mean diagonal; of n numbers, n - r are zero now left out.
     adapter = fit(family, sums, ridge * r / n)
     assert adapter.matrix.shape == (groups, n, r)
-    q = family.fused(adapter, eye)
+    q = family.fused(adapter, eye).matrix
     np.testing.assert_allclose(q, expected.matrix, rtol=0, atol=1e-9)
     # The family's regressors have no bias in them.
     shift = adapter.shift - np.einsum("gij,gj->gi", q, bias)
@@ -294,9 +295,9 @@ def test_what_is_fused_is_what_is_lifted(
         families.append((Family.kernel(block @ turn, bias, turn), turn.transpose(0, 2, 1)))
     for family, reading in families:
         step = rng.standard_normal(family.prior.shape)
-        adapter = Affine(family.prior + step, rng.standard_normal((groups, n)))
+        adapter = AffineMap(family.prior + step, rng.standard_normal((groups, n)))
         of_kernels = family.name == "kernel"
-        fused = family.fused(adapter, block)
+        fused = family.fused(adapter, block).matrix
         # What the regressors do not span is left as it is.
         patches = rng.standard_normal((groups, m, 5))
         spanned = reading.transpose(0, 2, 1) @ (reading @ patches)
@@ -308,7 +309,7 @@ def test_what_is_fused_is_what_is_lifted(
         np.testing.assert_array_equal(lifted.shift, adapter.shift)
         # The ridge weighs the change by its own norm: of the kernel, or of Q.
         whole = block if of_kernels else np.tile(np.eye(n), (groups, 1, 1))
-        change = family.fused(adapter, whole) - whole
+        change = family.fused(adapter, whole).matrix - whole
         assert np.linalg.norm(change) == pytest.approx(np.linalg.norm(step))
 
 
@@ -321,7 +322,7 @@ def test_unchanged_is_the_block_as_it_is(n: int, m: int, groups: int, seed: int)
         (Family.pointwise(basis, bias, orthonormal=True), coordinates),
         (Family.kernel(block, bias), None),
     ):
-        np.testing.assert_array_equal(family.fused(family.unchanged, block), block)
+        np.testing.assert_array_equal(family.fused(family.unchanged, block).matrix, block)
         lifted = family.lift(family.unchanged)
         matrix = lifted.matrix if reading is None else lifted.matrix @ reading
         np.testing.assert_allclose(matrix, block, rtol=1e-12, atol=1e-12)
@@ -334,7 +335,7 @@ def test_a_kernel_in_a_subspace_leaves_the_rest_alone() -> None:
     family = Family.kernel(block[..., [1, 4]], bias, basis)
     x, y = draw(9)
     adapter = fit(family, Moments.of(x[:, [1, 4]], y), 1e-3)
-    fused = family.fused(adapter, block)
+    fused = family.fused(adapter, block).matrix
     np.testing.assert_array_equal(fused[..., [0, 2, 3, 5]], block[..., [0, 2, 3, 5]])
     np.testing.assert_allclose(fused[..., [1, 4]], adapter.matrix, rtol=1e-12)
 

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import numpy_helper
 
-from fskd_onnx.passes import Adapter, Canonicalize, FuseAdapter, InsertAdapter
+from fskd_onnx.passes import AffineMap, Canonicalize, FuseAdapter, InsertAdapter
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.errors import PreconditionError
 from tests.helpers import (
@@ -224,7 +224,7 @@ def test_sparse_initializers_survive() -> None:
 def test_passes_can_follow_each_other_on_one_graph() -> None:
     model = full_model()
     graph = gs.import_onnx(model)
-    adapters = {"conv": Adapter.identity(1, 6)}
+    adapters = {"conv": AffineMap.identity(1, 6)}
     for each in (Canonicalize(), InsertAdapter(adapters), FuseAdapter()):
         assert each.run(graph)
     assert [node.op for node in graph.nodes] == ["Conv", "Clip", "Twice", "If"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fskd_onnx.passes import Adapter, Canonicalize, FuseAdapter, InsertAdapter
+from fskd_onnx.passes import AffineMap, Canonicalize, FuseAdapter, InsertAdapter
 from fskd_onnx.passes.errors import PostconditionError, PreconditionError
 from tests.helpers import (
     DEMO,
@@ -63,7 +63,7 @@ def assert_fuses(model: onnx.ModelProto, new_biases: int, nodes: dict[str, int])
     assert not FuseAdapter()(fused).changed
     assert insert_and_fuse(model, adapters)[1].SerializeToString() == fused.SerializeToString()
 
-    identity = {name: Adapter.identity(v.groups, v.width) for name, v in linears(model).items()}
+    identity = {name: AffineMap.identity(*v.shape[:2]) for name, v in linears(model).items()}
     assert insert_and_fuse(model, identity)[1].SerializeToString() == before
     assert model.SerializeToString() == before
 
@@ -153,7 +153,7 @@ def test_a_bias_that_others_read_is_copied_and_weights_that_others_read_are_refu
     assert_same_function(fused, explicit)
     assert list(fused.graph.node[3].input) == ["j", "i", "z/bias"]
     for name, other in (("a", "q"), ("b", "c"), ("c", "b")):
-        explicit = InsertAdapter({name: Adapter.identity(1, 4)})(model).model
+        explicit = InsertAdapter({name: AffineMap.identity(1, 4)})(model).model
         with pytest.raises(PreconditionError, match=f"of '{name}' are also those of '{other}'"):
             FuseAdapter()(explicit)
 
@@ -350,7 +350,7 @@ def test_random_networks(text: str, seed: int) -> None:
     explicit, fused = insert_and_fuse(canonical, random_adapters(canonical, seed))
     assert_same_function(fused, explicit)
     assert ops(fused) == ops(canonical)
-    identity = {n: Adapter.identity(v.groups, v.width) for n, v in linears(canonical).items()}
+    identity = {n: AffineMap.identity(*v.shape[:2]) for n, v in linears(canonical).items()}
     assert insert_and_fuse(canonical, identity)[1] == canonical
     assert model.SerializeToString() == before
 
@@ -362,7 +362,7 @@ def test_an_adapter_of_an_adapter_is_fused_as_well() -> None:
     )
     rng = np.random.default_rng(4)
     adapters = [
-        Adapter(np.eye(6) + 0.2 * rng.standard_normal((1, 6, 6)), rng.standard_normal(6))
+        AffineMap(np.eye(6) + 0.2 * rng.standard_normal((1, 6, 6)), rng.standard_normal((1, 6)))
         for _ in range(2)
     ]
     once = InsertAdapter({"n": adapters[0]})(model).model

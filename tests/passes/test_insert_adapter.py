@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from fskd_onnx.passes import Adapter, InsertAdapter
+from fskd_onnx.passes import AffineMap, InsertAdapter
 from fskd_onnx.passes.errors import PreconditionError
 from tests.helpers import assert_same_function, build, initializers, ops, random_feeds, run
 
@@ -23,7 +23,7 @@ MODEL = """g (float[N,4,3,3] x) => (float[N,6,1,1] y, float[N,5] z)
 def test_the_adapter_maps_the_block_output_group_by_group() -> None:
     model = build(MODEL)
     rng = np.random.default_rng(0)
-    adapter = Adapter(rng.standard_normal((2, 3, 3)), rng.standard_normal(6))
+    adapter = AffineMap(rng.standard_normal((2, 3, 3)), rng.standard_normal((2, 3)))
     result = InsertAdapter({"conv": adapter})(model)
     assert result.notes == ("adapter inserted behind 'conv'",)
     assert ops(result.model) == {"Conv": 2, "Flatten": 1, "MatMul": 1, "Add": 1}
@@ -32,14 +32,17 @@ def test_the_adapter_maps_the_block_output_group_by_group() -> None:
     before, after = run(model, feeds)["y"], run(result.model, feeds)["y"]
     expected = np.einsum("gmn,bgn->bgm", adapter.matrix, before.reshape(-1, 2, 3))
     np.testing.assert_allclose(
-        after.reshape(-1, 6), expected.reshape(-1, 6) + adapter.shift, rtol=1e-5, atol=1e-5
+        after.reshape(-1, 6),
+        expected.reshape(-1, 6) + adapter.shift.reshape(-1),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
 def test_the_adapter_of_a_product_maps_its_last_axis() -> None:
     model = build(MODEL)
     rng = np.random.default_rng(0)
-    adapter = Adapter(rng.standard_normal((1, 5, 5)), rng.standard_normal(5))
+    adapter = AffineMap(rng.standard_normal((1, 5, 5)), rng.standard_normal((1, 5)))
     result = InsertAdapter({"head": adapter})(model)
     assert ops(result.model) == {"Conv": 1, "Flatten": 1, "MatMul": 2, "Add": 2}
     feeds = random_feeds(model)
@@ -50,7 +53,7 @@ def test_the_adapter_of_a_product_maps_its_last_axis() -> None:
 
 def test_identity_adapters_keep_the_function() -> None:
     model = build(MODEL)
-    adapters = {"conv": Adapter.identity(2, 6), "head": Adapter.identity(1, 5)}
+    adapters = {"conv": AffineMap.identity(2, 3), "head": AffineMap.identity(1, 5)}
     assert_same_function(InsertAdapter(adapters)(model).model, model)
 
 
@@ -64,12 +67,12 @@ def test_no_adapters_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("name", "adapter", "reason"),
     [
-        ("other", Adapter.identity(1, 6), "has no linear node 'other'"),
-        ("conv", Adapter.identity(1, 6), r"needs \(2, 3, 3\) and \(6,\)"),
-        ("conv", Adapter(np.zeros((2, 3, 3)), np.zeros(5)), r"a shift of \(5,\)"),
+        ("other", AffineMap.identity(1, 6), "has no linear node 'other'"),
+        ("conv", AffineMap.identity(1, 6), r"is \(1, 6, 6\); the node needs \(2, 3, 3\)"),
+        ("head", AffineMap(np.zeros((1, 5, 4)), np.zeros((1, 5))), r"needs \(1, 5, 5\)"),
     ],
 )
-def test_adapters_that_do_not_fit_are_refused(name: str, adapter: Adapter, reason: str) -> None:
+def test_adapters_that_do_not_fit_are_refused(name: str, adapter: AffineMap, reason: str) -> None:
     graph = gs.import_onnx(build(MODEL))
     with pytest.raises(PreconditionError, match=reason):
         InsertAdapter({name: adapter}).run(graph)

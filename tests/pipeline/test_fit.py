@@ -12,7 +12,7 @@ import pytest
 from fskd_onnx import FitOptions, FitResult, RunOptions, fit
 from fskd_onnx.errors import FskdError, MatchError, ModelError, NoImprovementError, SamplesError
 from fskd_onnx.fitting import teacher_pass
-from fskd_onnx.passes import ReplaceWeights, Weights
+from fskd_onnx.passes import AffineMap, ReplaceWeights
 from fskd_onnx.pipeline.match import match
 from fskd_onnx.reporting.agreement import agreement
 from fskd_onnx.serialization.model_files import count_parameters
@@ -128,7 +128,7 @@ def test_ten_samples_do_no_harm(seed: int) -> None:
     if seed % 3 == 0:  # a student that nothing was taken from but a little noise added
         rng = np.random.default_rng(seed)
         noisy = {
-            name: Weights(v.matrix + 1e-3 * rng.standard_normal(v.matrix.shape), v.bias)
+            name: replace(v.affine, matrix=v.matrix + 1e-3 * rng.standard_normal(v.shape))
             for name, v in linears(teacher).items()
         }
         student = ReplaceWeights(noisy)(teacher).model
@@ -221,7 +221,7 @@ def test_inputs_of_any_scale(scale: float) -> None:
 
 def test_a_teacher_that_says_the_same_of_all() -> None:
     network = NETWORKS["flatten"]
-    teacher = ReplaceWeights({"f2": Weights(np.zeros((1, 5, 12)), np.arange(5.0))})(
+    teacher = ReplaceWeights({"f2": AffineMap(np.zeros((1, 5, 12)), np.arange(5.0)[np.newaxis])})(
         network.teacher()
     ).model
     student = network.student()
@@ -321,7 +321,7 @@ def test_zeros_of_a_sparse_kernel_stay(adapter: str, targets: str) -> None:
     teacher, student = network.teacher(), network.student()
     view = linears(student)["c1"]
     mask = np.random.default_rng(0).random(view.matrix.shape) < 0.4
-    student = ReplaceWeights({"c1": Weights(view.matrix * mask, view.bias)})(student).model
+    student = ReplaceWeights({"c1": replace(view.affine, matrix=view.matrix * mask)})(student).model
     result = fit_to(teacher, student, network.samples(56), adapter, targets)
     assert not linears(result.model)["c1"].matrix[~mask].any()
     new = network.samples(64, seed=77)
@@ -336,7 +336,7 @@ def perturbed(
     for name, view in linears(teacher).items():
         flat = view.matrix.reshape(view.groups, -1, view.matrix.shape[2])
         matrix, bias = change(flat, view.bias)
-        new[name] = Weights(matrix.reshape(view.matrix.shape), bias)
+        new[name] = AffineMap(matrix.reshape(view.shape), bias.reshape(view.shape[:2]))
     return ReplaceWeights(new)(teacher).model
 
 
@@ -381,7 +381,9 @@ def test_channels_are_found_by_activations_where_weights_say_nothing(adapter: st
     teacher, student = network.teacher(), network.student()
     weights = linears(student)["c1"].matrix.copy()
     weights[:, :, 2] += 20 * rng.standard_normal(weights.shape[:2])
-    student = ReplaceWeights({"c1": Weights(weights, linears(student)["c1"].bias)})(student).model
+    student = ReplaceWeights({"c1": replace(linears(student)["c1"].affine, matrix=weights)})(
+        student
+    ).model
     samples = network.samples(60)
     samples["x"][:, 2] *= 1e-3
     kept = tuple(network.kept["a"][1])
@@ -504,7 +506,7 @@ def test_a_student_that_overflows_is_brought_back() -> None:
     network = in_type(NETWORKS["chain"], "float16")
     student = network.student()
     loud = {
-        name: Weights(v.matrix * factor, v.bias)
+        name: replace(v.affine, matrix=v.matrix * factor)
         for (name, v), factor in zip(linears(student).items(), (1, 3000, 300), strict=True)
     }
     student = ReplaceWeights(loud)(student).model

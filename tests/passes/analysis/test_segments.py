@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fskd_onnx.passes import Adapter, Canonicalize, FuseAdapter, InsertAdapter
+from fskd_onnx.passes import AffineMap, Canonicalize, FuseAdapter, InsertAdapter
 from fskd_onnx.passes.analysis.segments import Segment, join, plan_segments, reads
 from fskd_onnx.passes.errors import PreconditionError
 from fskd_onnx.passes.extract_segment import extract
@@ -200,7 +200,7 @@ def test_what_a_pass_changed_behind_the_cut_is_part_of_the_segment() -> None:
     plan = plan_segments(graph, [("b",), ("e",), ("z",)])
     cut = random_feeds(model)
     cut |= run_segment(graph, plan[0], cut)[1]
-    adapter = Adapter(2 * np.eye(4)[np.newaxis], np.ones(4))
+    adapter = AffineMap(2 * np.eye(4)[np.newaxis], np.ones((1, 4)))
     adapters = {names["c"]: adapter}
     InsertAdapter(adapters).run(graph)
     explicit, made = run_segment(graph, plan[1], cut)
