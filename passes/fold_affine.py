@@ -36,9 +36,9 @@ from fskd_onnx.passes.analysis.nodes import (
     remove,
     sole_reader,
 )
+from fskd_onnx.passes.analysis.operators import operator_of
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.errors import PostconditionError
-from fskd_onnx.passes.fold_constants import SCALES
 
 # Older ones had a mode of training as their default.
 _OPSET_OF_INFERENCE = 7
@@ -136,7 +136,7 @@ def _affine(
     """Read a node as an affine map of the channels of one of its inputs, if it is one."""
     if is_standard(node, "BatchNormalization"):
         return _normalization(graph, node, width) if axis == 1 else None
-    if not is_standard(node, *SCALES) or node.inputs[0] is node.inputs[1]:
+    if not operator_of(node).scales or node.inputs[0] is node.inputs[1]:
         return None
     first = node.inputs[0] is source
     other = node.inputs[1 if first else 0]

@@ -37,11 +37,9 @@ from fskd_onnx.passes.analysis.nodes import (
     unused_name,
     varying,
 )
+from fskd_onnx.passes.analysis.operators import operator_of
 from fskd_onnx.passes.analysis.refusals import LINEAR_OPS
 from fskd_onnx.passes.base import Pass
-
-SCALES = ("Add", "Sub", "Mul", "Div")
-"""Operators that may apply one value per channel."""
 
 _CONSTANT_SCALARS = {
     "value_float": np.float32,
@@ -49,19 +47,6 @@ _CONSTANT_SCALARS = {
     "value_int": np.int64,
     "value_ints": np.int64,
 }
-NEVER_FOLDED = (
-    "Bernoulli",
-    "DequantizeLinear",
-    "Dropout",
-    "DynamicQuantizeLinear",
-    "Multinomial",
-    "QuantizeLinear",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-)
-"""Operators that give something random, or that quantize on purpose."""
 
 
 class FoldConstants(Pass):
@@ -156,7 +141,7 @@ def _kind(node: gs.Node, slot: int) -> str:
         return ("", "weight", "vector")[min(slot, 2)]
     if is_standard(node, "BatchNormalization"):
         return "vector" if slot else ""
-    return "scale" if is_standard(node, *SCALES) else ""
+    return "scale" if operator_of(node).scales else ""
 
 
 def _cone(tensor: gs.Tensor) -> list[gs.Node]:
@@ -167,7 +152,7 @@ def _cone(tensor: gs.Tensor) -> list[gs.Node]:
         for node in pending.pop().inputs:
             if id(node) in found:
                 continue
-            if not is_standard(node, str(node.op)) or node.op in NEVER_FOLDED or bodies(node):
+            if not is_standard(node, str(node.op)) or not operator_of(node).folds or bodies(node):
                 return []
             found[id(node)] = node
             pending.extend(node.inputs)

@@ -32,6 +32,7 @@ from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting.column_chunk import ColumnChunk, Floats, Rows
 from fskd_onnx.fitting.teacher_pass import BlockPlan, TeacherPass
 from fskd_onnx.linalg.backend import Array, each
+from fskd_onnx.linalg.clipping import clip, relu_aware_targets
 from fskd_onnx.linalg.moments import Moments
 from fskd_onnx.linalg.ridge import span
 from fskd_onnx.passes.analysis.affine import AffineMap
@@ -185,7 +186,9 @@ class BlockData:
         def of_chunk(chunk: ColumnChunk) -> float:
             prediction, target, _ = chunk.seen(fitted, rows)
             if readout.clips:
-                prediction, target = readout.clip(prediction), readout.clip(target)
+                prediction, target = (
+                    clip(values, readout.low, readout.high) for values in (prediction, target)
+                )
             difference = np.subtract(prediction, target, dtype=np.float64)
             return float(np.vdot(difference, difference))
 
@@ -214,7 +217,9 @@ class BlockData:
 
         def targets(chunk: ColumnChunk) -> Array:
             prediction, target, shortcut = chunk.seen(fitted, rows)
-            y: Array = readout.forgive(prediction, target).astype(np.float64)
+            y: Array = relu_aware_targets(prediction, target, readout.low, readout.high).astype(
+                np.float64
+            )
             y -= shortcut
             return y
 

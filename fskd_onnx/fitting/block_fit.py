@@ -59,7 +59,7 @@ def fit_block(stream: BlockData, families: Sequence[Family], readout: Epilogue) 
     # Targets share all but their own values, so some of them tell which variant is the best one;
     # but where there is only one, all of them are needed anyway.
     all_rows = np.arange(n)
-    rows = tested_targets(n) if readout.total is not None else all_rows
+    rows = tested_targets(n) if readout.sum_output is not None else all_rows
     variants = stream.sums(rows)
     plain = min(
         (cross_validate(variants[0], family, rows) for family in families),

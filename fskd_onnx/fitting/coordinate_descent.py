@@ -139,7 +139,7 @@ class CoordinateDescent:
             plan=plan,
             linear=linear,
             channels=np.arange(plan.partner.width) if channels is None else np.array(channels),
-            residual=readout.total is not None,
+            residual=readout.sum_output is not None,
             outputs=self._options.adapter == "pointwise",
             merged=channels is None,
         )
@@ -147,7 +147,7 @@ class CoordinateDescent:
 
     def _readout(self, plan: BlockPlan, linear: Linear, network: SegmentRunner) -> Epilogue:
         """Return where the error is seen: not behind a sum that broadcasts its terms."""
-        if plan.readout.total is None:
+        if plan.readout.sum_output is None:
             return plan.readout
         found = self._lead.columns(plan.index)[0]
         with self._clock("capture"):

@@ -26,6 +26,7 @@ from onnxruntime import OrtValue
 from fskd_onnx.linalg.backend import each
 from fskd_onnx.passes.analysis.epilogue import Epilogue, find_epilogue
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.nodes import inner_nodes
 from fskd_onnx.passes.analysis.segments import ancestors
 from fskd_onnx.results import BlockPair, Matching
 from fskd_onnx.runtime.column_sampling import BatchOffset, ColumnSampling, Gatherer, batch_offsets
@@ -110,15 +111,17 @@ def plan_blocks(
     batch_offsets = {name: place for place, name in enumerate(partners)}
     pairs = _in_order(matching.usable, views, batch_offsets)
     linears = [views[pair.student] for pair in pairs]
+    inner = [inner_nodes(graph) for graph in (student, teacher)]
     plans = []
     for index, (pair, linear) in enumerate(zip(pairs, linears, strict=True)):
         partner = partners[str(pair.teacher)]
-        readout, theirs = find_epilogue(student, linear), find_epilogue(teacher, partner)
-        if readout.total is not None:
+        readout = find_epilogue(student, linear, inner[0])
+        theirs = find_epilogue(teacher, partner, inner[1])
+        if readout.sum_output is not None:
             later = {id(v.bias_node or v.node) for v in linears[index:]}
             shortcut = [tensors[name] for name in (readout.shortcut,) if name in tensors]
             # A shortcut that is corrected later would be repaired twice.
-            if theirs.total is None or any(id(node) in later for node in ancestors(shortcut)):
+            if theirs.sum_output is None or any(id(node) in later for node in ancestors(shortcut)):
                 readout = readout.without_sum()
         _, n, p = linear.shape
         unknowns = min(n, p) if outputs else p
@@ -129,7 +132,7 @@ def plan_blocks(
                 patches=linear.input.name,
                 partner=partner,
                 readout=readout,
-                totals=None if readout.total is None else theirs.total,
+                totals=None if readout.sum_output is None else theirs.sum_output,
                 unknowns=unknowns,
                 draw=ColumnSampling.of_unknowns(unknowns, (seed, index)),
             )

@@ -29,8 +29,8 @@ from onnx.external_data_helper import (
 )
 
 from fskd_onnx.errors import ModelError
+from fskd_onnx.passes.analysis.operators import find_operator
 from fskd_onnx.passes.analysis.refusals import LINEAR_OPS
-from fskd_onnx.passes.fold_constants import NEVER_FOLDED, SCALES
 from fskd_onnx.passes.separate_weights import Separated, separate, without_weights
 
 ROOT = Path(Path.cwd().anchor)
@@ -181,10 +181,11 @@ def _read_by_passes(graph: onnx.GraphProto) -> set[str]:
     read = {tensor.name for tensor in tensors(graph)} - constant
     for node in graph.node:
         inputs = [name for name in node.input if name]
-        folds = node.op_type not in NEVER_FOLDED and all(name in constant for name in inputs)
+        operator = find_operator(node.op_type, node.domain)
+        folds = operator.folds and all(name in constant for name in inputs)
         if folds:
             constant.update(node.output)
-        if folds or node.op_type in (*LINEAR_OPS, *SCALES, "BatchNormalization"):
+        if folds or operator.scales or node.op_type in (*LINEAR_OPS, "BatchNormalization"):
             read.update(inputs)
     return read
 

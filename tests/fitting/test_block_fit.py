@@ -115,7 +115,7 @@ class Block:
             )
 
     def fit(self, readout: Epilogue, names: Sequence[str] = ("pointwise", "kernel")) -> BlockFit:
-        with self.stream(readout.total is not None) as (stream, families):
+        with self.stream(readout.sum_output is not None) as (stream, families):
             return fit_block(stream, [f for f in families if f.name in names], readout)
 
     def fused(self, fit: BlockFit) -> tuple[Array, Array]:

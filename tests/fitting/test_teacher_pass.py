@@ -331,7 +331,7 @@ def test_a_shortcut_that_is_corrected_later_is_not_repaired_twice(
     planned = plan_blocks(match_models(graph, graph), graph, graph, False, 0)
     assert {plan.name: plan.readout for plan in planned} == readouts
     assert {plan.name: plan.totals for plan in planned} == {
-        name: readout.total for name, readout in readouts.items()
+        name: readout.sum_output for name, readout in readouts.items()
     }
 
 

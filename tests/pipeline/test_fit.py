@@ -16,7 +16,7 @@ from fskd_onnx.passes import AffineMap, ReplaceWeights
 from fskd_onnx.pipeline.match import match
 from fskd_onnx.reporting.agreement import agreement
 from fskd_onnx.serialization.model_files import count_parameters
-from tests.helpers import Array, check, initializers, linears, ops, run
+from tests.helpers import Array, build, check, initializers, linears, ops, run
 from tests.networks import NETWORKS, Network
 from tests.students import renamed
 
@@ -513,6 +513,25 @@ def test_a_student_that_overflows_is_brought_back() -> None:
     result = fit(network.teacher(), student, network.samples(20), FitOptions(CPU))
     assert not np.isfinite(result.report.before.relative_mse)
     assert result.report.after.relative_mse < 2.0
+
+
+def test_a_block_whose_shortcut_is_added_in_the_body_of_an_if_is_fitted() -> None:
+    # x ─▶ Gemm ─▶ Relu ─▶ Gemm ─▶ y ─▶ (If: Add) ─▶ z
+    # └──▶ Gemm ─▶ k ────────────────────▶ ┘
+    text = """g (float[N,4] x) => (float[N,3] z)
+      <float[4,6] w, float[6,3] v, float[4,3] u, bool yes> {
+        h = Gemm (x, w)
+        r = Relu (h)
+        k = Gemm (x, u)
+        y = Gemm (r, v)
+        z = If (yes) <then_branch = sum () => (float[N,3] p) { p = Add (y, k) },
+          else_branch = one () => (float[N,3] q) { q = Neg (k) }>
+    }"""
+    teacher, student = (build(text, {"yes": True}, seed=seed) for seed in (0, 1))
+    samples = {"x": np.random.default_rng(2).standard_normal((40, 4)).astype(np.float32)}
+    result = fit_to(teacher, student, samples)
+    assert {block.student: block.reason for block in result.report.blocks}["y"] == ""
+    assert error(teacher, result.model, samples) < 0.5 * error(teacher, student, samples)
 
 
 def test_too_few_samples_are_refused() -> None:

@@ -9,17 +9,16 @@ from types import MappingProxyType
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue, find_epilogue
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.nodes import inner_nodes
 from tests.helpers import build
 
 INF = math.inf
 
 
-def readout(
+def epilogue(
     behind: str,
     outputs: str = "z",
     opset: int = 17,
@@ -41,7 +40,7 @@ def readout(
     graph = gs.import_onnx(model)
     linear = find_linear(graph)[0]
     assert isinstance(linear, Linear)
-    return find_epilogue(graph, linear)
+    return find_epilogue(graph, linear, inner_nodes(graph))
 
 
 ACTIVATIONS = [  # behind y, its bounds
@@ -61,7 +60,7 @@ def test_activations(behind: str, bounds: tuple[float, float]) -> None:
     # x ─▶ Conv ─▶ y ─▶ activation ─▶ z
     values = {"low": 0.0} if "low" in behind else {}
     values |= {"high": 6.0} if "high" in behind else {}
-    seen = readout(behind, values=values)
+    seen = epilogue(behind, values=values)
     assert seen == Epilogue(low=bounds[0], high=bounds[1])
     assert seen.clips == (bounds != (-INF, INF))
     assert seen.without_sum() == seen
@@ -76,16 +75,16 @@ def test_activations(behind: str, bounds: tuple[float, float]) -> None:
     ],
 )
 def test_bounds_that_are_attributes(attributes: str, bounds: tuple[float, float]) -> None:
-    assert readout(f"z = Clip {attributes} (y)", opset=10) == Epilogue(
+    assert epilogue(f"z = Clip {attributes} (y)", opset=10) == Epilogue(
         low=bounds[0], high=bounds[1]
     )
 
 
 def test_bounds_that_are_computed_are_not_known() -> None:
-    assert readout("m = ReduceMax <keepdims = 0> (x) z = Clip (y, , m)") == Epilogue()
+    assert epilogue("m = ReduceMax <keepdims = 0> (x) z = Clip (y, , m)") == Epilogue()
 
 
-SUMS = [  # behind y, the readout
+SUMS = [  # behind y, the epilogue
     ("s = Add (y, k) z = Relu (s)", Epilogue("k", "s", 0.0, INF)),
     ("s = Add (k, y) z = Relu (s)", Epilogue("k", "s", 0.0, INF)),
     ("s = Sum (k, y) z = Relu (s)", Epilogue("k", "s", 0.0, INF)),
@@ -104,11 +103,11 @@ SUMS = [  # behind y, the readout
 def test_sums(behind: str, expected: Epilogue) -> None:
     # x ─▶ Conv ─▶ y ─▶ + ─▶ s ─▶ activation ─▶ z
     # └──▶ Conv ─▶ k ─▶ ┘
-    assert readout(behind) == expected
+    assert epilogue(behind) == expected
 
 
 def test_a_sum_that_is_left_out_takes_what_is_behind_it_along() -> None:
-    assert readout("s = Add (y, k) z = Relu (s)").without_sum() == Epilogue()
+    assert epilogue("s = Add (y, k) z = Relu (s)").without_sum() == Epilogue()
 
 
 @pytest.mark.parametrize(
@@ -122,15 +121,15 @@ def test_a_sum_that_is_left_out_takes_what_is_behind_it_along() -> None:
     ids=["activations", "sums", "branches"],
 )
 def test_an_output_with_several_readers_is_seen_as_it_is(behind: str) -> None:
-    assert readout(behind) == Epilogue()
+    assert epilogue(behind) == Epilogue()
 
 
 def test_outputs_of_the_graph_are_seen_as_they_are() -> None:
-    assert readout("z = Relu (y)", "y z") == Epilogue()
-    assert readout("s = Add (y, k) z = Relu (s)", "y z") == Epilogue()
-    assert readout("s = Add (y, k) z = Relu (s)", "s z") == Epilogue("k", "s")
-    assert readout("s = Add (y, k) z = Relu (s)", "k z") == Epilogue("k", "s", 0.0, INF)
-    assert readout("u = Tanh (k) z = Identity (y)", "u y") == Epilogue()
+    assert epilogue("z = Relu (y)", "y z") == Epilogue()
+    assert epilogue("s = Add (y, k) z = Relu (s)", "y z") == Epilogue()
+    assert epilogue("s = Add (y, k) z = Relu (s)", "s z") == Epilogue("k", "s")
+    assert epilogue("s = Add (y, k) z = Relu (s)", "k z") == Epilogue("k", "s", 0.0, INF)
+    assert epilogue("u = Tanh (k) z = Identity (y)", "u y") == Epilogue()
 
 
 def test_the_bias_of_a_product_belongs_to_the_block() -> None:
@@ -145,51 +144,31 @@ def test_the_bias_of_a_product_belongs_to_the_block() -> None:
     )
     linear = find_linear(graph)[0]
     assert isinstance(linear, Linear)
-    assert find_epilogue(graph, linear) == Epilogue("x", "s", 0.0, INF)
+    assert find_epilogue(graph, linear, set()) == Epilogue("x", "s", 0.0, INF)
 
 
-CLIPPING = [
-    Epilogue(low=0.0),
-    Epilogue(low=0.0, high=6.0),
-    Epilogue(high=0.5),
-    Epilogue(low=-1, high=1),
-]
-
-
-@pytest.mark.parametrize("seen", CLIPPING)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_values_are_clipped_as_the_activation_does(
-    seen: Epilogue, dtype: type[np.floating]
-) -> None:
-    values = np.linspace(-9, 9, 37).astype(dtype)
-    clipped = seen.clip(values)
-    assert clipped.dtype == dtype
-    np.testing.assert_array_equal(clipped, np.clip(values, seen.low, seen.high))
-
-
-bounds = st.sampled_from([-math.inf, -1.0, 0.0]), st.sampled_from([0.5, 6.0, math.inf])
-number = st.floats(-10, 10, allow_subnormal=False)
-
-
-@given(*bounds, st.lists(st.tuples(number, number), min_size=1))
-def test_what_is_forgiven_is_what_the_activation_hides(
-    low: float, high: float, pairs: list[tuple[float, float]]
-) -> None:
-    prediction, target = np.array(pairs).T
-    seen = Epilogue(low=low, high=high)
-    forgiving = seen.forgive(prediction, target)
-    # Targets inside the bounds stay as they are; the others say the same behind the activation,
-    inside = (low < target) & (target < high)
-    np.testing.assert_array_equal(forgiving[inside], target[inside])
-    np.testing.assert_array_equal(seen.clip(forgiving), seen.clip(target))
-    # and ask for nothing where the prediction does so too.
-    agree = ~inside & (seen.clip(prediction) == seen.clip(target))
-    np.testing.assert_array_equal(forgiving[agree], prediction[agree])
-
-
-def test_nothing_is_forgiven_without_an_activation() -> None:
-    prediction, target = np.array([1.0, -2.0]), np.array([-3.0, 4.0])
+def test_nothing_follows_an_output_that_nobody_clips() -> None:
     assert Epilogue() == NO_EPILOGUE
-    np.testing.assert_array_equal(NO_EPILOGUE.forgive(prediction, target), target)
-    np.testing.assert_array_equal(NO_EPILOGUE.clip(target), target)
     assert not NO_EPILOGUE.clips
+
+
+@pytest.mark.parametrize("node", ["Add (y, k)", "Relu (y)"])
+def test_nodes_in_the_body_of_another_are_no_epilogue(node: str) -> None:
+    nodes = (
+        f"z = If (yes) <then_branch = a () => (float[N,4,5] p) {{ p = {node} }},"
+        " else_branch = b () => (float[N,4,5] q) { q = Neg (k) }>"
+    )
+    assert epilogue(nodes) == Epilogue()
+
+
+def test_an_activation_of_another_domain_is_another_operator() -> None:
+    graph = gs.import_onnx(
+        build("""<ir_version: 8, opset_import: ["": 17, "own": 1]>
+          g (float[N,4] x) => (float[N,4] z) <float[4,4] w> {
+            y = Gemm (x, w)
+            z = own.Relu (y)
+        }""")
+    )
+    linear = find_linear(graph)[0]
+    assert isinstance(linear, Linear)
+    assert find_epilogue(graph, linear, set()) == NO_EPILOGUE
