@@ -12,6 +12,9 @@ class FskdError(Exception):
     """Base of everything that this package raises on purpose.
 
     The message is one sentence: the file or node, what is wrong, what to do about it.
+
+    Attributes:
+        exit_status: with which the command line ends.
     """
 
     exit_status: ClassVar[int] = 1
@@ -38,11 +41,15 @@ class MatchError(FskdError):
 
 
 class NoImprovementError(FskdError):
-    """The fit did not bring the student closer to the teacher on held-out samples."""
+    """The fit did not bring the student closer to the teacher on held-out samples.
+
+    Attributes:
+        report: what became of each block.
+    """
 
     exit_status: ClassVar[int] = 3
 
     def __init__(self, message: str, report: FitReport) -> None:
-        """Keep the report, which says what happened to each block."""
+        """Keep the report of the fit."""
         super().__init__(message)
         self.report = report

@@ -15,6 +15,7 @@ from onnx.external_data_helper import uses_external_data
 from fskd_onnx.errors import ModelError
 from fskd_onnx.serialization import external_data
 from fskd_onnx.serialization.atomic_files import atomic_path
+from fskd_onnx.serialization.file_names import data_path
 
 _FLOATS = (
     onnx.TensorProto.FLOAT,
@@ -90,7 +91,7 @@ def save_model(
         with atomic_path(path) as temporary:
             onnx.save_model(model, temporary, format="protobuf")
         return
-    data = path.with_name(path.name + ".data")
+    data = data_path(path)
     with atomic_path(path) as temporary, atomic_path(data) as temporary_data:
         external_data.save(model, temporary, temporary_data, data.name, outside)
 

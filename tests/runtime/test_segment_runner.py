@@ -427,7 +427,7 @@ def test_ctrl_c_ends_a_fit_cleanly(tmp_path: Path) -> None:
     scratch.mkdir()
     started = subprocess.Popen(
         [
-            *(sys.executable, "-m", "fskd_onnx.cli.app", "fit"),
+            *(sys.executable, "-m", "fskd_onnx", "fit"),
             *(DEMO / "teacher.onnx", DEMO / "student.onnx", DEMO / "samples"),
             *("--preprocess", "fashion-mnist", "--memory-limit", "0", "-o", output),
         ],

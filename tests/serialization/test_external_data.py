@@ -81,7 +81,7 @@ def test_a_model_of_more_than_2_gb_is_fitted_in_little_memory(tmp_path: Path) ->
     np.save(tmp_path / "ids.npy", ids[:24])
     fused = tmp_path / "fused.onnx"
     options = ["-o", str(fused), "--providers", "cpu", "--memory-limit", "100MB"]
-    command = [sys.executable, "-m", "fskd_onnx.cli.app", "fit", str(teacher), str(student)]
+    command = [sys.executable, "-m", "fskd_onnx", "fit", str(teacher), str(student)]
     peak = peak_memory([*command, str(tmp_path / "ids.npy"), *options])
     print(f"peak resident memory: {peak / 2**20:.0f} MB")
     # The interpreter and its libraries are most of it.
