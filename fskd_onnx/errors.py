@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -53,3 +54,9 @@ class NoImprovementError(FskdError):
         """Keep the report of the fit."""
         super().__init__(message)
         self.report = report
+
+
+def one_of(choices: Iterable[str]) -> str:
+    """Return a list of choices as messages say it: ``a, b or c``."""
+    *others, last = choices
+    return f"{', '.join(others)} or {last}" if others else last

@@ -19,14 +19,14 @@ import typer
 
 from fskd_onnx.cli.shared_options import Session
 from fskd_onnx.cli.values import byte_count, names, parse
-from fskd_onnx.errors import NoImprovementError
+from fskd_onnx.errors import NoImprovementError, one_of
 from fskd_onnx.options import AdapterName, FitOptions, RunOptions, SolverName, TargetsName
 from fskd_onnx.progress import shown_on
 from fskd_onnx.reporting.formats import REPORT_FORMATS, has_report_format, write_report
 from fskd_onnx.serialization.atomic_files import check_writable, write_text_atomically
 from fskd_onnx.serialization.file_names import fitted_path
 
-_REPORT_SUFFIXES = " or ".join(REPORT_FORMATS)
+_REPORT_SUFFIXES = one_of(REPORT_FORMATS)
 
 _Teacher = Annotated[
     Path, typer.Argument(metavar="TEACHER", help="The original network, an ONNX file.")

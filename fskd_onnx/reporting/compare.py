@@ -33,7 +33,7 @@ def compare(
         student: the model to hold against it.
         samples: see ``fskd_onnx.samples.sources.load_samples``.
         options: how to read and run.
-        labels: a file of class labels, see ``fskd_onnx.samples.sources.load_labels``.
+        labels: a file of class labels, see ``fskd_onnx.samples.labels.load_labels``.
 
     Raises:
         FskdError: a file cannot be used, or the models do not fit each other.

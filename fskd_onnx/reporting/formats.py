@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from fskd_onnx.errors import FskdError
+from fskd_onnx.errors import FskdError, one_of
 from fskd_onnx.reporting.json_format import to_json
 from fskd_onnx.results import FitReport
 from fskd_onnx.serialization.atomic_files import write_text_atomically
@@ -40,5 +40,5 @@ def write_report(report: FitReport, path: Path) -> None:
         FskdError: no format has this suffix, or the file cannot be written.
     """
     if not has_report_format(path):
-        raise FskdError(f"{path}: does not end in {' or '.join(REPORT_FORMATS)}; rename the report")
+        raise FskdError(f"{path}: does not end in {one_of(REPORT_FORMATS)}; rename the report")
     write_text_atomically(path, REPORT_FORMATS[path.suffix.lower()](report))
