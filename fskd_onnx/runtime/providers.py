@@ -55,7 +55,9 @@ class Runtime:
             Exception: whatever the runtime raises; callers know which file it is about.
         """
         apart, folder = (
-            external_data.apart(model) if isinstance(model, onnx.ModelProto) else (model, None)
+            external_data.separate_for_session(model)
+            if isinstance(model, onnx.ModelProto)
+            else (model, None)
         )
         weights = _on_loan(apart)
         options = _options()
