@@ -1,6 +1,10 @@
 """Make compressed neural networks accurate again, without training.
 
-``fit(teacher, student, samples, FitOptions(...))`` does what the command line does.
+The public names are `fit`, `match` and `compare`, which do what the commands of the same names do,
+`save_model`, the options and results of these functions, and the errors that they raise::
+
+    result = fit("teacher.onnx", "student.onnx", "samples", FitOptions(...))
+    save_model(result.model, "fused.onnx", like="student.onnx")
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from fskd_onnx.results import Comparison, FitReport, FitResult, Matching
     from fskd_onnx.serialization.model_files import save_model
 
+# The module of each public name.
 _HOME = {
     "Comparison": "results",
     "FitOptions": "options",
@@ -69,7 +74,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Load what is asked for: ONNX Runtime takes longer to import than ``--help`` should."""
+    """Import the module that defines a name when the name is first used.
+
+    ONNX Runtime takes longer to import than ``--help`` should take.
+
+    Raises:
+        AttributeError: the package has no such name.
+    """
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fskd_onnx.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

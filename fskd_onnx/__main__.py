@@ -1,5 +1,5 @@
-"""``python -m fskd_onnx`` is the ``fskd-onnx`` command."""
+"""Run the ``fskd-onnx`` command as ``python -m fskd_onnx``."""
 
-from fskd_onnx.cli.app import main
+from fskd_onnx.cli import main
 
 main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ class FskdError(Exception):
     """Base of everything that this package raises on purpose.
 
     The message is one sentence: the file or node, what is wrong, what to do about it.
+
+    Attributes:
+        exit_status: with which the command line ends.
     """
 
     exit_status: ClassVar[int] = 1
@@ -38,11 +42,21 @@ class MatchError(FskdError):
 
 
 class NoImprovementError(FskdError):
-    """The fit did not bring the student closer to the teacher on held-out samples."""
+    """The fit did not bring the student closer to the teacher on held-out samples.
+
+    Attributes:
+        report: what became of each block.
+    """
 
     exit_status: ClassVar[int] = 3
 
     def __init__(self, message: str, report: FitReport) -> None:
-        """Keep the report, which says what happened to each block."""
+        """Keep the report of the fit."""
         super().__init__(message)
         self.report = report
+
+
+def one_of(choices: Iterable[str]) -> str:
+    """Return a list of choices as messages say it: ``a, b or c``."""
+    *others, last = choices
+    return f"{', '.join(others)} or {last}" if others else last

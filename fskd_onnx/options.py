@@ -1,4 +1,4 @@
-"""What a user may choose; the same names as on the command line."""
+"""What a user may choose, by the names of the command line."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ import numpy as np
 from fskd_onnx.errors import PreprocessError
 
 Layout: TypeAlias = Literal["NCHW", "NHWC"]
-
-
 ChannelOrder: TypeAlias = Literal["RGB", "BGR"]
 
 
 CHANNEL_COUNTS = (1, 3)
-"""What an image can have: grayscale or colour."""
+"""Channels of an image: grayscale or colour."""
+
+AUTO_PROVIDERS = ("auto",)
+"""Execution providers unless told: CUDA where it works, else the CPU."""
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """The constants of ``(pixel * scale - mean) / std``, all of them known.
+    """All constants of ``(pixel * scale - mean) / std``.
 
     Attributes:
         mean: one value, or one per channel in the model's channel order; scaled pixels.
@@ -41,7 +42,7 @@ class Normalization:
 
     @property
     def leaves_pixels(self) -> bool:
-        """Whether a pixel comes out as it went in."""
+        """Return whether a pixel comes out as it went in."""
         return self.scale == 1 and set(self.mean) == {0} and set(self.std) == {1}
 
 
@@ -74,7 +75,7 @@ class Preprocess:
     channel_order: ChannelOrder | None = None
 
     def __post_init__(self) -> None:
-        """Refuses impossible values at once, where the message can still name the option."""
+        """Refuse impossible values at once, where the message can still name the option."""
         if self.preset is not None and self.preset not in PRESETS:
             raise PreprocessError(
                 f"no preset is called {self.preset!r}; there are {_preset_list()}"
@@ -104,13 +105,10 @@ class Preprocess:
                 raise PreprocessError(f"{name} must be at least 1 pixel, not {value}")
 
     def resolve(self, name: str = "the samples") -> Normalization:
-        """The constants of the normalisation: explicit, else the preset's, else the defaults.
+        """Return the constants: those given, else the preset's, else the defaults.
 
         Args:
             name: what to call the images in an error.
-
-        Returns:
-            All constants.
 
         Raises:
             PreprocessError: neither a preset nor any of mean, std and scale is given.
@@ -145,7 +143,7 @@ PRESETS: Mapping[str, Normalization] = MappingProxyType(
         "fashion-mnist": Normalization((0.2860,), (0.3530,), 1 / 255, "RGB"),
     }
 )
-"""Normalisations by name, the model zoo's first."""
+"""Normalisations by name, those of the ONNX model zoo first."""
 
 
 def _preset_list() -> str:
@@ -180,16 +178,16 @@ class RunOptions:
     """How samples are read and models are run, for every command.
 
     Attributes:
-        providers: execution providers in order, or ``("auto",)``: CUDA where it works, else CPU.
+        providers: execution providers in order, or `AUTO_PROVIDERS`.
         max_samples: use at most this many samples, drawn with ``seed``; ``None`` uses all.
-        batch_size: samples per run; ``None`` lets the engine choose.
+        batch_size: samples per run; ``None`` chooses by the size of a sample.
         seed: everything random comes from it.
         preprocess: how pixels become tensors.
         memory_limit: bytes of samples, columns and activations that a fit keeps in memory between
             blocks; what is past it goes to temporary files. ``None`` keeps everything in memory.
     """
 
-    providers: tuple[str, ...] = ("auto",)
+    providers: tuple[str, ...] = AUTO_PROVIDERS
     max_samples: int | None = None
     batch_size: int | None = None
     seed: int = 0
@@ -226,7 +224,11 @@ class FitOptions:
     map: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is not on the lists; a plain string of a list will do."""
+        """Refuse names that are not on the lists.
+
+        Raises:
+            ValueError: a name is unknown.
+        """
         AdapterName(self.adapter)
         TargetsName(self.targets)
         SolverName(self.solver)

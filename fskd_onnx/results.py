@@ -3,42 +3,70 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
 
-import onnx
+if TYPE_CHECKING:
+    import onnx
+
+
+class BlockStatus(StrEnum):
+    """What became of a block: it has new weights, or its bytes are those of the student's file."""
+
+    FITTED = "fitted"
+    KEPT = "kept"
 
 
 @dataclass(frozen=True)
 class BlockReport:
     """What became of one block of the student.
 
-    Errors are relative, ``||student - teacher||^2 / ||teacher - mean||^2``, cross-validated over
-    folds of samples; ``None`` where the block was never measured (it has no counterpart).
+    Attributes:
+        student: name of the student's linear node.
+        teacher: the teacher's tensor that it is aligned to; None without a counterpart.
+        op: the node's operator.
+        adapter: family of the adapter that was fused; None where the block was kept.
+        ridge: strength of the ridge, relative to the mean diagonal of the Gram matrix.
+        channels: teacher channel of each student channel.
+        error_before: ``||student - teacher||^2 / ||teacher - mean||^2`` of the student as it was
+            given, cross-validated over folds of samples; None where it was not measured.
+        error_after: the same of the fitted block.
+        status: whether it was fitted or kept.
+        reason: why it was kept; empty where it was fitted.
+        teacher_width: number of channels of the teacher's tensor. The terminal shows it, the JSON
+            report does not.
     """
 
-    student: str  # name of the student's linear node
-    teacher: str | None  # teacher tensor that it is aligned to
+    student: str
+    teacher: str | None
     op: str
-    adapter: str | None  # family that was fused
-    ridge: float | None  # relative to the mean diagonal of the Gram matrix
-    channels: tuple[int, ...]  # teacher channel of each student channel
+    adapter: str | None
+    ridge: float | None
+    channels: tuple[int, ...]
     error_before: float | None
     error_after: float | None
-    status: str  # "fitted" or "kept"
-    reason: str  # why it was kept; empty when fitted
-    teacher_width: int | None = None  # channels of the teacher tensor; for the terminal only
+    status: BlockStatus
+    reason: str
+    teacher_width: int | None = None
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How close a model's outputs are to the teacher's, on samples the fit never saw."""
+    """How close the outputs of a student are to the teacher's on some samples.
+
+    Attributes:
+        relative_mse: ``||student - teacher||^2 / ||teacher - mean||^2``, over all outputs.
+        top1_agreement: fraction of the samples for which both rank the same class first; None
+            where no output is a row of class scores.
+    """
 
     relative_mse: float
-    top1_agreement: float | None  # fraction; None where the output is no row of class scores
+    top1_agreement: float | None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``compare`` found.
+    """How far a student agrees with its teacher.
 
     Attributes:
         agreement: of the student with the teacher.
@@ -56,7 +84,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """Wall-clock seconds per stage."""
+    """Wall-clock seconds of a fit and of its stages.
+
+    Attributes:
+        total: of the whole call.
+        capture: running both networks and forming the moments.
+        solve: finding the adapters.
+        fuse: writing them into the student's weights.
+        verify: judging the student on held-out samples, before and after.
+    """
 
     total: float
     capture: float
@@ -67,7 +103,24 @@ class StageSeconds:
 
 @dataclass(frozen=True)
 class FitReport:
-    """Everything that the JSON report says, in its order."""
+    """What a fit found, in the order of the JSON report.
+
+    Attributes:
+        teacher: path or name of the original network.
+        student: path or name of the compressed network.
+        output: path of the fitted student; None where none was written.
+        options: the options of the fit, by name.
+        providers: execution providers that were used, in order.
+        sample_count: number of samples.
+        held_out_count: how many of them each verdict was held out on.
+        blocks: the student's blocks, in the order of its nodes.
+        before: agreement of the student as it was given, on held-out samples.
+        after: agreement of the fitted student, on the same samples.
+        parameters_student: number of parameters of the student as it was given.
+        parameters_fused: number of parameters of the fitted student.
+        seconds: time per stage.
+        versions: versions of this package and of those it computes with.
+    """
 
     teacher: str
     student: str
@@ -117,19 +170,28 @@ class BlockPair:
 
 @dataclass(frozen=True)
 class Matching:
-    """All blocks of a student in the order of its nodes."""
+    """All blocks of a student and what they are aligned to.
+
+    Attributes:
+        pairs: one for each block, in the order of the student's nodes.
+    """
 
     pairs: tuple[BlockPair, ...]
 
     @property
     def usable(self) -> tuple[BlockPair, ...]:
-        """The pairs that can be fitted."""
+        """Return the pairs that can be fitted."""
         return tuple(pair for pair in self.pairs if not pair.reason)
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """A fitted student and how it came about."""
+    """A fitted student and how it came about.
+
+    Attributes:
+        model: the fitted student.
+        report: what became of its blocks, and how close it is to its teacher.
+    """
 
     model: onnx.ModelProto
     report: FitReport

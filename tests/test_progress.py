@@ -1,4 +1,4 @@
-"""Progress is for terminals and for those who ask; sizes are read as they are written."""
+"""Progress is for terminals and for those who ask."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import pytest
 from rich.console import Console
 
-from fskd_onnx.cli.app import _bytes
 from fskd_onnx.progress import observer, shown_on, told_to, within
 
 
@@ -56,25 +55,3 @@ def test_nobody_is_told_once_the_work_is_over() -> None:
     silent = observer()
     shown(terminal=True)
     assert observer() is silent
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("0", 0),
-        ("1500", 1500),
-        ("200MB", 200_000_000),
-        ("2gb", 2_000_000_000),
-        ("1.5 kB", 1500),
-        ("1MiB", 2**20),
-        ("7b", 7),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert _bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "MB", "-1", "2 bananas", "1e9", "inf", "2MBB", "3M"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match=r".*"):
-        _bytes(text)

@@ -1,1 +1,5 @@
-"""Arguments in, exit status out."""
+"""The command line: arguments in, exit status out."""
+
+from fskd_onnx.cli.app import main
+
+__all__ = ["main"]

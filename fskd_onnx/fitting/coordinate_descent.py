@@ -20,7 +20,7 @@ from fskd_onnx.passes import AffineMap, ReplaceWeights
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.pipeline.problem import FitProblem
-from fskd_onnx.results import BlockPair, BlockReport, Matching
+from fskd_onnx.results import BlockPair, BlockReport, BlockStatus, Matching
 from fskd_onnx.runtime.segment_runner import SegmentRunner
 from fskd_onnx.timing import StageTimer
 
@@ -121,7 +121,7 @@ class CoordinateDescent:
             channels=pair.channels or (),
             error_before=block.error_before,
             error_after=block.error_after,
-            status="fitted",
+            status=BlockStatus.FITTED,
             reason="",
             teacher_width=pair.teacher_width,
         )
@@ -223,7 +223,7 @@ def _kept(pair: BlockPair, reason: str, error: float | None = None) -> BlockRepo
         channels=pair.channels or (),
         error_before=error,
         error_after=error,
-        status="kept",
+        status=BlockStatus.KEPT,
         reason=reason,
         teacher_width=pair.teacher_width,
     )

@@ -45,7 +45,7 @@ from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.session_run import run
 from fskd_onnx.runtime.tensor_store import upload
 from fskd_onnx.samples.batches import Batch
-from fskd_onnx.samples.sources import SampleReader
+from fskd_onnx.samples.reader import SampleReader
 
 # Second moments of a few hundred channels are known well enough from this many samples and columns.
 _SAMPLES = 256

@@ -35,7 +35,7 @@ from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.segment_runner import SegmentRunner
 from fskd_onnx.runtime.tensor_store import StoredTensor, TensorStore
 from fskd_onnx.samples.batches import Batch
-from fskd_onnx.samples.sources import SampleReader
+from fskd_onnx.samples.reader import SampleReader
 
 # What the teacher may leave for later blocks. More saves cuts, of which few are left at this size.
 _AHEAD_BYTES = 2**29

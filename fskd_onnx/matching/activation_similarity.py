@@ -25,7 +25,7 @@ from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.segment_runner import SegmentRunner
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.batches import Batch
-from fskd_onnx.samples.sources import SampleReader
+from fskd_onnx.samples.reader import SampleReader
 
 _SAMPLES = 32
 _POSITIONS = 64

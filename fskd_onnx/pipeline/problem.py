@@ -25,7 +25,8 @@ from fskd_onnx.runtime.forward import Outputs, forward
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.samples.augment import Augmented
 from fskd_onnx.samples.batches import Batch, default_batch_size, plan_batches
-from fskd_onnx.samples.sources import SampleReader, SampleSource, load_samples
+from fskd_onnx.samples.reader import SampleReader
+from fskd_onnx.samples.sources import SampleSource, load_samples
 from fskd_onnx.serialization.interface import check_same_interface, fixed_batch_size, input_specs
 from fskd_onnx.serialization.model_files import ModelSource, load_model, source_name
 

@@ -1,4 +1,4 @@
-"""How far the outputs of two models agree."""
+"""Agreement of the outputs of two models: relative error, top-1 classes, accuracy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from fskd_onnx.runtime.forward import Outputs
 
 
 def agreement(teacher: Outputs, student: Outputs) -> Agreement:
-    """Hold a student's outputs against the teacher's.
+    """Return how close a student's outputs are to the teacher's.
 
     The error is ||student - teacher||^2 / ||teacher - mean||^2 over all outputs, the mean being
     the teacher's mean output. Where the teacher does not vary, as over a single sample, it is
     relative to ||teacher||^2, and where that is zero as well, absolute. The top-1 class is taken
     from the first output that is a row of scores per sample.
+
+    Args:
+        teacher: each of the teacher's outputs, (samples, ...).
+        student: the student's, in the same order.
 
     Raises:
         ModelError: the outputs differ in their shapes.
@@ -43,7 +47,7 @@ def agreement(teacher: Outputs, student: Outputs) -> Agreement:
 
 
 def squared_errors(teacher: Outputs, student: Outputs) -> NDArray[np.float64]:
-    """Return ||student - teacher||^2 of each sample, over all outputs."""
+    """Return ||student - teacher||^2 over all outputs, (samples,)."""
     errors = np.zeros(len(teacher[0]))
     for t, s in zip(teacher, student, strict=True):
         difference = s.astype(np.float64) - t.astype(np.float64)
@@ -52,7 +56,7 @@ def squared_errors(teacher: Outputs, student: Outputs) -> NDArray[np.float64]:
 
 
 def scores(outputs: Sequence[NDArray[np.generic]]) -> NDArray[np.generic] | None:
-    """Return the first output that is a row of scores per sample, (N, classes); None without."""
+    """Return the first output that is a row of scores per sample, (samples, classes), or None."""
     flat = [
         out.reshape(len(out), -1) for out in outputs if max(out.shape[1:], default=1) == out[0].size
     ]
@@ -60,6 +64,11 @@ def scores(outputs: Sequence[NDArray[np.generic]]) -> NDArray[np.generic] | None
 
 
 def accuracy(outputs: Outputs, labels: NDArray[np.int64]) -> float | None:
-    """Return the fraction of samples whose label is ranked first; None without scores."""
+    """Return the fraction of samples whose label is ranked first; None without scores.
+
+    Args:
+        outputs: each output of a model, (samples, ...).
+        labels: (samples,) classes.
+    """
     found = scores(outputs)
     return None if found is None else float(np.mean(found.argmax(1) == labels))

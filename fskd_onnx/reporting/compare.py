@@ -1,4 +1,4 @@
-"""Agreement of two models on samples, and accuracy where there are labels."""
+"""Compare two models on samples: their agreement, and their accuracy where there are labels."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from fskd_onnx.results import Comparison
 from fskd_onnx.runtime.forward import forward
 from fskd_onnx.runtime.providers import open_runtime
 from fskd_onnx.samples.sources import SampleSource, load_samples
-from fskd_onnx.serialization.interface import (
-    check_same_interface,
-    input_specs,
-)
+from fskd_onnx.serialization.interface import check_same_interface, input_specs
 from fskd_onnx.serialization.model_files import ModelSource, load_model, source_name
 
 
@@ -26,14 +23,14 @@ def compare(
     options: RunOptions | None = None,
     labels: str | Path | None = None,
 ) -> Comparison:
-    """Run two models on the same samples.
+    """Compare a student with its teacher on samples.
 
     Args:
-        teacher: the reference.
-        student: the model to hold against it.
+        teacher: the original network.
+        student: the compressed network.
         samples: see ``fskd_onnx.samples.sources.load_samples``.
         options: how to read and run.
-        labels: a file of class labels, see ``fskd_onnx.samples.sources.load_labels``.
+        labels: a file of class labels, see ``fskd_onnx.samples.labels.load_labels``.
 
     Raises:
         FskdError: a file cannot be used, or the models do not fit each other.

@@ -1,4 +1,4 @@
-"""Results as JSON; the keys are stable, and SCHEMA_VERSION counts their changes."""
+"""Results as JSON. The keys are stable; ``SCHEMA_VERSION`` counts their changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCHEMA_VERSION = 1
 
 
 def to_json(report: FitReport) -> str:
-    """The report as JSON with stable keys.
+    """Return the report of a fit as JSON.
 
     Args:
         report: what `fskd_onnx.pipeline.fit.fit` found.
@@ -48,7 +48,7 @@ def to_json(report: FitReport) -> str:
 
 
 def matching_to_json(matching: Matching) -> str:
-    """The block and channel pairs as JSON, as ``--map`` will read them.
+    """Return the block and channel pairs as JSON, as ``--map`` reads them.
 
     Args:
         matching: what `fskd_onnx.pipeline.match.match` found.
@@ -82,7 +82,7 @@ def _dump(document: Mapping[str, object]) -> str:
 
 
 def _plain(value: object) -> object:
-    """What JSON has: numbers that are finite, text, lists and objects."""
+    """Return a value as JSON has it: finite numbers, text, lists and objects."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,33 +1,28 @@
-"""Result -> terminal table and JSON.
+"""Results as tables on a terminal: of a fit, of a match, of a comparison.
 
-The JSON keys are stable; ``SCHEMA_VERSION`` counts changes.
+80 columns are enough, and what goes to a pipe is plain ASCII.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fskd_onnx.results import Comparison, FitReport
-
-if TYPE_CHECKING:
-    from fskd_onnx.results import Matching
-
+from fskd_onnx.results import Comparison, FitReport, Matching
 
 _NOT_KNOWN = "-"
 
 
-def render(report: FitReport, console: Console) -> None:
-    """Prints the report for a person: a line per block, why blocks were kept, the outcome.
+def print_report(report: FitReport, console: Console) -> None:
+    """Print the report of a fit: a line per block, why blocks were kept, the outcome.
 
     Args:
         report: what `fskd_onnx.pipeline.fit.fit` found.
-        console: where to; 80 columns are enough.
+        console: where to.
     """
     table = _table("node", "op", "adapter")
     for header in ("ridge", "channels", "before", "after"):
@@ -72,12 +67,12 @@ def render(report: FitReport, console: Console) -> None:
     )
 
 
-def render_matching(matching: Matching, console: Console) -> None:
-    """Prints the block and channel pairs for a person.
+def print_matching(matching: Matching, console: Console) -> None:
+    """Print the block and channel pairs.
 
     Args:
         matching: what `fskd_onnx.pipeline.match.match` found.
-        console: where to; 80 columns are enough.
+        console: where to.
     """
     table = _table("student", "op", "teacher")
     table.columns[2].overflow = "fold"
@@ -103,8 +98,8 @@ def render_matching(matching: Matching, console: Console) -> None:
     )
 
 
-def render_comparison(comparison: Comparison, console: Console) -> None:
-    """Prints how far two models agree.
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Print how far two models agree.
 
     Args:
         comparison: what `fskd_onnx.reporting.compare.compare` found.
@@ -122,7 +117,7 @@ def render_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def _table(name: str, *others: str) -> Table:
-    """A table without lines whose first column takes what width is left, and folds."""
+    """Return a table without lines whose first column takes the width that is left, and folds."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column(name, overflow="fold")
     for header in others:
@@ -136,7 +131,7 @@ def _add_row(table: Table, *cells: str) -> None:
 
 
 def _print_reasons(title: str, reasons: Iterable[tuple[str, str]], console: Console) -> None:
-    """Each reason once, with the nodes that it holds for."""
+    """Print each reason once, with the nodes that it holds for."""
     nodes: dict[str, list[str]] = {}
     for node, reason in reasons:
         nodes.setdefault(reason, []).append(node)
@@ -149,6 +144,7 @@ def _print_reasons(title: str, reasons: Iterable[tuple[str, str]], console: Cons
 
 
 def _print_facts(facts: Mapping[str, str], console: Console) -> None:
+    """Print names and what is known of each, in two columns."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -166,7 +162,7 @@ def _percent(value: float | None) -> str:
 
 
 def _channels(channels: tuple[int, ...] | None, teacher_width: int | None) -> str:
-    """How many of the teacher's channels, as in 16/32; ? where the fit is to find that out."""
+    """Return how many of the teacher's channels, as in 16/32; ? where the fit finds that out."""
     if channels is not None and not channels:
         return _NOT_KNOWN
     own = "?" if channels is None else str(len(channels))

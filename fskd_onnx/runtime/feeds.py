@@ -11,7 +11,7 @@ from onnxruntime import OrtValue
 
 from fskd_onnx.runtime.tensor_store import StoredTensor, TensorStore, upload
 from fskd_onnx.samples.batches import Batch
-from fskd_onnx.samples.sources import SampleReader
+from fskd_onnx.samples.reader import SampleReader
 
 
 class _Feed:

@@ -13,7 +13,7 @@ from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.session_run import run
 from fskd_onnx.runtime.tensor_store import download, upload
 from fskd_onnx.samples.batches import Batch, default_batch_size, plan_batches
-from fskd_onnx.samples.sources import SampleReader
+from fskd_onnx.samples.reader import SampleReader
 from fskd_onnx.serialization.interface import fixed_batch_size, input_specs, output_names
 
 Outputs = list[NDArray[np.generic]]

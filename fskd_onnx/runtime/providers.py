@@ -19,6 +19,7 @@ import onnxruntime
 from onnxruntime import OrtValue
 
 from fskd_onnx.errors import ProviderError
+from fskd_onnx.options import AUTO_PROVIDERS
 from fskd_onnx.passes.separate_weights import Separated
 from fskd_onnx.serialization import external_data
 
@@ -54,7 +55,9 @@ class Runtime:
             Exception: whatever the runtime raises; callers know which file it is about.
         """
         apart, folder = (
-            external_data.apart(model) if isinstance(model, onnx.ModelProto) else (model, None)
+            external_data.separate_for_session(model)
+            if isinstance(model, onnx.ModelProto)
+            else (model, None)
         )
         weights = _on_loan(apart)
         options = _options()
@@ -112,12 +115,12 @@ def open_runtime(names: Sequence[str]) -> Runtime:
 
     Args:
         names: short ("cuda") or full ("CUDAExecutionProvider") names in any case, in order, or
-            ``("auto",)``: CUDA where it really works, else the CPU.
+            ``AUTO_PROVIDERS``: CUDA where it really works, else the CPU.
 
     Raises:
         ProviderError: a named provider is unknown to the installed runtime or does not load.
     """
-    if [name.lower() for name in names] == ["auto"]:
+    if tuple(name.lower() for name in names) == AUTO_PROVIDERS:
         problem = _why_not(_CUDA)
         chosen = [_CPU] if problem else [_CUDA, _CPU]
         logger.info("running on %s", "the CPU: " + problem if problem else "CUDA")

@@ -1,1 +1,1 @@
-"""Files to named batches; images to tensors; labels."""
+"""Samples: files -> named batches, images -> tensors; labels; moved copies."""

@@ -1,7 +1,7 @@
-"""Copies of image samples, moved a little; the teacher labels them, so they are free.
+"""Augmentation: moved copies of image samples, which the teacher labels as it does the samples.
 
-Every way to move an image is an affine map of its coordinates, so all of them together are one
-resampling per copy. What comes into view from beyond the border repeats the border.
+Every move is an affine map of the coordinates, so all moves together are one resampling per copy.
+Pixels from beyond the border repeat the border. To add a move, enter a function in `MOVES`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from fskd_onnx.errors import SamplesError
-from fskd_onnx.samples.sources import Samples
+from fskd_onnx.samples.reader import Samples
 from fskd_onnx.serialization.interface import InputSpec
 
 Matrix = NDArray[np.float64]
@@ -35,7 +35,7 @@ def _shift(rng: np.random.Generator) -> Matrix:
 
 
 def _crop(rng: np.random.Generator) -> Matrix:
-    """A window of the image, enlarged to the whole."""
+    """Enlarge a window of the image to the whole."""
     side = rng.uniform(_LEAST_CROP, 1.0)
     matrix = np.diag([side, side, 1.0])
     matrix[:2, 2] = rng.uniform(side - 1.0, 1.0 - side, 2) / 2
@@ -54,13 +54,18 @@ MOVES: dict[str, Callable[[np.random.Generator], Matrix]] = {
     "crop": _crop,
     "rotate": _rotate,
 }
-"""Ways to move an image: maps from where a pixel goes to where it comes from, sides being 1."""
+"""Ways to move an image, by name: each draws a 3 x 3 map from where a pixel goes to where it comes
+from, about the centre of an image of side 1."""
 
 
 class Augmented:
     """Samples followed by copies: index ``copy * len(samples) + i`` is a copy of sample ``i``.
 
     Copy 0 is the sample itself. A copy is the same whenever it is asked for.
+
+    Attributes:
+        inputs: the model's inputs.
+        shapes: shape of one sample of each input.
     """
 
     def __init__(
@@ -73,7 +78,7 @@ class Augmented:
 
         Args:
             samples: images, as tensors.
-            moves: names of ``MOVES``; all inputs that are images are moved by the same map.
+            moves: names in `MOVES`; all inputs that are images are moved by the same map.
             seed: decides every move.
 
         Raises:
@@ -81,8 +86,7 @@ class Augmented:
         """
         unknown = [move for move in moves if move not in MOVES]
         if unknown:
-            listed = ", ".join(MOVES)
-            raise SamplesError(f"augmentation '{unknown[0]}' is not one of {listed}")
+            raise SamplesError(f"augmentation '{unknown[0]}' is not one of {', '.join(MOVES)}")
         self.inputs, self.shapes = samples.inputs, samples.shapes
         self._samples = samples
         self._moves = [MOVES[move] for move in moves]
@@ -98,7 +102,7 @@ class Augmented:
             )
 
     def take(self, indices: NDArray[np.intp]) -> dict[str, NDArray[np.generic]]:
-        """Read samples and copies, stacked in the order asked for; see ``Samples.take``."""
+        """Return samples and copies, stacked in the order asked for, see `Samples.take`."""
         copies, sources = np.divmod(indices, len(self._samples))
         arrays = self._samples.take(sources)
         for name, axis in self._spatial.items():
@@ -109,6 +113,7 @@ class Augmented:
         return arrays
 
     def _map(self, copy: int, source: int) -> Matrix:
+        """Return the composed map of one copy."""
         rng = np.random.default_rng([self._seed, copy, source])
         matrix = np.eye(3)
         for move in self._moves:
@@ -117,7 +122,7 @@ class Augmented:
 
 
 def _first_spatial_axis(spec: InputSpec) -> int | None:
-    """Return which axis of a sample is its height, or None where it is no image."""
+    """Return the axis of a sample that is its height; None where it is no image."""
     if len(spec.shape) != 4 or not np.issubdtype(spec.dtype, np.floating):
         return None
     if spec.shape[1] in _CHANNELS:

@@ -23,8 +23,9 @@ class Batch:
     """Samples that run together.
 
     Attributes:
-        samples: (size,) indices; where the model has a fixed batch size, the last is repeated.
-        count: how many of them count; the rest is padding.
+        samples: (size,) indices; where the model takes batches of one size only, padded with
+            repeated ones.
+        count: number of samples in front of the padding.
         fold: the fold of cross-validation that all of them belong to.
     """
 
@@ -41,7 +42,10 @@ def plan_batches(
     Args:
         folds: sample indices of each fold.
         size: samples per batch, at most; folds are divided evenly.
-        fixed_size: the batch size that a model insists on; batches are padded to it.
+        fixed_size: the batch size of a model that takes no other; batches are padded to it.
+
+    Returns:
+        The batches, fold by fold.
     """
     batches = []
     for fold, members in enumerate(folds):
@@ -57,7 +61,7 @@ def plan_batches(
 
 
 def default_batch_size(sample: Tensors) -> int:
-    """Choose a batch size from the tensors of one sample."""
+    """Return a batch size that suits the tensors of one sample."""
     values = sum(array.size for array in sample.values())
     low, high = _BATCH_LIMITS
     return int(np.clip(_VALUES_PER_BATCH // max(values, 1), low, high))

@@ -1,7 +1,7 @@
 """Images -> tensors: resize and crop, then ``(pixel * scale - mean) / std`` in the model's layout.
 
-Nothing here guesses a normalisation: a wrong one gives plausible numbers and a bad fit, so images
-without a preset or explicit values are an error.
+No normalisation is guessed: a wrong one gives plausible numbers and a bad fit, so images without a
+preset or explicit values are an error.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 _MODES = {1: "L", 3: "RGB"}
-# Pillow converts these to 8 bits by clipping, which turns nearly every pixel white.
+# Pillow converts these modes to 8 bits by clipping, which turns nearly every pixel white.
 _DEEP_MODES = ("I", "F")
 
 
 def fit_image(
     preprocess: Preprocess, image: Image.Image | NDArray[np.uint8], spec: InputSpec, name: str
 ) -> NDArray[np.uint8]:
-    """Brings one image to the channels and the size that the model takes.
+    """Bring one image to the channels and the size that the model takes.
 
     Args:
         preprocess: what was asked for.
@@ -67,7 +67,7 @@ def fit_image(
 
 
 def to_tensor(preprocess: Preprocess, pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[Any]:
-    """Normalises pixels and puts them in the model's layout.
+    """Normalise pixels and put them in the model's layout.
 
     Args:
         preprocess: what was asked for.
@@ -116,7 +116,7 @@ def to_tensor(preprocess: Preprocess, pixels: NDArray[np.uint8], spec: InputSpec
 
 @dataclass(frozen=True)
 class _ImageInput:
-    """A model's input read as an image; ``None`` is a size that the model leaves open."""
+    """A model's input read as an image; None is a size that the model leaves open."""
 
     layout: Layout
     channels: int
@@ -169,7 +169,7 @@ def _to_image(pixels: NDArray[np.uint8], target: _ImageInput, name: str) -> Imag
 
 
 def _channels_first(shape: tuple[int, ...], target: _ImageInput) -> bool:
-    """Whether C x H x W is meant; where both ends could be channels, the model's input decides."""
+    """Return whether C x H x W is meant; where both ends may be channels, the input decides."""
     if shape[-1] not in CHANNEL_COUNTS or shape[0] not in CHANNEL_COUNTS:
         return shape[0] in CHANNEL_COUNTS
     sizes_agree = _agrees(target.height, shape[1]) and _agrees(target.width, shape[2])
@@ -177,7 +177,7 @@ def _channels_first(shape: tuple[int, ...], target: _ImageInput) -> bool:
 
 
 def _resized(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
-    """(width, height) after a resize; as torchvision counts, whose users expect the same crop."""
+    """Return (width, height) after a resize; as torchvision, whose users expect the same crop."""
     if not isinstance(resize, int):
         height, width = resize
         return width, height

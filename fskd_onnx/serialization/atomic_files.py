@@ -1,4 +1,4 @@
-"""Output files appear whole or not at all."""
+"""Output files that appear whole or not at all: written beside, synced, renamed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fskd_onnx.errors import FskdError
 
 
 def check_writable(path: str | Path) -> None:
-    """Says early that a file could not be written, before minutes of work are spent on it.
+    """Check that a file can be written, before minutes of work are spent on it.
 
     Args:
         path: the file that is to appear; it may exist.
@@ -32,7 +32,7 @@ def check_writable(path: str | Path) -> None:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a path beside ``path`` to write to; it takes its place when the block ends well.
+    """Yield a path beside ``path`` to write to; it replaces ``path`` when the block ends well.
 
     The new file is synced before it is renamed, so that no crash leaves half a file under the
     final name. When the block raises, what was written is removed and ``path`` is untouched.
@@ -63,7 +63,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
-    """Writes ``text`` as UTF-8 with plain newlines, whole or not at all.
+    """Write ``text`` as UTF-8 with plain newlines, whole or not at all.
 
     Args:
         path: the file that is to appear.
@@ -77,7 +77,7 @@ def write_text_atomically(path: str | Path, text: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable; Windows has no such call for folders."""
+    """Make a rename durable; Windows has no such call for folders."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""The inputs and outputs of a model: what has to be fed, what comes out."""
+"""The inputs and outputs of a model, as they are fed and compared."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class InputSpec:
 
 
 def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
-    """Describe the inputs that have to be fed: those without an initializer.
+    """Return the inputs that have to be fed: those without an initializer.
 
     Raises:
         ModelError: one of them is not a tensor.
@@ -43,7 +43,7 @@ def output_names(model: onnx.ModelProto) -> list[str]:
 
 
 def fixed_batch_size(specs: list[InputSpec]) -> int | None:
-    """Return the batch size that the inputs of a model insist on, if they do."""
+    """Return the only batch size that a model takes; None where it takes any."""
     sizes = {spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None}
     return max(sizes, default=None)
 
@@ -66,6 +66,12 @@ def check_same_interface(
 ) -> None:
     """Check that two models take the same inputs and give as many outputs.
 
+    Args:
+        teacher: a model.
+        student: a model.
+        teacher_name: what to call the teacher in an error.
+        student_name: what to call the student in an error.
+
     Raises:
         ModelError: they do not.
     """
@@ -85,7 +91,7 @@ def check_same_interface(
 
 
 def _take_the_same(one: InputSpec, other: InputSpec) -> bool:
-    """Whether one tensor can be fed to both inputs; batches are divided as each model wants."""
+    """Return whether one tensor can be fed to both inputs; batch sizes may differ."""
     if one.dtype != other.dtype or len(one.shape) != len(other.shape):
         return False
     extents = zip(one.shape[1:], other.shape[1:], strict=True)

@@ -15,6 +15,7 @@ from onnx.external_data_helper import uses_external_data
 from fskd_onnx.errors import ModelError
 from fskd_onnx.serialization import external_data
 from fskd_onnx.serialization.atomic_files import atomic_path
+from fskd_onnx.serialization.file_names import data_path
 
 _FLOATS = (
     onnx.TensorProto.FLOAT,
@@ -24,6 +25,7 @@ _FLOATS = (
 )
 
 ModelSource: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
+"""A model: a path, or the model itself."""
 
 
 def source_name(source: ModelSource) -> str:
@@ -34,13 +36,16 @@ def source_name(source: ModelSource) -> str:
 
 
 def load_model(source: ModelSource) -> onnx.ModelProto:
-    """Read a model, and check it.
+    """Read and check a model.
 
     Its external data is read as well, but for large weights that only the runtime needs, see
     ``fskd_onnx.serialization.external_data``.
 
     Args:
         source: a path, or a model, which is checked and returned as it is.
+
+    Returns:
+        The model.
 
     Raises:
         ModelError: the file is missing, is no ONNX model, or breaks the ONNX specification.
@@ -75,9 +80,9 @@ def save_model(
 
     Args:
         model: the model.
-        path: where to.
-        like: the file that the model came from; the weights that it keeps outside, the new one
-            keeps outside as well, in one file beside it, named after it. So do models of more than
+        path: the file that is to appear.
+        like: the file that the model came from. Weights that this file keeps in external files go
+            to one file beside ``path``, named after it. So do large weights of a model of more than
             2 GB.
 
     Raises:
@@ -85,21 +90,22 @@ def save_model(
     """
     path = Path(path)
     outside = set() if like is None or isinstance(like, onnx.ModelProto) else _kept_outside(like)
-    outside |= external_data.large_names(model) if external_data.too_large(model) else set()
+    if external_data.exceeds_one_file(model):
+        outside |= external_data.large_initializers(model)
     if not any(t.name in outside or uses_external_data(t) for t in model.graph.initializer):
         with atomic_path(path) as temporary:
             onnx.save_model(model, temporary, format="protobuf")
         return
-    data = path.with_name(path.name + ".data")
+    data = data_path(path)
     with atomic_path(path) as temporary, atomic_path(data) as temporary_data:
         external_data.save(model, temporary, temporary_data, data.name, outside)
 
 
 def count_parameters(model: onnx.ModelProto) -> int:
-    """Count the floating-point numbers that a model carries, biases and statistics included.
+    """Return the number of floating-point numbers that a model carries, biases included.
 
-    Whether they are initializers or come out of Constant nodes, or of ConstantOfShape with a shape
-    that is stored, is a matter of the exporter.
+    Exporters write them as initializers, Constant nodes, or ConstantOfShape nodes with a stored
+    shape; all of these count.
     """
     nodes = model.graph.node
     constants = [a for node in nodes if node.op_type == "Constant" for a in node.attribute]
@@ -115,16 +121,21 @@ def count_parameters(model: onnx.ModelProto) -> int:
 
 
 def _check_in_memory(model: onnx.ModelProto, name: str) -> None:
-    """Check a model that did not come from a file, or that a pass has rewritten."""
-    outside = [t for t in external_data.tensors(model.graph) if uses_external_data(t)]
+    """Check a model that did not come from a file, or that a pass has rewritten.
+
+    Raises:
+        ModelError: a tensor lies in a file that is not there.
+    """
+    outside = [t for t in external_data.all_tensors(model.graph) if uses_external_data(t)]
     for tensor in outside:
-        if not external_data.file_of(tensor).is_file():
+        if not external_data.data_file(tensor).is_file():
             raise ModelError(
                 f"{name}: keeps '{tensor.name}' in a file, and a model in memory does not say in "
                 "which folder; give the path of the model, or load it with its external data"
             )
-    light = external_data.stand_in(model) if outside or external_data.too_large(model) else model
-    onnx.checker.check_model(light, full_check=True)
+    if outside or external_data.exceeds_one_file(model):
+        model = external_data.model_to_check(model)
+    onnx.checker.check_model(model, full_check=True)
 
 
 def _kept_outside(path: str | os.PathLike[str]) -> set[str]:

@@ -47,7 +47,7 @@ BLOCK_KEYS = [
 def fskd_onnx(*arguments: object, module: bool = False) -> subprocess.CompletedProcess[str]:
     """Run the installed script, or the module, as a process of its own."""
     script = [str(Path(sys.executable).parent / "fskd-onnx")]
-    start = [sys.executable, "-m", "fskd_onnx.cli.app"] if module else script
+    start = [sys.executable, "-m", "fskd_onnx"] if module else script
     return subprocess.run(
         [*start, *map(str, arguments)],
         capture_output=True,

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from fskd_onnx.cli import app
+from fskd_onnx.cli.app import app
 from fskd_onnx.errors import FskdError, NoImprovementError, SamplesError
 from fskd_onnx.options import Preprocess, RunOptions
+from fskd_onnx.reporting.formats import REPORT_FORMATS
 from fskd_onnx.results import Agreement, BlockPair, FitReport, Matching, StageSeconds
 
 REPORT = FitReport(
@@ -50,7 +51,7 @@ def restored_logging() -> Iterator[None]:
 
 
 def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(app.app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -59,16 +60,14 @@ def compare_calls(
 ) -> Callable[[Callable[[RunOptions], None]], None]:
     """Puts something in place of the comparison, which is the command with the least around it."""
 
-    def install(action: Callable[[RunOptions], None]) -> None:
+    def replace(action: Callable[[RunOptions], None]) -> None:
         def compare(teacher: Path, student: Path, samples: Path, run: RunOptions, _: Any) -> Any:
             action(run)
             raise SamplesError("samples.npy: stop here")
 
-        module = ModuleType("fskd_onnx.reporting.compare")
-        module.compare = compare  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "fskd_onnx.reporting.compare", module)
+        install(monkeypatch, "fskd_onnx.reporting.compare", compare=compare)
 
-    return install
+    return replace
 
 
 def test_help_lists_the_commands_and_their_options() -> None:
@@ -137,6 +136,30 @@ def test_places_that_cannot_be_written_are_told_first(tmp_path: Path, option: st
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("module", ["fskd_onnx", "fskd_onnx.cli"])
+def test_the_packages_are_the_program(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", module, "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("fskd-onnx ")
+
+
+def test_a_report_of_a_new_format_is_written_by_its_suffix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = {**REPORT_FORMATS, ".txt": lambda report: f"{report.sample_count} samples\n"}
+    monkeypatch.setattr("fskd_onnx.reporting.formats.REPORT_FORMATS", both)
+    install_fit(monkeypatch)
+    options = ("--report", tmp_path / "a.TXT", "--report", tmp_path / "b.json")
+    assert invoke("fit", "t.onnx", tmp_path / "s.onnx", "x", *options).exit_code == 0
+    assert (tmp_path / "a.TXT").read_text() == "5 samples\n"
+    assert json.loads((tmp_path / "b.json").read_text())["samples"]["count"] == 5
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_missing_teacher_is_one_line(tmp_path: Path, command: str) -> None:
     teacher = tmp_path / "missing.onnx"
@@ -144,7 +167,7 @@ def test_a_missing_teacher_is_one_line(tmp_path: Path, command: str) -> None:
         [
             sys.executable,
             "-m",
-            "fskd_onnx.cli.app",
+            "fskd_onnx",
             command,
             teacher,
             tmp_path / "s.onnx",
@@ -249,14 +272,15 @@ def install_fit(monkeypatch: pytest.MonkeyPatch, error: FskdError | None = None)
     def save_model(model: str, path: Path, like: Path) -> None:
         path.write_text(f"{model} like {like.name}")
 
-    fitting, model_io = (
-        ModuleType("fskd_onnx.pipeline.fit"),
-        ModuleType("fskd_onnx.serialization.model_files"),
-    )
-    vars(fitting).update(fit=fit, match=lambda *_: MATCHING)
-    vars(model_io).update(save_model=save_model)
-    monkeypatch.setitem(sys.modules, "fskd_onnx.pipeline.fit", fitting)
-    monkeypatch.setitem(sys.modules, "fskd_onnx.serialization.model_files", model_io)
+    install(monkeypatch, "fskd_onnx.pipeline.fit", fit=fit)
+    install(monkeypatch, "fskd_onnx.serialization.model_files", save_model=save_model)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
+    """Put a module of these functions in the place of one that takes time to import."""
+    module = ModuleType(name)
+    vars(module).update(functions)
+    monkeypatch.setitem(sys.modules, name, module)
 
 
 def test_fit_writes_the_model_and_the_reports(
@@ -291,16 +315,8 @@ def test_a_fit_without_improvement_shows_why_and_writes_nothing(
 
 
 def test_match_saves_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install_fit(monkeypatch)
+    install(monkeypatch, "fskd_onnx.pipeline.match", match=lambda *_: MATCHING)
     result = invoke("match", "t.onnx", "s.onnx", "--json", tmp_path / "map.json")
     assert result.exit_code == 0
     assert "conv1" in result.stdout
     assert json.loads((tmp_path / "map.json").read_text())["pairs"][0]["student"] == "conv1"
-
-
-@pytest.mark.parametrize(
-    ("student", "output"),
-    [("s.onnx", "s.fskd.onnx"), ("a.b.ONNX", "a.b.fskd.onnx"), ("model.v1", "model.v1.fskd.onnx")],
-)
-def test_the_default_output(student: str, output: str) -> None:
-    assert app._default_output(Path("d") / student) == Path("d") / output

@@ -23,7 +23,8 @@ from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.segment_runner import SegmentRunner
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.batches import Batch, plan_batches
-from fskd_onnx.samples.sources import Samples, load_samples
+from fskd_onnx.samples.reader import Samples
+from fskd_onnx.samples.sources import load_samples
 from fskd_onnx.serialization.interface import input_specs
 from tests.helpers import build
 

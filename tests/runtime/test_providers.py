@@ -26,7 +26,7 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 def compare(names: str, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
-            *(sys.executable, "-m", "fskd_onnx.cli.app", "compare"),
+            *(sys.executable, "-m", "fskd_onnx", "compare"),
             *(DEMO / "teacher.onnx", DEMO / "student.onnx", DEMO / "samples"),
             *("--preprocess", "fashion-mnist", "--max-samples", "2", "--providers", names, *more),
         ],

@@ -30,7 +30,8 @@ from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.segment_runner import SegmentRunner
 from fskd_onnx.runtime.tensor_store import StoredTensor, TensorStore, download, upload
 from fskd_onnx.samples.batches import Batch, default_batch_size, plan_batches
-from fskd_onnx.samples.sources import Samples, load_samples
+from fskd_onnx.samples.reader import Samples
+from fskd_onnx.samples.sources import load_samples
 from fskd_onnx.serialization.interface import input_specs
 from tests.helpers import DEMO, build
 
@@ -427,7 +428,7 @@ def test_ctrl_c_ends_a_fit_cleanly(tmp_path: Path) -> None:
     scratch.mkdir()
     started = subprocess.Popen(
         [
-            *(sys.executable, "-m", "fskd_onnx.cli.app", "fit"),
+            *(sys.executable, "-m", "fskd_onnx", "fit"),
             *(DEMO / "teacher.onnx", DEMO / "student.onnx", DEMO / "samples"),
             *("--preprocess", "fashion-mnist", "--memory-limit", "0", "-o", output),
         ],

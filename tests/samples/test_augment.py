@@ -7,7 +7,8 @@ import pytest
 
 from fskd_onnx.errors import SamplesError
 from fskd_onnx.samples.augment import MOVES, Augmented
-from fskd_onnx.samples.sources import Samples, load_samples
+from fskd_onnx.samples.reader import Samples
+from fskd_onnx.samples.sources import load_samples
 from fskd_onnx.serialization.interface import InputSpec
 
 IMAGE = InputSpec("x", (None, 1, 12, 12), np.dtype(np.float32))

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 
 from fskd_onnx.errors import FskdError, PreprocessError, SamplesError
 from fskd_onnx.options import Preprocess
+from fskd_onnx.samples import sources
+from fskd_onnx.samples.arrays import by_input, open_array_items
+from fskd_onnx.samples.contract import SourcePart
+from fskd_onnx.samples.files import files_with_suffix
 from fskd_onnx.samples.images import to_tensor
-from fskd_onnx.samples.sources import Samples, draw, load_labels, load_samples
+from fskd_onnx.samples.reader import Samples
+from fskd_onnx.samples.sources import load_samples
 from fskd_onnx.serialization.interface import InputSpec
 
 RAW = Preprocess(preset="raw")
@@ -179,68 +182,55 @@ def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch[:, 0], np.arange(300))
 
 
-# --- draws and labels ---
+# --- a format of one's own ---
 
 
-@given(st.integers(1, 200), st.integers(1, 250), st.integers(0, 2**32))
-def test_draws(count: int, wanted: int, seed: int) -> None:
-    drawn = draw(count, wanted, seed)
-    assert len(drawn) == min(count, wanted)
-    assert (np.diff(drawn) > 0).all()
-    assert drawn[0] >= 0
-    assert drawn[-1] < count
-    np.testing.assert_array_equal(drawn, draw(count, wanted, seed))
-    np.testing.assert_array_equal(draw(count, None, seed), np.arange(count))
+class CsvFiles:
+    """The example of ``fskd_onnx.samples.contract``."""
+
+    name = "csv files"
+    words = ".csv"
+
+    def find(self, source: Path) -> list[Path]:
+        return files_with_suffix(source, {".csv"})
+
+    def open(
+        self, items: Sequence[Path], inputs: tuple[InputSpec, ...], preprocess: Preprocess
+    ) -> Sequence[SourcePart]:
+        return open_array_items(items, self._read, inputs, preprocess)
+
+    @staticmethod
+    def _read(path: Path, inputs: tuple[InputSpec, ...]) -> dict[str, NDArray[Any]]:
+        rows = np.loadtxt(path, delimiter=",", ndmin=2, dtype=np.float32)
+        return by_input({"rows": rows}, inputs, str(path))
 
 
-def test_different_seeds_draw_differently() -> None:
-    assert len({tuple(draw(100, 10, seed)) for seed in range(20)}) == 20
+def test_a_new_format_is_one_class_and_one_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "FILE_FORMATS", (*sources.FILE_FORMATS, CsvFiles()))
+    array = random(5, 6)
+    for start, stop in ((0, 2), (2, 5)):
+        np.savetxt(tmp_path / f"{start}.csv", array[start:stop], delimiter=",")
+    np.testing.assert_array_equal(take_all(load_samples(tmp_path, VECTOR))["x"], array)
+    (tmp_path / "2.csv").write_text("nan,0,0,0,0,0\n")
+    assert "2.csv, sample 0: holds NaN" in refusal(tmp_path, VECTOR)
+    (tmp_path / "notes.txt").touch()
+    message = refusal(tmp_path / "notes.txt", VECTOR)
+    assert message.endswith(
+        "give images (png, jpg, jpeg, bmp, webp), .npy, .npz, test_data_set_* folders or .csv"
+    )
+    np.save(tmp_path / "a.npy", array)
+    assert "mixes .npy files and csv files" in refusal(tmp_path, VECTOR)
 
 
-def test_labels_follow_the_draw(tmp_path: Path) -> None:
-    array = random(50, 6)
-    labels = np.arange(50, dtype=np.int32) * 2
-    np.save(tmp_path / "labels.npy", labels)
-    samples = load_samples(array, VECTOR, max_samples=8, seed=3)
-    assert len(samples) == 8
-    assert samples.source_count == 50
-    np.testing.assert_array_equal(take_all(samples)["x"], array[samples.source_indices])
-    picked = samples.labels(tmp_path / "labels.npy")
-    np.testing.assert_array_equal(picked, samples.source_indices * 2)
-
-
-def test_labels_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
-    labels = np.array([3, 0, 2])
-    np.save(tmp_path / "a.npy", labels.astype(np.uint8))
-    np.savez(tmp_path / "named.npz", x=np.arange(3), labels=labels)
-    np.savez(tmp_path / "single.npz", x=random(3, 2), targets=labels)
-    (tmp_path / "a.txt").write_text("3\n0\n2\n\n")
-    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf3\r\n0\r\n2")
-    for name in ("a.npy", "named.npz", "single.npz", "a.txt", "a.csv"):
-        read = load_labels(tmp_path / name, 3)
-        assert read.dtype == np.int64
-        np.testing.assert_array_equal(read, labels, err_msg=name)
-
-
-def test_labels_that_cannot_be_used(tmp_path: Path) -> None:
-    np.save(tmp_path / "float.npy", np.zeros(3))
-    np.save(tmp_path / "matrix.npy", np.zeros((3, 1), int))
-    np.savez(tmp_path / "two.npz", a=np.arange(3), b=np.arange(3))
-    (tmp_path / "head.csv").write_text("label\n1\n2\n")
-    (tmp_path / "labels.pt").touch()
-    (tmp_path / "two.txt").write_text("1\n2\n")
-    for name, words in (
-        ("float.npy", "labels are integers in one dimension"),
-        ("matrix.npy", "labels are integers in one dimension"),
-        ("two.npz", "holds no array called labels"),
-        ("head.csv", "line 1 is 'label'"),
-        ("labels.pt", "labels are read from"),
-        ("two.txt", "holds 2 labels for 3 samples"),
-        ("missing.txt", "does not exist"),
-    ):
-        with pytest.raises(SamplesError, match=words) as caught:
-            load_labels(tmp_path / name, 3)
-        assert name in str(caught.value)
+def test_folders_of_samples_come_before_the_files_beside_them(tmp_path: Path) -> None:
+    folder = tmp_path / "test_data_set_0"
+    folder.mkdir()
+    array = random(1, 6)
+    onnx.save_tensor(numpy_helper.from_array(array), folder / "input_0.pb")
+    np.save(tmp_path / "a.npy", random(3, 6))
+    np.testing.assert_array_equal(take_all(load_samples(tmp_path, VECTOR))["x"], array)
 
 
 # --- what is refused, and how ---
@@ -371,8 +361,3 @@ def test_images_need_one_input_a_normalisation_and_the_models_size(tmp_path: Pat
 def test_pixel_arrays_need_a_normalisation_too() -> None:
     with pytest.raises(PreprocessError, match="--preprocess with one of imagenet"):
         load_samples(random_pixels(2, 4, 5, 3), IMAGE)
-
-
-def test_a_draw_of_nothing_is_refused() -> None:
-    with pytest.raises(SamplesError, match="at least one sample"):
-        load_samples(random(2, 6), VECTOR, max_samples=0)

@@ -81,7 +81,7 @@ def test_a_model_of_more_than_2_gb_is_fitted_in_little_memory(tmp_path: Path) ->
     np.save(tmp_path / "ids.npy", ids[:24])
     fused = tmp_path / "fused.onnx"
     options = ["-o", str(fused), "--providers", "cpu", "--memory-limit", "100MB"]
-    command = [sys.executable, "-m", "fskd_onnx.cli.app", "fit", str(teacher), str(student)]
+    command = [sys.executable, "-m", "fskd_onnx", "fit", str(teacher), str(student)]
     peak = peak_memory([*command, str(tmp_path / "ids.npy"), *options])
     print(f"peak resident memory: {peak / 2**20:.0f} MB")
     # The interpreter and its libraries are most of it.
@@ -102,7 +102,7 @@ def test_what_only_the_runtime_reads_stays_in_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.onnx"
-    write(path, external_data._LARGE // WIDTH)
+    write(path, external_data._LARGE_TENSOR // WIDTH)
     model = load_model(path)
     held = {tensor.name: uses_external_data(tensor) for tensor in model.graph.initializer}
     assert held == {"table": True, "w": False, "b": False, "k": False}
@@ -119,7 +119,7 @@ def test_what_only_the_runtime_reads_stays_in_its_file(
     for file in (path, tmp_path / "model.onnx.bin"):
         file.rename(file.with_suffix(".old"))
     copy = onnx.load(tmp_path / "out" / "copy.onnx")
-    assert initializers(copy)["table"].shape == (external_data._LARGE // WIDTH, WIDTH)
+    assert initializers(copy)["table"].shape == (external_data._LARGE_TENSOR // WIDTH, WIDTH)
     np.testing.assert_array_equal(
         run_file(tmp_path / "out" / "copy.onnx", ids), session.run(None, {"ids": ids})[0]
     )
@@ -132,7 +132,7 @@ def test_small_tables_and_those_that_passes_read_are_loaded(tmp_path: Path) -> N
     write(path, 100)
     assert not any(map(uses_external_data, load_model(path).graph.initializer))
     # ids ─▶ Gather (table) ─▶ MatMul (Transpose (table)) ─▶ z: its transpose may be folded
-    write(path, external_data._LARGE // WIDTH)
+    write(path, external_data._LARGE_TENSOR // WIDTH)
     model = onnx.load(path, load_external_data=False)
     model.graph.node.insert(0, onnx.helper.make_node("Transpose", ["table"], ["t"], perm=[1, 0]))
     model.graph.node[2].input[1] = "t"
@@ -149,8 +149,8 @@ def test_models_in_memory_beyond_the_limit_run_and_are_saved(
     model = build(TEXT.replace("float[256,8]", "float[100,256] table, float[256,8]"))
     ids = np.arange(10).reshape(2, 5)
     expected = open_runtime(["cpu"]).session(model).run(None, {"ids": ids})[0]
-    monkeypatch.setattr(external_data, "_LARGEST_MODEL", 2**15)
-    monkeypatch.setattr(external_data, "_LARGE", 2**12)
+    monkeypatch.setattr(external_data, "_LARGEST_FILE", 2**15)
+    monkeypatch.setattr(external_data, "_LARGE_TENSOR", 2**12)
     assert load_model(model) is model
     session = open_runtime(["cpu"]).session(model)
     np.testing.assert_array_equal(session.run(None, {"ids": ids})[0], expected)
@@ -165,7 +165,7 @@ def test_models_in_memory_beyond_the_limit_run_and_are_saved(
 
 def test_a_file_that_is_too_short_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    write(path, external_data._LARGE // WIDTH)
+    write(path, external_data._LARGE_TENSOR // WIDTH)
     model = load_model(path)
     os.truncate(tmp_path / "model.onnx.bin", 1000)
     with pytest.raises(ModelError, match=r"model\.onnx\.bin: is shorter than the weights in it"):

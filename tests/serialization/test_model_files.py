@@ -10,7 +10,6 @@ import pytest
 from onnx.external_data_helper import uses_external_data
 
 from fskd_onnx.errors import FskdError, ModelError
-from fskd_onnx.serialization.interface import fixed_batch_size, input_specs, output_names
 from fskd_onnx.serialization.model_files import (
     count_parameters,
     load_model,
@@ -156,31 +155,6 @@ def test_nothing_is_left_behind_where_saving_fails(tmp_path: Path, external: boo
     with pytest.raises(FskdError, match="is not a regular file"):
         save_model(load_model(source), target / "fused.onnx", like=source)
     assert [path.name for path in target.iterdir()] == [blocked.name]
-
-
-def test_inputs_are_described() -> None:
-    # initializers that are inputs (before version 4 all are) need not be fed
-    model = build(
-        "g (float[N,4] x, int64[2,0,M] ids, float16 scalar) => (float[N,6] z) <float[4,6] w>"
-        "{ z = MatMul (x, w) }",
-        ir=3,
-        opset=9,
-    )
-    specs = input_specs(model)
-    assert [(spec.name, spec.shape, spec.dtype) for spec in specs] == [
-        ("x", (None, 4), np.dtype(np.float32)),
-        ("ids", (2, None, None), np.dtype(np.int64)),
-        ("scalar", (), np.dtype(np.float16)),
-    ]
-    assert output_names(model) == ["z"]
-    assert fixed_batch_size(specs) == 2
-    assert fixed_batch_size(specs[:1]) is None
-
-
-def test_inputs_that_are_no_tensors_are_refused() -> None:
-    model = build("g (seq(float[2]) x) => (int64 z) { z = SequenceLength (x) }")
-    with pytest.raises(ModelError, match="input 'x' is not a tensor"):
-        input_specs(model)
 
 
 def test_parameters_count_alike_as_initializers_and_as_constants() -> None:

@@ -1,0 +1,5 @@
+"""Run the ``fskd-onnx`` command as ``python -m fskd_onnx.cli``."""
+
+from fskd_onnx.cli.app import main
+
+main()

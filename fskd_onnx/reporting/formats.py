@@ -1,0 +1,44 @@
+r"""Formats that the report of a fit is saved in, by the suffix of the file.
+
+A format is a function from a report to the text of the file. To add one, write the function in a
+module of this package and enter it in `REPORT_FORMATS`; the command line then accepts its suffix::
+
+    def to_csv(report: FitReport) -> str:
+        return "".join(f"{block.student},{block.error_after}\n" for block in report.blocks)
+
+    REPORT_FORMATS = {".json": to_json, ".csv": to_csv}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from fskd_onnx.errors import FskdError, one_of
+from fskd_onnx.reporting.json_format import to_json
+from fskd_onnx.results import FitReport
+from fskd_onnx.serialization.atomic_files import write_text_atomically
+
+REPORT_FORMATS: Mapping[str, Callable[[FitReport], str]] = MappingProxyType({".json": to_json})
+"""Functions that give the text of a report, by suffix in lower case."""
+
+
+def has_report_format(path: Path) -> bool:
+    """Return whether the suffix of a file is that of a format, in any case."""
+    return path.suffix.lower() in REPORT_FORMATS
+
+
+def write_report(report: FitReport, path: Path) -> None:
+    """Write a report in the format of the file's suffix, whole or not at all.
+
+    Args:
+        report: what a fit found.
+        path: the file that is to appear.
+
+    Raises:
+        FskdError: no format has this suffix, or the file cannot be written.
+    """
+    if not has_report_format(path):
+        raise FskdError(f"{path}: does not end in {one_of(REPORT_FORMATS)}; rename the report")
+    write_text_atomically(path, REPORT_FORMATS[path.suffix.lower()](report))

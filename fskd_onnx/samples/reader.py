@@ -1,0 +1,149 @@
+"""Samples by index: drawn from a source with a seed, decoded when they are taken.
+
+Nothing is decoded before it is asked for, so memory does not grow with a folder of images or with a
+memory-mapped ``.npy`` file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fskd_onnx.errors import SamplesError
+from fskd_onnx.samples.contract import SourcePart
+from fskd_onnx.samples.labels import load_labels
+from fskd_onnx.serialization.interface import InputSpec
+
+
+class SampleReader(Protocol):
+    """Anything that samples can be taken from, by index.
+
+    Attributes:
+        inputs: the model's inputs.
+        shapes: shape of one sample of each input.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    shapes: dict[str, tuple[int, ...]]
+
+    def take(self, indices: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+        """Return some samples: per input, stacked along a new first axis."""
+
+
+class Samples:
+    """Samples of a model, each with all of its inputs.
+
+    Attributes:
+        source_count: number of samples that the source holds.
+        source_indices: positions in the source of the samples that were drawn, ascending.
+        inputs: the model's inputs.
+        shapes: shape of one sample of each input.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[SourcePart],
+        inputs: Sequence[InputSpec],
+        max_samples: int | None,
+        seed: int,
+    ) -> None:
+        """Draw the samples and read the first one, so that bad input shows at once.
+
+        Args:
+            parts: all of the source, in order, with at least one sample.
+            inputs: the model's inputs.
+            max_samples: how many to draw at most; None for all.
+            seed: decides the draw.
+
+        Raises:
+            SamplesError: the first sample is not what the model takes.
+        """
+        self._parts = parts
+        self.inputs = tuple(inputs)
+        self._ends = np.cumsum([part.count for part in parts], dtype=np.intp)
+        self.source_count = int(self._ends[-1])
+        self.source_indices = draw(self.source_count, max_samples, seed)
+        first_part, first_index = self._locate(self.source_indices[0])
+        self._first_name = first_part.describe(first_index)
+        self.shapes = {spec.name: first_part.read(spec, first_index).shape for spec in self.inputs}
+
+    def __len__(self) -> int:
+        """Return how many samples were drawn."""
+        return len(self.source_indices)
+
+    def take(self, indices: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+        """Read some of the samples.
+
+        Args:
+            indices: positions among the drawn samples, 0 <= index < ``len(self)``, in any order.
+
+        Returns:
+            Per input, the samples stacked along a new first axis, in the order asked for.
+
+        Raises:
+            SamplesError: a sample cannot be decoded, is not finite, or differs in shape from the
+                first one.
+            PreprocessError: an image does not fit the model's input.
+        """
+        located = [self._locate(index) for index in self.source_indices[indices]]
+        return {
+            spec.name: np.stack([self._read(spec, part, index) for part, index in located])
+            for spec in self.inputs
+        }
+
+    def labels(self, path: str | Path) -> NDArray[np.int64]:
+        """Return the labels of the drawn samples.
+
+        Args:
+            path: a file with one label per sample of the source, see `load_labels`.
+
+        Returns:
+            One label per drawn sample.
+
+        Raises:
+            SamplesError: the file is unreadable or its length is not that of the source.
+        """
+        return load_labels(path, self.source_count)[self.source_indices]
+
+    def _locate(self, source_index: int) -> tuple[SourcePart, int]:
+        """Return the part that holds a sample of the source, and its index there."""
+        position = int(np.searchsorted(self._ends, source_index, side="right"))
+        part = self._parts[position]
+        return part, int(source_index - self._ends[position]) + part.count
+
+    def _read(self, spec: InputSpec, part: SourcePart, index: int) -> NDArray[Any]:
+        sample = part.read(spec, index)
+        expected = self.shapes[spec.name]
+        if sample.shape != expected:
+            raise SamplesError(
+                f"{part.describe(index)}: has shape {sample.shape} and {self._first_name} has "
+                f"{expected} for input {spec.name!r}; bring all samples to one size"
+                " (images: --resize, --crop)"
+            )
+        return sample
+
+
+def draw(count: int, max_samples: int | None, seed: int) -> NDArray[np.intp]:
+    """Draw samples without replacement.
+
+    Args:
+        count: how many there are.
+        max_samples: how many to draw at most; None for all.
+        seed: decides the draw.
+
+    Returns:
+        Ascending positions.
+
+    Raises:
+        SamplesError: ``max_samples`` is less than one.
+    """
+    if max_samples is not None and max_samples < 1:
+        raise SamplesError(f"at least one sample must be drawn, not {max_samples}")
+    if max_samples is None or max_samples >= count:
+        return np.arange(count, dtype=np.intp)
+    drawn = np.random.default_rng(seed).choice(count, size=max_samples, replace=False)
+    return np.sort(drawn).astype(np.intp)

@@ -1,0 +1,29 @@
+"""Values of options are read as they are written, or refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from fskd_onnx.cli.values import byte_count
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("1500", 1500),
+        ("200MB", 200_000_000),
+        ("2gb", 2_000_000_000),
+        ("1.5 kB", 1500),
+        ("1MiB", 2**20),
+        ("7b", 7),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert byte_count(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1", "2 bananas", "1e9", "inf", "2MBB", "3M"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        byte_count(text)

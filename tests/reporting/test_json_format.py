@@ -1,0 +1,87 @@
+"""JSON is stable for machines: its keys, its types, and numbers that it lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import cast
+
+import numpy as np
+
+from fskd_onnx.reporting.json_format import SCHEMA_VERSION, matching_to_json, to_json
+from tests.reporting.records import MATCHING, REPORT, block
+
+
+def test_the_keys_are_those_of_the_contract() -> None:
+    text = to_json(REPORT)
+    assert text.isascii()
+    document = json.loads(text)
+    assert list(document) == [
+        "schema_version",
+        "teacher",
+        "student",
+        "output",
+        "options",
+        "providers",
+        "samples",
+        "blocks",
+        "end_to_end",
+        "parameters",
+        "seconds",
+        "versions",
+    ]
+    assert document["schema_version"] == SCHEMA_VERSION
+    assert document["samples"] == {"count": 500, "held_out": 100}
+    assert list(document["blocks"][0]) == [
+        "student",
+        "teacher",
+        "op",
+        "adapter",
+        "ridge",
+        "channels",
+        "error_before",
+        "error_after",
+        "status",
+        "reason",
+    ]
+    assert document["blocks"][0]["channels"] == list(range(0, 32, 2))
+    assert document["parameters"] == {"student": 3_700_000, "fused": 3_700_128}
+    assert list(document["seconds"]) == ["total", "capture", "solve", "fuse", "verify"]
+    assert document["options"] == {"seed": 0, "providers": ["auto"], "scale": None, "path": "a"}
+
+
+def test_numbers_that_json_lacks_are_null() -> None:
+    document = json.loads(to_json(REPORT))
+    assert document["end_to_end"] == {
+        "before": {"relative_mse": None, "top1_agreement": 0.1},
+        "after": {"relative_mse": 0.0123, "top1_agreement": None},
+    }
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    odd = dataclasses.replace(
+        REPORT,
+        blocks=(block("a", ridge=np.float64(0.1), error_before=np.float32(0.5)),),
+        parameters_fused=cast("int", np.int64(5)),
+    )
+    document = json.loads(to_json(odd))
+    assert document["parameters"]["fused"] == 5
+    assert document["blocks"][0]["ridge"] == 0.1
+    assert document["blocks"][0]["error_before"] == 0.5
+
+
+def test_matchings_for_machines() -> None:
+    document = json.loads(matching_to_json(MATCHING))
+    assert list(document) == ["schema_version", "pairs"]
+    assert document["pairs"][0] == {
+        "student": "conv1",
+        "op": "Conv",
+        "teacher": "t1",
+        "channels": [0, 3],
+        "teacher_width": 8,
+        "paired_by": "structure",
+        "evidence": "weights",
+        "confidence": 0.98765,
+        "reason": "",
+    }
+    assert document["pairs"][1]["channels"] is None
