@@ -255,17 +255,12 @@ QUANTIZED = {
     "QOperator": Form(text(_FLOAT), student=partial(_quantize, _QOPERATOR)),
 }
 
-ZOO = {
-    name: Form(partial(zoo_model, name), adapter="pointwise", count=3)
-    for name in (
-        "bvlc_alexnet",
-        "densenet121",
-        "inception_v1",
-        "inception_v2",
-        "resnet50",
-        "shufflenet",
-        "squeezenet",
-        "vgg19",
-        "zfnet512",
+
+def zoo(divisor: int) -> dict[str, Form]:
+    """The graphs of the model zoo, all widths but those of input and output divided."""
+    names = (
+        *("bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50"),
+        *("shufflenet", "squeezenet", "vgg19", "zfnet512"),
     )
-}
+    build = {name: partial(zoo_model, name, divisor) for name in names}
+    return {name: Form(teacher, adapter="pointwise", count=3) for name, teacher in build.items()}
