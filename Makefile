@@ -37,7 +37,7 @@ demo: $(VENV)/.installed
 	@sed -n 's/^time  */time of the fit    /p' $(OUT)/fit.txt
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

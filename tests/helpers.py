@@ -181,27 +181,50 @@ def insert_and_fuse(
 
 # Of fully connected layers in the model zoo; the weights behind it are most of their networks.
 _WIDEST, _NARROWED = 4096, 64
+_CLASSES = 1000
 
 
-def zoo_model(name: str) -> onnx.ModelProto:
+def zoo_model(name: str, divisor: int = 4) -> onnx.ModelProto:
     """A model-zoo graph with seeded weights in place of its nodes that make constant ones.
 
-    Its widest layers are narrowed, so as to keep the test small. The input of a final Softmax,
-    which hides differences, becomes an output.
+    The input of a final Softmax, which hides differences, becomes an output. Its widest layers are
+    narrowed, and all its widths divided, so as to keep the test small: the graph is what counts.
+
+    Args:
+        name: as the ``onnx`` package calls it.
+        divisor: of all numbers of channels but those of the input and of the classes. ShuffleNet,
+            whose groups and Reshapes depend on them, keeps its own.
     """
+    divisor = 1 if name == "shufflenet" else divisor
+
+    def narrow(extent: int) -> int:
+        if extent == _WIDEST:
+            return _NARROWED
+        wide = extent % divisor == 0 and extent != _CLASSES and extent > divisor
+        return extent // divisor if wide else extent
+
     model = onnx.load(ZOO / f"light_{name}.onnx")
-    shapes = initializers(model)
-    rng = np.random.default_rng(0)
-    nodes = []
+    stored, rng = initializers(model), np.random.default_rng(0)
+    nodes = [node for node in model.graph.node if node.op_type != "ConstantOfShape"]
+    values: dict[str, Array] = {}
     for node in model.graph.node:
-        if node.op_type != "ConstantOfShape":
-            nodes.append(node)
-            continue
-        shape = [_NARROWED if n == _WIDEST else n for n in shapes[node.input[0]].tolist()]
-        value = np.asarray(random_weight(rng, shape), np.float32)
-        model.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+        if node.op_type == "ConstantOfShape":
+            shape = [narrow(extent) for extent in stored[node.input[0]].tolist()]
+            values[node.output[0]] = np.asarray(random_weight(rng, shape), np.float32)
+        elif node.op_type == "Reshape":
+            shape = [narrow(extent) for extent in stored[node.input[1]].tolist()]
+            values[node.input[1]] = np.array(shape)
+    for key, value in stored.items():
+        if value.ndim == 1 and value.dtype == np.float32:
+            values[key] = value[: narrow(len(value))]
+    for key, value in values.items():
+        for known in (model.graph.initializer, model.graph.input):
+            for old in [entry for entry in known if entry.name == key]:
+                known.remove(old)
+        tensor = numpy_helper.from_array(value, key)
+        model.graph.initializer.append(tensor)
         model.graph.input.append(
-            onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, shape)
+            onnx.helper.make_tensor_value_info(key, tensor.data_type, value.shape)
         )
     if nodes[-1].op_type == "Softmax":
         logits = onnx.ValueInfoProto()

@@ -99,7 +99,7 @@ def cases() -> Iterator[Case]:
         yield Case("resnet20", kind, teacher, student, partners, _SAMPLES)
     for path in sorted(ZOO.glob("light_*.onnx")):
         name = path.stem.removeprefix("light_")
-        teacher = zoo_model(name)
+        teacher = zoo_model(name, divisor=1)
         pruned = _pruned(teacher)
         if pruned is not None:
             yield _of_names(name, "pruned by onnxsim", teacher, pruned, _ZOO_SAMPLES)

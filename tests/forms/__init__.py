@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tests.forms.form import Form, noisy
-from tests.forms.graphs import INTERFACES, QUANTIZED, SCOPES, TOPOLOGIES, ZOO
+from tests.forms.graphs import INTERFACES, QUANTIZED, SCOPES, TOPOLOGIES, zoo
 from tests.forms.operators import CONVOLUTIONS, MATRICES
 from tests.forms.parameters import SCALES, TYPES, VERSIONS, WEIGHTS
 
-__all__ = ["GROUPS", "Form", "noisy"]
+__all__ = ["GROUPS", "Form", "noisy", "zoo"]
 
 GROUPS: Mapping[str, Mapping[str, Form]] = {
     "Versions": VERSIONS,
@@ -22,5 +22,5 @@ GROUPS: Mapping[str, Mapping[str, Form]] = {
     "Element types": TYPES,
     "Bodies, functions, other domains": SCOPES,
     "Quantized parts": QUANTIZED,
-    "Model zoo": ZOO,
+    "Model zoo": zoo(divisor=4),
 }

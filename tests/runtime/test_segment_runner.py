@@ -423,6 +423,15 @@ def test_large_samples_go_in_small_batches() -> None:
     assert sizes[0] > sizes[-1] >= 1
 
 
+@pytest.fixture
+def sigint_is_heard() -> Iterator[None]:
+    """A process that is started ignores SIGINT if its parent does, as jobs in the background do."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint_is_heard")
 def test_ctrl_c_ends_a_fit_cleanly(tmp_path: Path) -> None:
     scratch, output = tmp_path / "scratch", tmp_path / "out.onnx"
     scratch.mkdir()
