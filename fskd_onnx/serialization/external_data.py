@@ -29,7 +29,7 @@ from onnx.external_data_helper import (
 )
 
 from fskd_onnx.errors import ModelError
-from fskd_onnx.passes.analysis.refusals import LINEAR_OPS
+from fskd_onnx.passes.analysis.linear_operators import LINEAR_OPERATORS
 from fskd_onnx.passes.fold_constants import NEVER_FOLDED, SCALES
 from fskd_onnx.passes.separate_weights import Separated, separate, without_weights
 
@@ -184,7 +184,7 @@ def _read_by_passes(graph: onnx.GraphProto) -> set[str]:
         folds = node.op_type not in NEVER_FOLDED and all(name in constant for name in inputs)
         if folds:
             constant.update(node.output)
-        if folds or node.op_type in (*LINEAR_OPS, *SCALES, "BatchNormalization"):
+        if folds or node.op_type in (*LINEAR_OPERATORS, *SCALES, "BatchNormalization"):
             read.update(inputs)
     return read
 

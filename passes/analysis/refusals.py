@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.analysis import constants
+from fskd_onnx.passes.analysis.linear_operators import LINEAR_OPERATORS
 from fskd_onnx.passes.analysis.nodes import (
     all_nodes,
     bodies,
@@ -19,9 +20,6 @@ from fskd_onnx.passes.analysis.nodes import (
     is_standard,
     is_vector,
 )
-
-CONVOLUTIONS = ("Conv", "ConvTranspose")
-LINEAR_OPS = (*CONVOLUTIONS, "Gemm", "MatMul")
 
 _QUANTIZED = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
 # They apply their weights in another way than to one patch of their input.
@@ -49,13 +47,8 @@ class Refusal:
         return str((self.own_name and self.node.name) or next(outputs))
 
 
-def is_linear_op(node: gs.Node) -> bool:
-    """Whether a node is of an operator that a fit can refit."""
-    return is_standard(node, *LINEAR_OPS)
-
-
 def why_not_linear(node: gs.Node, graph_outputs: Collection[int]) -> str:
-    """Return why a Conv, ConvTranspose, Gemm or MatMul cannot be refitted, or nothing.
+    """Return why a node of a linear operator cannot be refitted, or nothing.
 
     Args:
         node: the node.
@@ -69,7 +62,7 @@ def why_not_linear(node: gs.Node, graph_outputs: Collection[int]) -> str:
         return _why_no_parameter("weight", weight)
     if constants.computed_type(weight) not in constants.COMPUTED:
         return f"its weight '{weight.name}' is not of type float16, float32 or float64"
-    if node.op not in CONVOLUTIONS and len(constant.shape) != 2:
+    if not LINEAR_OPERATORS[node.op].convolves and len(constant.shape) != 2:
         return f"its weight '{weight.name}' is not a matrix"
     if 0 in constant.shape:
         return f"its weight '{weight.name}' is empty"
@@ -129,7 +122,7 @@ def _has_weighted(scope: gs.Graph | gs.Function) -> bool:
 
     Functions have no initializers, so what computes their weights may be anything.
     """
-    return any(is_standard(node, *LINEAR_OPS, *_QUANTIZED) for node in all_nodes(scope.nodes))
+    return any(is_standard(node, *LINEAR_OPERATORS, *_QUANTIZED) for node in all_nodes(scope.nodes))
 
 
 def _is_matrix(tensor: gs.Tensor) -> bool:
