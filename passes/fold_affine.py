@@ -49,8 +49,16 @@ _OPSET_OF_INFERENCE = 7
 class FoldAffine(Pass):
     """Fold affine maps per channel into the linear nodes that they follow, or that follow them.
 
-    A node that cannot be folded (parameters that are computed, a weight or an output that somebody
-    else reads, padding) stays as it is.
+    The function stays, to rounding. A node is folded where all of this holds, and stays elsewhere:
+
+    1. Its parameters are constants, one value per channel, and no divisor is zero.
+    2. It alone reads the output of the linear node, or the linear node alone reads its output: no
+       other node does, no body of an If or Loop, and it is no output of the graph.
+    3. No other node reads the weights of the linear node.
+    4. The types that weights and bias are stored in hold the new values: finite ones, and without
+       a loss what is stored in half precision for a node that computes in more.
+    5. In front of a linear node: it is a BatchNormalization, and it either does not shift or every
+       output of the linear node sees a whole patch.
     """
 
     def apply(self, graph: gs.Graph) -> list[str]:
@@ -61,7 +69,7 @@ class FoldAffine(Pass):
         """Check that no foldable node is left over."""
         blocks, in_bodies = _blocks(graph), nodes_in_bodies(graph)
         for node in graph.nodes:
-            linear = _in_front_of(node, blocks)
+            linear = _linear_before(node, blocks)
             if linear is not None and _merged_behind(graph, node, linear, in_bodies) is not None:
                 msg = f"{node.op} '{node_name(node)}' was left unfolded"
                 raise PostconditionError(msg)
@@ -71,7 +79,7 @@ def _fold_behind(graph: gs.Graph) -> list[str]:
     notes = []
     blocks, in_bodies = _blocks(graph), nodes_in_bodies(graph)
     for node in list(graph.nodes):
-        linear = _in_front_of(node, blocks)
+        linear = _linear_before(node, blocks)
         merged = None if linear is None else _merged_behind(graph, node, linear, in_bodies)
         if linear is None or merged is None:
             continue
@@ -93,7 +101,8 @@ def _blocks(graph: gs.Graph) -> dict[int, Linear]:
     return {id(view.output): view for view in views if view.shared_with is None}
 
 
-def _in_front_of(node: gs.Node, blocks: Mapping[int, Linear]) -> Linear | None:
+def _linear_before(node: gs.Node, blocks: Mapping[int, Linear]) -> Linear | None:
+    """Return the linear node whose output a node reads, if it reads one."""
     return next((blocks[id(tensor)] for tensor in node.inputs if id(tensor) in blocks), None)
 
 

@@ -155,7 +155,8 @@ def _parameters(graph: gs.Graph) -> Iterator[tuple[gs.Tensor, str]]:
 def _kind(node: gs.Node, slot: int) -> str:
     """Return what a node reads an input as: a weight, a vector, a scale, or nothing of these."""
     if is_standard(node, *LINEAR_OPERATORS):
-        return ("", "weight", "vector")[min(slot, 2)]
+        bias_input = LINEAR_OPERATORS[node.op].bias_input
+        return "weight" if slot == 1 else "vector" if slot == bias_input else ""
     if is_standard(node, "BatchNormalization"):
         return "vector" if slot else ""
     return "scale" if is_standard(node, *SCALES) else ""

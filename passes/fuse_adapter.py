@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.analysis.geometry import is_pointwise
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
-from fskd_onnx.passes.analysis.nodes import is_output, node_name
+from fskd_onnx.passes.analysis.nodes import node_name
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.edit import remove
 from fskd_onnx.passes.errors import PostconditionError, PreconditionError
@@ -28,16 +28,16 @@ class FuseAdapter(Pass):
     def requires(self, graph: gs.Graph) -> None:
         """Check that each adapter is the only reader of a linear node whose weights are its own."""
         for adapter, front in _adapters(graph):
-            _host(graph, adapter, front)
+            _block(graph, adapter, front)
 
     def apply(self, graph: gs.Graph) -> list[str]:
         """Merge in place; return one note per adapter."""
         notes = []
-        # One may be the host of another, so the rest is viewed anew once one is merged.
+        # An adapter may follow another one, so the rest is viewed anew once one is merged.
         while found := _adapters(graph):
             adapter, front = found[0]
             notes.append(f"adapter '{adapter.name}' fused into the node in front of it")
-            _merge(graph, adapter, _host(graph, adapter, front))
+            _merge(graph, adapter, _block(graph, adapter, front))
         return notes
 
     def ensures(self, graph: gs.Graph) -> None:
@@ -60,21 +60,22 @@ def _adapters(graph: gs.Graph) -> list[tuple[Linear, Linear | None]]:
     ]
 
 
-def _merge(graph: gs.Graph, adapter: Linear, host: Linear) -> None:
+def _merge(graph: gs.Graph, adapter: Linear, block: Linear) -> None:
     """Put an adapter into the linear node in front of it."""
-    merged = adapter.affine.after(host.affine)
+    merged = adapter.affine.after(block.affine)
     output = adapter.output
     remove(graph, *filter(None, (adapter.node, adapter.bias_node)))
-    host.last_node.outputs = [output]
-    write_weights(graph, host, merged)
+    block.last_node.outputs = [output]
+    write_weights(graph, block, merged)
 
 
-def _host(graph: gs.Graph, adapter: Linear, front: Linear | None) -> Linear:
+def _block(graph: gs.Graph, adapter: Linear, front: Linear | None) -> Linear:
     """Return the linear node in front of an adapter, if the adapter can be merged into it."""
     if front is None:
         msg = f"adapter '{adapter.name}' has no linear node in front of it"
         raise PreconditionError(msg)
-    if len(front.output.outputs) != 1 or is_output(graph, front.output):
+    # The adapter is a reader, and not in a body.
+    if front.sole_reader(graph, in_bodies=()) is None:
         msg = f"the output of '{front.name}' is read by more than its adapter"
         raise PreconditionError(msg)
     if front.shared_with is not None:

@@ -52,7 +52,7 @@ def _write(
     values: NDArray[np.float64],
     kind: str,
 ) -> None:
-    """Put values into an input of a node, in place where nobody else reads the old ones.
+    """Put values into an input of a node, in place where no other node reads the old ones.
 
     The shape stays as well where it can: an Add may owe the rank of its output to it, and a
     graph input of the same name may state it.

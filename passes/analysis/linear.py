@@ -26,7 +26,6 @@ from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.linear_operators import (
     CONVOLUTIONS,
     LINEAR_OPERATORS,
-    LINEAR_OPS,
     LinearOperator,
     is_linear_op,
 )
@@ -43,7 +42,7 @@ from fskd_onnx.passes.analysis.refusals import Refusal, why_left_alone, why_not_
 
 T = TypeVar("T")
 
-__all__ = ["CONVOLUTIONS", "LINEAR_OPS", "Linear", "Refusal", "find_linear"]
+__all__ = ["CONVOLUTIONS", "Linear", "Refusal", "find_linear"]
 
 
 @dataclass(frozen=True)

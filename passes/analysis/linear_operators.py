@@ -54,6 +54,8 @@ class LinearOperator:
         outputs_first: whether the output channels are on the first axis of the weight as stored,
             and the input channels on the second; else it is the other way round.
         swapped_by: attribute that swaps these axes where it is 1.
+        input_transposed_by: attribute that transposes the input where it is 1, so that samples are
+            not on its first axis.
         convolves: whether a kernel moves over positions; its extents are the weight's other axes.
         transposed: whether each input position is spread over output positions, not the reverse.
         channels_last: whether channels are on the last axis of input and output, not on axis 1.
@@ -67,6 +69,7 @@ class LinearOperator:
     adapter: str
     outputs_first: bool = False
     swapped_by: str = ""
+    input_transposed_by: str = ""
     convolves: bool = False
     transposed: bool = False
     channels_last: bool = False
@@ -120,7 +123,11 @@ LINEAR_OPERATORS: Mapping[str, LinearOperator] = MappingProxyType(
         "Conv": LinearOperator("Conv", outputs_first=True, convolves=True),
         "ConvTranspose": LinearOperator("Conv", convolves=True, transposed=True),
         "Gemm": LinearOperator(
-            "MatMul", swapped_by="transB", weight_factor="alpha", bias_factor="beta"
+            "MatMul",
+            swapped_by="transB",
+            input_transposed_by="transA",
+            weight_factor="alpha",
+            bias_factor="beta",
         ),
         "MatMul": LinearOperator(
             "MatMul", channels_last=True, bias_input=None, multiplies_activations=True
@@ -129,7 +136,6 @@ LINEAR_OPERATORS: Mapping[str, LinearOperator] = MappingProxyType(
 )
 """The operators that a fit can refit, by name."""
 
-LINEAR_OPS = tuple(LINEAR_OPERATORS)
 CONVOLUTIONS = tuple(name for name, operator in LINEAR_OPERATORS.items() if operator.convolves)
 
 

@@ -59,7 +59,7 @@ def test_matrices(op: str, attrs: dict[str, int], outputs_first: bool) -> None:
 
 
 @pytest.mark.parametrize("op", LINEAR_OPERATORS)
-def test_the_adapter_of_an_operator_is_of_one_with_the_channels_on_the_same_axis(op: str) -> None:
+def test_an_adapter_is_a_layer_that_sees_one_position(op: str) -> None:
     operator = LINEAR_OPERATORS[op]
     adapter = LINEAR_OPERATORS[operator.adapter]
     assert adapter.convolves == operator.convolves
