@@ -9,14 +9,14 @@ with ``n`` output channels and ``p`` unknowns (input channels of the group x ker
 ``groups`` groups. The operators differ in the order of storage, in the axis that counts channels
 and in the place of the bias:
 
-=============  ===================================  =====================  =====================
-op             weight as stored                     channels of in-, output  bias
-=============  ===================================  =====================  =====================
-Conv           (groups * n, channels, kernel...)    axis 1                 input 2
-ConvTranspose  (groups * channels, n, kernel...)    axis 1                 input 2
-Gemm           (p, n), or (n, p) with ``transB``    axis 1                 input 2
-MatMul         (p, n)                               the last axis          an Add behind the node
-=============  ===================================  =====================  =====================
+=============  =================================  =============  ======================
+operator       weight as stored                   channel axis   bias
+=============  =================================  =============  ======================
+Conv           (groups * n, channels, kernel...)  1              input 2
+ConvTranspose  (groups * channels, n, kernel...)  1              input 2
+Gemm           (p, n), or (n, p) with ``transB``  1              input 2
+MatMul         (p, n)                             the last axis  an Add behind the node
+=============  =================================  =============  ======================
 
 To add an operator: an entry in ``LINEAR_OPERATORS``, and a graph with it in ``FORMS`` of
 ``tests/passes/linear_forms.py``, by which tests know it. Were there an operator "Dense" of weights
