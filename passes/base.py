@@ -41,7 +41,38 @@ class PassResult:
 
 
 class Pass(ABC):
-    """A graph rewrite with a contract: ``requires`` before, ``apply``, ``ensures`` after."""
+    """A graph rewrite with a contract; a subclass states it in four parts.
+
+    1. Its docstring says what is rewritten, what the function of the network becomes (the algebra
+       stands in the module's docstring) and which nodes stay as they are.
+    2. ``requires`` raises ``PreconditionError`` before anything is changed.
+    3. ``apply`` rewrites in place and returns one note per change. Nothing changed, no note; so a
+       second run returns none.
+    4. ``ensures`` raises ``PostconditionError`` if a promise is broken, which is a defect.
+
+    What is to be rewritten, and with what, are fields of a frozen dataclass; no state is kept
+    between calls. Questions about a graph are answered by ``passes/analysis``, steps of rewriting
+    by ``passes/edit.py`` and ``passes/write_weights.py``. A pass has a module and tests of its own
+    and is exported by ``fskd_onnx.passes``::
+
+        class RemoveIdentity(Pass):
+            '''Let readers of an Identity read its input. The function stays.
+
+            An Identity stays whose output is one of the graph's.
+            '''
+
+            def apply(self, graph: gs.Graph) -> list[str]:
+                found = [n for n in graph.nodes if is_standard(n, "Identity")]
+                gone = [n for n in found if not is_output(graph, n.outputs[0])]
+                notes = [f"'{node_name(n)}' removed" for n in gone]
+                for node in gone:
+                    replace_reads(node.outputs[0], node.inputs[0])
+                remove(graph, *gone)
+                return notes
+
+        result = RemoveIdentity()(model)        # model in, model out
+        notes = RemoveIdentity().run(graph)     # in place
+    """
 
     def requires(self, graph: gs.Graph) -> None:
         """Raise ``PreconditionError`` where ``apply`` would have to guess."""
@@ -82,7 +113,7 @@ def export(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
     default here, field by field, and the graph only supplies what differs.
 
     An initializer that is a graph input too (old files list them all) counts as the constant that
-    it is by default: it keeps its input as long as somebody reads it.
+    it is by default: it keeps its input as long as a node reads it.
 
     Args:
         graph: the rewritten graph, imported from ``like``.

@@ -1,6 +1,7 @@
 """Bring a graph into the form that the other passes read: weights as initializers, no foldable BN.
 
-A node without a bias needs none put in: ``Linear.bias`` reads zeros and ``Linear.write`` adds one.
+A node without a bias stays without: ``Linear.bias`` is zero then, and ``write_weights`` adds one
+where it is needed.
 """
 
 from __future__ import annotations

@@ -27,18 +27,20 @@ from numpy.typing import NDArray
 
 from fskd_onnx.passes.analysis import constants
 from fskd_onnx.passes.analysis.affine import AffineMap
+from fskd_onnx.passes.analysis.geometry import sees_whole_patches
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.nodes import (
-    inner_nodes,
     is_dense,
     is_standard,
     node_name,
-    remove,
+    nodes_in_bodies,
     sole_reader,
 )
 from fskd_onnx.passes.analysis.operators import operator_of
 from fskd_onnx.passes.base import Pass
+from fskd_onnx.passes.edit import remove
 from fskd_onnx.passes.errors import PostconditionError
+from fskd_onnx.passes.write_weights import write_weights
 
 # Older ones had a mode of training as their default.
 _OPSET_OF_INFERENCE = 7
@@ -47,8 +49,16 @@ _OPSET_OF_INFERENCE = 7
 class FoldAffine(Pass):
     """Fold affine maps per channel into the linear nodes that they follow, or that follow them.
 
-    A node that cannot be folded (parameters that are computed, a weight or an output that somebody
-    else reads, padding) stays as it is.
+    The function stays, to rounding. A node is folded where all of this holds, and stays elsewhere:
+
+    1. Its parameters are constants, one value per channel, and no divisor is zero.
+    2. It alone reads the output of the linear node, or the linear node alone reads its output: no
+       other node does, no body of an If or Loop, and it is no output of the graph.
+    3. No other node reads the weights of the linear node.
+    4. The types that weights and bias are stored in hold the new values: finite ones, and without
+       a loss what is stored in half precision for a node that computes in more.
+    5. In front of a linear node: it is a BatchNormalization, and it either does not shift or every
+       output of the linear node sees a whole patch.
     """
 
     def apply(self, graph: gs.Graph) -> list[str]:
@@ -57,30 +67,30 @@ class FoldAffine(Pass):
 
     def ensures(self, graph: gs.Graph) -> None:
         """Check that no foldable node is left over."""
-        blocks, inner = _blocks(graph), inner_nodes(graph)
+        blocks, in_bodies = _blocks(graph), nodes_in_bodies(graph)
         for node in graph.nodes:
-            linear = _in_front_of(node, blocks)
-            if linear is not None and _merged_behind(graph, node, linear, inner) is not None:
+            linear = _linear_before(node, blocks)
+            if linear is not None and _merged_behind(graph, node, linear, in_bodies) is not None:
                 msg = f"{node.op} '{node_name(node)}' was left unfolded"
                 raise PostconditionError(msg)
 
 
 def _fold_behind(graph: gs.Graph) -> list[str]:
     notes = []
-    blocks, inner = _blocks(graph), inner_nodes(graph)
+    blocks, in_bodies = _blocks(graph), nodes_in_bodies(graph)
     for node in list(graph.nodes):
-        linear = _in_front_of(node, blocks)
-        merged = None if linear is None else _merged_behind(graph, node, linear, inner)
+        linear = _linear_before(node, blocks)
+        merged = None if linear is None else _merged_behind(graph, node, linear, in_bodies)
         if linear is None or merged is None:
             continue
         notes.append(f"{node.op} '{node_name(node)}' folded into '{linear.name}'")
         # What was folded leaves its output to the linear node, so no reader changes.
         result = node.outputs[0]
         remove(graph, node)
-        (linear.bias_node or linear.node).outputs = [result]
-        linear.write(graph, merged.matrix, merged.shift.reshape(-1))
+        linear.last_node.outputs = [result]
+        write_weights(graph, linear, merged)
         # An Add behind a MatMul that has lost its scale is its bias from now on.
-        view = linear.again(graph, inner)
+        view = linear.renewed(graph, in_bodies)
         blocks[id(view.output)] = view
     return notes
 
@@ -91,20 +101,20 @@ def _blocks(graph: gs.Graph) -> dict[int, Linear]:
     return {id(view.output): view for view in views if view.shared_with is None}
 
 
-def _in_front_of(node: gs.Node, blocks: Mapping[int, Linear]) -> Linear | None:
+def _linear_before(node: gs.Node, blocks: Mapping[int, Linear]) -> Linear | None:
+    """Return the linear node whose output a node reads, if it reads one."""
     return next((blocks[id(tensor)] for tensor in node.inputs if id(tensor) in blocks), None)
 
 
 def _merged_behind(
-    graph: gs.Graph, node: gs.Node, linear: Linear, inner: set[int]
+    graph: gs.Graph, node: gs.Node, linear: Linear, in_bodies: set[int]
 ) -> AffineMap | None:
     """Return a linear node's weights with the only node that reads its output folded in."""
-    if sole_reader(graph, linear.output, inner) is not node:
+    if linear.sole_reader(graph, in_bodies) is not node:
         return None
-    # MatMul counts channels on the last axis of a tensor of any rank, the others on axis 1.
-    last = linear.op == "MatMul"
-    rank = 1 if last else len(linear.kernel_shape) + 2
-    affine = _affine(graph, node, linear.output, linear.width, rank, -1 if last else 1)
+    # A tensor with its channels on the last axis may be of any rank.
+    rank = 1 if linear.channels_last else len(linear.kernel_shape) + 2
+    affine = _affine(graph, node, linear.output, linear.width, rank, linear.channel_axis)
     if affine is None:
         return None
     return _checked(
@@ -186,11 +196,11 @@ def _fold_in_front(graph: gs.Graph) -> list[str]:
     """Fold a BatchNormalization whose only reader is a linear node into that node."""
     notes = []
     readers = {id(view.node): view for view in _blocks(graph).values()}
-    inner = inner_nodes(graph)
+    in_bodies = nodes_in_bodies(graph)
     for node in list(graph.nodes):
         if not is_standard(node, "BatchNormalization"):
             continue
-        linear = readers.get(id(sole_reader(graph, node.outputs[0], inner)))
+        linear = readers.get(id(sole_reader(graph, node.outputs[0], in_bodies)))
         if linear is None or linear.input is not node.outputs[0] or is_dense(node.inputs[0]):
             continue
         merged = _merged_in_front(graph, node, linear)
@@ -199,29 +209,21 @@ def _fold_in_front(graph: gs.Graph) -> list[str]:
         notes.append(f"BatchNormalization '{node_name(node)}' folded into '{linear.name}'")
         linear.node.inputs[0] = node.inputs[0]
         remove(graph, node)
-        linear.write(graph, merged.matrix, merged.shift.reshape(-1))
+        write_weights(graph, linear, merged)
     return notes
 
 
 def _merged_in_front(graph: gs.Graph, node: gs.Node, linear: Linear) -> AffineMap | None:
     """Return a linear node's weights with the BatchNormalization in front of it folded in."""
-    if linear.op not in ("Conv", "Gemm"):
+    if linear.channels_last or linear.operator.transposed:
         return None
     taps = math.prod(linear.kernel_shape)
     groups, n, p = linear.shape
     width = groups * p // taps
     affine = _affine(graph, node, node.inputs[0], width, len(linear.kernel_shape) + 2, 1)
-    if affine is None or (affine.shift.any() and not _sees_whole_patches(linear)):
+    if affine is None or (affine.shift.any() and not sees_whole_patches(linear)):
         return None
     by_channel = linear.matrix.reshape(groups, n, -1, taps)
     scale, shift = (v.reshape(groups, 1, -1, 1) for v in (affine.matrix, affine.shift))
     moved = (by_channel * shift).sum(axis=(2, 3)).reshape(-1)
     return _checked(linear, (by_channel * scale).reshape(groups, n, p), linear.bias + moved)
-
-
-def _sees_whole_patches(linear: Linear) -> bool:
-    """Whether no output of a convolution sees padding."""
-    attrs = linear.node.attrs
-    if attrs.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
-        return all(extent == 1 for extent in linear.kernel_shape)
-    return attrs.get("auto_pad", "NOTSET") == "VALID" or not any(attrs.get("pads", ()))

@@ -22,24 +22,22 @@ from onnx.reference import ReferenceEvaluator
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from fskd_onnx.passes.analysis import constants
+from fskd_onnx.passes.analysis.linear_operators import LINEAR_OPERATORS
 from fskd_onnx.passes.analysis.nodes import (
     bodies,
-    detach,
     index_of,
-    inner_nodes,
+    input_dependent,
     is_dense,
     is_output,
     is_standard,
     is_vector,
+    nodes_in_bodies,
     only_nodes_read,
-    remove,
-    replace_reads,
     unused_name,
-    varying,
 )
 from fskd_onnx.passes.analysis.operators import operator_of
-from fskd_onnx.passes.analysis.refusals import LINEAR_OPS
 from fskd_onnx.passes.base import Pass
+from fskd_onnx.passes.edit import detach, remove, replace_reads
 
 _CONSTANT_SCALARS = {
     "value_float": np.float32,
@@ -52,9 +50,13 @@ _CONSTANT_SCALARS = {
 class FoldConstants(Pass):
     """Make initializers of Constant nodes, and of parameters that are computed from initializers.
 
-    A Constant stays whose output leaves the graph, or is read in the body of an If or Loop. A
-    computed weight stays where another node reads what it is computed from: a copy of its own would
-    untie weights that are meant to be the same. So does one that is computed from integers.
+    1. A Constant stays whose output leaves the graph, or is read in the body of an If or Loop.
+    2. A parameter stays as it is computed if an operator in ``NEVER_FOLDED``, or one that is not of
+       ONNX, or one with a body takes part, or if ONNX's own implementation cannot compute it.
+    3. A computed weight stays if another node reads what it is computed from: a copy of its own
+       would untie weights that are meant to be the same.
+    4. A computed weight stays if it is computed from integers: as floats they take more bytes.
+    5. A parameter that half precision holds is stored in it, behind a Cast, if its source is.
     """
 
     def apply(self, graph: gs.Graph) -> list[str]:
@@ -63,12 +65,12 @@ class FoldConstants(Pass):
 
 
 def _constants_to_initializers(graph: gs.Graph) -> list[str]:
-    gone, inner = [], inner_nodes(graph)
+    gone, in_bodies = [], nodes_in_bodies(graph)
     for node in graph.nodes:
         constant = _constant(node)
         # The output of a graph has to come from a node in old opsets. What a body reads has to
         # keep its name in the outer graph, which forgets an initializer that only bodies read.
-        if constant is not None and only_nodes_read(graph, node.outputs[0], inner):
+        if constant is not None and only_nodes_read(graph, node.outputs[0], in_bodies):
             replace_reads(node.outputs[0], constant)
             gone.append((node, constant.name))
     remove(graph, *(node for node, _ in gone))
@@ -97,55 +99,56 @@ def _is_native(dtype: object) -> bool:
 
 def _fold_parameters(graph: gs.Graph) -> list[str]:
     notes = []
-    inner = inner_nodes(graph)
-    places = {id(node): place for place, node in enumerate(graph.nodes)}
+    in_bodies = nodes_in_bodies(graph)
+    order = {id(node): index for index, node in enumerate(graph.nodes)}
     for tensor, kind in list(_parameters(graph)):
-        cone = sorted(_cone(tensor), key=lambda node: places[id(node)])
+        nodes = sorted(_computing_nodes(tensor), key=lambda node: order[id(node)])
         if (
-            not cone
-            or not only_nodes_read(graph, tensor, inner)
+            not nodes
+            or not only_nodes_read(graph, tensor, in_bodies)
             or constants.parameter(tensor) is not None
         ):
             continue
-        if _is_alias(cone):
-            folded: gs.Tensor = cone[0].inputs[0]
+        if _is_renaming(nodes):
+            folded: gs.Tensor = nodes[0].inputs[0]
         else:
-            if kind == "weight" and (_is_tied(cone) or _is_quantized(cone)):
+            if kind == "weight" and (_is_tied(nodes) or _is_quantized(nodes)):
                 continue
-            value = _evaluate(graph, cone, tensor)
+            value = _evaluate(graph, nodes, tensor)
             if value is None or (kind == "scale" and not _is_per_channel(value.shape)):
                 continue
-            folded = _store(graph, cone, tensor.name, value)
-        _replace(graph, cone, tensor, folded)
+            folded = _store(graph, nodes, tensor.name, value)
+        _replace(graph, nodes, tensor, folded)
         notes.append(f"'{tensor.name}' is computed from constants and became an initializer")
     return notes
 
 
 def _parameters(graph: gs.Graph) -> Iterator[tuple[gs.Tensor, str]]:
     """Yield the computed tensors that nodes read as parameters, each once, and what as."""
-    fed, seen = varying(graph), set()
+    from_inputs = input_dependent(graph)
+    done = set(from_inputs)
     for node in graph.nodes:
-        if not any(id(output) in fed for output in node.outputs):
+        if not any(id(output) in from_inputs for output in node.outputs):
             continue
         for slot, tensor in enumerate(node.inputs):
-            computed = bool(tensor.inputs) and id(tensor) not in fed and id(tensor) not in seen
             kind = _kind(node, slot)
-            if computed and kind:
-                seen.add(id(tensor))
+            if kind and tensor.inputs and id(tensor) not in done:
+                done.add(id(tensor))
                 yield tensor, kind
 
 
 def _kind(node: gs.Node, slot: int) -> str:
     """Return what a node reads an input as: a weight, a vector, a scale, or nothing of these."""
-    if is_standard(node, *LINEAR_OPS):
-        return ("", "weight", "vector")[min(slot, 2)]
+    if is_standard(node, *LINEAR_OPERATORS):
+        bias_input = LINEAR_OPERATORS[node.op].bias_input
+        return "weight" if slot == 1 else "vector" if slot == bias_input else ""
     if is_standard(node, "BatchNormalization"):
         return "vector" if slot else ""
     return "scale" if operator_of(node).scales else ""
 
 
-def _cone(tensor: gs.Tensor) -> list[gs.Node]:
-    """Return the nodes that compute a tensor; none where one of them must not fold."""
+def _computing_nodes(tensor: gs.Tensor) -> list[gs.Node]:
+    """Return the nodes that compute a tensor from constants; none where one must not fold."""
     found: dict[int, gs.Node] = {}
     pending = [tensor]
     while pending:
@@ -161,26 +164,26 @@ def _cone(tensor: gs.Tensor) -> list[gs.Node]:
     return list(found.values())
 
 
-def _is_alias(cone: list[gs.Node]) -> bool:
-    return all(node.op == "Identity" for node in cone)
+def _is_renaming(nodes: list[gs.Node]) -> bool:
+    return all(node.op == "Identity" for node in nodes)
 
 
-def _is_tied(cone: list[gs.Node]) -> bool:
-    """Whether a node outside of a cone reads a matrix or kernel that the cone reads."""
-    inside = {id(node) for node in cone}
+def _is_tied(nodes: list[gs.Node]) -> bool:
+    """Whether any other node reads a matrix or kernel that some nodes read."""
+    inside = {id(node) for node in nodes}
     return any(
         id(reader) not in inside
-        for source in _sources(cone)
+        for source in _sources(nodes)
         if not is_vector(source.shape)
         for reader in source.outputs
     )
 
 
-def _is_quantized(cone: list[gs.Node]) -> bool:
-    """Whether a cone reads a matrix or kernel of few bits, which floats would blow up."""
+def _is_quantized(nodes: list[gs.Node]) -> bool:
+    """Whether some nodes read a matrix or kernel of integers, which take more bytes as floats."""
     return any(
         constants.element_type(source) not in constants.FLOATS
-        for source in _sources(cone)
+        for source in _sources(nodes)
         if not is_vector(source.shape)
     )
 
@@ -190,15 +193,15 @@ def _is_per_channel(shape: tuple[int, ...]) -> bool:
 
 
 def _evaluate(
-    graph: gs.Graph, cone: list[gs.Node], tensor: gs.Tensor
+    graph: gs.Graph, nodes: list[gs.Node], tensor: gs.Tensor
 ) -> NDArray[np.generic] | None:
-    """Compute a tensor; None where ONNX's own implementation cannot, or it is no float."""
+    """Compute a tensor by its nodes; None where ONNX's own implementation cannot, or no float."""
     part = onnx.helper.make_graph(
-        [OnnxExporter.export_node(node) for node in cone],
+        [OnnxExporter.export_node(node) for node in nodes],
         "constants",
         [],
         [onnx.ValueInfoProto(name=tensor.name)],
-        [OnnxExporter.export_tensor_proto(constant) for constant in _sources(cone)],
+        [OnnxExporter.export_tensor_proto(constant) for constant in _sources(nodes)],
     )
     opset = onnx.helper.make_opsetid("", graph.opset)
     try:
@@ -210,32 +213,32 @@ def _evaluate(
     return value if isinstance(value, np.ndarray) and value.dtype in computed else None
 
 
-def _sources(cone: list[gs.Node]) -> list[gs.Constant]:
-    """Return the constants that a cone reads, each once."""
-    found = {id(t): t for node in cone for t in node.inputs if isinstance(t, gs.Constant)}
+def _sources(nodes: list[gs.Node]) -> list[gs.Constant]:
+    """Return the constants that some nodes read, each once."""
+    found = {id(t): t for node in nodes for t in node.inputs if isinstance(t, gs.Constant)}
     return list(found.values())
 
 
 def _store(
-    graph: gs.Graph, cone: list[gs.Node], name: str, value: NDArray[np.generic]
+    graph: gs.Graph, nodes: list[gs.Node], name: str, value: NDArray[np.generic]
 ) -> gs.Tensor:
     """Make an initializer of a value, behind a Cast where a source holds it in fewer bytes."""
-    for kind in map(constants.element_type, _sources(cone)):
+    for kind in map(constants.element_type, _sources(nodes)):
         if kind in constants.HALVES and value.itemsize > 2 and constants.survives(value, kind):
             constant = constants.make(unused_name(graph, f"{name}/stored"), value, kind)
             cast = gs.Variable(name, value.dtype)
             attrs = {"to": onnx.helper.np_dtype_to_tensor_dtype(value.dtype)}
-            at = index_of(graph, cone[-1])
-            graph.nodes.insert(at, gs.Node("Cast", cone[-1].name, attrs, [constant], [cast]))
+            at = index_of(graph, nodes[-1])
+            graph.nodes.insert(at, gs.Node("Cast", nodes[-1].name, attrs, [constant], [cast]))
             return cast
     return gs.Constant(name, value)
 
 
-def _replace(graph: gs.Graph, cone: list[gs.Node], tensor: gs.Tensor, folded: gs.Tensor) -> None:
-    """Let readers of a computed tensor read another, and remove what nobody needs any more."""
+def _replace(graph: gs.Graph, nodes: list[gs.Node], tensor: gs.Tensor, folded: gs.Tensor) -> None:
+    """Let readers of a computed tensor read another, and remove nodes that nothing reads."""
     replace_reads(tensor, folded)
     gone = []
-    for node in reversed(cone):
+    for node in reversed(nodes):
         if not any(output.outputs or is_output(graph, output) for output in node.outputs):
             detach(node)
             gone.append(node)

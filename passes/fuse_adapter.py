@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from fskd_onnx.passes.analysis.linear import CONVOLUTIONS, Linear, find_linear
-from fskd_onnx.passes.analysis.nodes import node_name, remove
+from fskd_onnx.passes.analysis.geometry import is_pointwise
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.nodes import node_name
 from fskd_onnx.passes.base import Pass
+from fskd_onnx.passes.edit import remove
 from fskd_onnx.passes.errors import PostconditionError, PreconditionError
 from fskd_onnx.passes.insert_adapter import ADAPTER_SUFFIX
+from fskd_onnx.passes.write_weights import write_weights
 
 
 class FuseAdapter(Pass):
@@ -25,16 +28,16 @@ class FuseAdapter(Pass):
     def requires(self, graph: gs.Graph) -> None:
         """Check that each adapter is the only reader of a linear node whose weights are its own."""
         for adapter, front in _adapters(graph):
-            _host(graph, adapter, front)
+            _block(graph, adapter, front)
 
     def apply(self, graph: gs.Graph) -> list[str]:
         """Merge in place; return one note per adapter."""
         notes = []
-        # One may be the host of another, so the rest is viewed anew once one is merged.
+        # An adapter may follow another one, so the rest is viewed anew once one is merged.
         while found := _adapters(graph):
             adapter, front = found[0]
             notes.append(f"adapter '{adapter.name}' fused into the node in front of it")
-            _merge(graph, adapter, _host(graph, adapter, front))
+            _merge(graph, adapter, _block(graph, adapter, front))
         return notes
 
     def ensures(self, graph: gs.Graph) -> None:
@@ -57,30 +60,28 @@ def _adapters(graph: gs.Graph) -> list[tuple[Linear, Linear | None]]:
     ]
 
 
-def _merge(graph: gs.Graph, adapter: Linear, host: Linear) -> None:
+def _merge(graph: gs.Graph, adapter: Linear, block: Linear) -> None:
     """Put an adapter into the linear node in front of it."""
-    q = adapter.matrix
-    matrix = q @ host.matrix
-    bias = (q @ host.bias.reshape(host.groups, -1, 1)).reshape(-1) + adapter.bias
+    merged = adapter.affine.after(block.affine)
     output = adapter.output
     remove(graph, *filter(None, (adapter.node, adapter.bias_node)))
-    (host.bias_node or host.node).outputs = [output]
-    host.write(graph, matrix, bias)
+    block.last_node.outputs = [output]
+    write_weights(graph, block, merged)
 
 
-def _host(graph: gs.Graph, adapter: Linear, front: Linear | None) -> Linear:
+def _block(graph: gs.Graph, adapter: Linear, front: Linear | None) -> Linear:
     """Return the linear node in front of an adapter, if the adapter can be merged into it."""
-    raw = adapter.input
     if front is None:
         msg = f"adapter '{adapter.name}' has no linear node in front of it"
         raise PreconditionError(msg)
-    if len(raw.outputs) != 1 or any(output is raw for output in graph.outputs):
+    # The adapter is a reader, and not in a body.
+    if front.sole_reader(graph, in_bodies=()) is None:
         msg = f"the output of '{front.name}' is read by more than its adapter"
         raise PreconditionError(msg)
     if front.shared_with is not None:
         msg = f"the weights of '{front.name}' are also those of '{front.shared_with}'"
         raise PreconditionError(msg)
-    if not _is_pointwise(adapter) or (adapter.op == "Conv") != (front.op in CONVOLUTIONS):
+    if not is_pointwise(adapter) or adapter.op != front.operator.adapter:
         msg = f"adapter '{adapter.name}' is not a 1x1 layer for '{front.name}'"
         raise PreconditionError(msg)
     n = front.width // front.groups
@@ -91,9 +92,3 @@ def _host(graph: gs.Graph, adapter: Linear, front: Linear | None) -> Linear:
         )
         raise PreconditionError(msg)
     return front
-
-
-def _is_pointwise(adapter: Linear) -> bool:
-    attrs = adapter.node.attrs
-    ones = (*adapter.kernel_shape, *attrs.get("strides", ()))
-    return all(extent == 1 for extent in ones) and not any(attrs.get("pads", ()))

@@ -8,8 +8,8 @@ patch of the tensor that a convolution sees from there. Columns of one tensor be
     rows      channels x taps, those of a channel behind one another, as in a weight matrix
     columns   samples x positions, those of a sample behind one another
 
-Which positions are gathered, and of how many samples, the caller decides per run (``indices``). So
-one graph serves all tensors of a rank and an element type, whatever their extents.
+Which positions are gathered, and of how many samples, is fed in each run (``gather_feeds``). So one
+graph serves all tensors of a rank and an element type, whatever their extents.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _COUNT, _INDEX, _INSIDE = "columns/count", "columns/index", "columns/inside"
 _SPLIT, _MERGED = "columns/split", "columns/merged"
 
 
-def indices(
+def gather_feeds(
     shape: Sequence[int],
     channels_last: bool,
     count: int,
     index: NDArray[np.intp],
     inside: NDArray[np.bool_] | None = None,
 ) -> dict[str, NDArray[np.generic]]:
-    """Return the inputs of ``GatherColumns`` that choose the columns of one run.
+    """Return what to feed to the inputs that ``GatherColumns`` adds: which columns, in one run.
 
     Args:
         shape: of the tensor.

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from fskd_onnx.passes.analysis.affine import AffineMap
-from fskd_onnx.passes.analysis.linear import CONVOLUTIONS, Linear, find_linear
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.linear_operators import LINEAR_OPERATORS
 from fskd_onnx.passes.analysis.nodes import index_of, unused_name
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.errors import PreconditionError
@@ -69,27 +68,23 @@ class InsertAdapter(Pass):
 
 
 def _insert(graph: gs.Graph, linear: Linear, adapter: AffineMap) -> None:
-    name, output = linear.name + ADAPTER_SUFFIX, linear.output
-    last = output.inputs[0]
+    name, output, dtype = linear.name + ADAPTER_SUFFIX, linear.output, linear.dtype
+    last = linear.last_node
     raw = gs.Variable(unused_name(graph, f"{output.name}/unadapted"), output.dtype)
     last.outputs = [raw]
-    dtype = linear.dtype
-    weight = gs.Constant(unused_name(graph, f"{name}/weight"), _stored(linear, adapter, dtype))
-    bias = gs.Constant(unused_name(graph, f"{name}/bias"), adapter.shift.reshape(-1).astype(dtype))
+    op, spatial_axes = linear.operator.adapter, len(linear.kernel_shape)
+    operator = LINEAR_OPERATORS[op]
+    node = gs.Node(op, name, operator.pointwise_attributes(linear.groups, spatial_axes))
+    stored = operator.stored(node, adapter.matrix, (1,) * spatial_axes)
+    values = np.asarray(stored, dtype, order="C")
+    weight = gs.Constant(unused_name(graph, f"{name}/weight"), values)
+    shift = adapter.shift.reshape(-1).astype(dtype)
+    bias = gs.Constant(unused_name(graph, f"{name}/bias"), shift)
     at = index_of(graph, last) + 1
-    if linear.op in CONVOLUTIONS:
-        kernel = [1] * len(linear.kernel_shape)
-        attrs = {"group": linear.groups, "kernel_shape": kernel}
-        graph.nodes.insert(at, gs.Node("Conv", name, attrs, [raw, weight, bias], [output]))
+    graph.nodes.insert(at, node)
+    if operator.bias_input is not None:
+        node.inputs, node.outputs = [raw, weight, bias], [output]
         return
     product = gs.Variable(unused_name(graph, f"{name}/product"), output.dtype)
-    graph.nodes.insert(at, gs.Node("MatMul", name, {}, [raw, weight], [product]))
+    node.inputs, node.outputs = [raw, weight], [product]
     graph.nodes.insert(at + 1, gs.Node("Add", f"{name}/add", {}, [product, bias], [output]))
-
-
-def _stored(linear: Linear, adapter: AffineMap, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return the adapter's matrix as the weight of a 1x1 Conv, or of a MatMul."""
-    if linear.op not in CONVOLUTIONS:
-        return np.ascontiguousarray(adapter.matrix[0].T, dtype=dtype)
-    kernel = (1,) * len(linear.kernel_shape)
-    return adapter.matrix.reshape(linear.width, -1, *kernel).astype(dtype)

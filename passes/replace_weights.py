@@ -1,7 +1,12 @@
 """Give linear nodes new weights and biases of the shape they have. This changes the function.
 
-A kernel adapter has no explicit form: its solution *is* the new weight matrix of the node, over the
-whole kernel, so there is nothing to insert and fuse.
+A fit writes its result with this pass: the map ``W' x + b'`` of a block with its adapter in it, in
+float64, is cast once to the types that are stored. A 1x1 adapter ``Q y + c`` gives what
+``InsertAdapter`` and ``FuseAdapter`` give, with one rounding instead of two::
+
+    (Q, c) after (W, b):    W' = Q W,   b' = Q b + c
+
+A kernel adapter has no explicit form: its solution *is* the new matrix, over the whole kernel.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.errors import PreconditionError
+from fskd_onnx.passes.write_weights import write_weights
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class ReplaceWeights(Pass):
             if isinstance(linear, Linear) and linear.name in self.weights:
                 weights = self.weights[linear.name]
                 before = linear.native, linear.bias
-                linear.write(graph, weights.matrix, weights.shift.reshape(-1))
+                write_weights(graph, linear, weights)
                 if not all(map(np.array_equal, before, (linear.native, linear.bias))):
                     notes.append(f"weights of '{linear.name}' replaced")
         return notes

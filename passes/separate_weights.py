@@ -1,7 +1,7 @@
 """A model without its large weights, and these beside it, as arrays.
 
-Serializing a model copies every weight in it, and so does whoever parses it; nor can more than 2 GB
-be serialized. Without its weights a model has no size to speak of::
+Serializing a model copies every weight in it, and so does parsing it; nor can more than 2 GB be
+serialized. Without its weights a model is small::
 
     ModelProto, gs.Graph ──▶ model that names its large weights
                          └─▶ arrays that refer to the memory they lie in
@@ -51,7 +51,7 @@ class Separated:
 
 
 def separate(model: onnx.ModelProto) -> Separated:
-    """Separate a model from its large weights, but for those that nobody reads, or in files.
+    """Separate a model from its large weights, except those without readers and those in files.
 
     Args:
         model: any model; it is not modified.
@@ -76,7 +76,7 @@ def separate_constants(
     Returns:
         The initializers, and the values of those that have none.
     """
-    found = {constant.name: _held(constant) for constant in constants}
+    found = {constant.name: _large_values(constant) for constant in constants}
     weights = {name: values for name, values in found.items() if values is not None}
     initializers = [
         _named(constant.name, element_type(constant), constant.shape)
@@ -118,7 +118,7 @@ def _stored(tensor: TensorProto) -> Array | None:
     return np.frombuffer(raw, bits).reshape(tuple(tensor.dims))
 
 
-def _held(constant: gs.Constant) -> Array | None:
+def _large_values(constant: gs.Constant) -> Array | None:
     """Return the values of a constant, if it is large and of numbers."""
     values = constant._values
     if not isinstance(values, np.ndarray):

@@ -108,10 +108,11 @@ def joined(apart: Separated) -> onnx.ModelProto:
 def run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run the graph as it is written, without ONNX Runtime's own rewrites.
 
-    ONNX Runtime has no Conv and no BatchNormalization in float64 on the CPU; ONNX's reference has.
+    ONNX Runtime has no convolution and no BatchNormalization in float64 on the CPU; ONNX's
+    reference has.
     """
     types = {tensor.data_type for tensor in model.graph.initializer}
-    if onnx.TensorProto.DOUBLE in types and "Conv" in ops(model):
+    if onnx.TensorProto.DOUBLE in types and {"Conv", "ConvTranspose"} & ops(model).keys():
         reference = ReferenceEvaluator(model)
         return dict(zip(reference.output_names, reference.run(None, dict(feeds)), strict=True))
     options = onnxruntime.SessionOptions()

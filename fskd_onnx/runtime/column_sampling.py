@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession, OrtValue
 
-from fskd_onnx.passes.gather_columns import COLUMNS, GatherColumns, indices
+from fskd_onnx.passes.gather_columns import COLUMNS, GatherColumns, gather_feeds
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.session_run import run
 from fskd_onnx.runtime.tensor_store import download, upload
@@ -174,8 +174,8 @@ class Gatherer:
         key = (len(shape), int(tensor.element_type()), channels_last, inside is not None)
         if key not in self._sessions:
             self._sessions[key] = self._session(*key)
-        chosen = upload(indices(shape, channels_last, count, index, inside), self._runtime.device)
-        feeds = {"tensor": tensor} | chosen
+        chosen = gather_feeds(shape, channels_last, count, index, inside)
+        feeds = {"tensor": tensor} | upload(chosen, self._runtime.device)
         found = run(self._sessions[key], feeds, [COLUMNS], "cpu")[COLUMNS]
         if out is None:
             # A copy: columns are kept for long, and would leave holes in the runtime's arena.

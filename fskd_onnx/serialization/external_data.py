@@ -31,8 +31,8 @@ from onnx.external_data_helper import (
 )
 
 from fskd_onnx.errors import ModelError
+from fskd_onnx.passes.analysis.linear_operators import LINEAR_OPERATORS
 from fskd_onnx.passes.analysis.operators import find_operator
-from fskd_onnx.passes.analysis.refusals import LINEAR_OPS
 from fskd_onnx.passes.separate_weights import Separated, separate, without_weights
 
 ROOT = Path(Path.cwd().anchor)
@@ -204,7 +204,7 @@ def _read_by_passes(graph: onnx.GraphProto) -> set[str]:
         folds = operator.folds and all(name in constant for name in inputs)
         if folds:
             constant.update(node.output)
-        if folds or operator.scales or node.op_type in (*LINEAR_OPS, "BatchNormalization"):
+        if folds or operator.scales or node.op_type in (*LINEAR_OPERATORS, "BatchNormalization"):
             read.update(inputs)
     return read
 

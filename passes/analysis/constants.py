@@ -1,4 +1,4 @@
-"""The numbers of a constant as its file stores them: read in float64, written in their own type.
+"""The numbers of a constant as its file stores them: read in float64, made in their own type.
 
 bfloat16 has no type in NumPy, so it is read from bits and rounded to them, to nearest, ties to
 even, as ONNX's Cast does.
@@ -48,15 +48,6 @@ def native(constant: gs.Constant) -> NDArray[np.floating]:
         constant.values = numpy_helper.to_array(constant._values.tensor)
     own: NDArray[np.floating] = constant.values
     return own
-
-
-def write(constant: gs.Constant, values: NDArray[np.float64]) -> None:
-    """Store other values of the same number, in the shape and the type that the constant has."""
-    values = values.reshape(constant.shape)
-    if _is_bfloat16(constant):
-        constant.values = _bfloat16(constant.name, values)
-    else:
-        constant.values = np.asarray(values, constant.dtype, order="C")
 
 
 def make(name: str, values: NDArray[np.generic], kind: int) -> gs.Constant:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fskd_onnx.passes.analysis.linear import CONVOLUTIONS, Linear
+from fskd_onnx.passes.analysis.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,13 @@ class Geometry:
     @staticmethod
     def of(linear: Linear, input_shape: Sequence[int]) -> Geometry:
         """Work out a block's geometry from its attributes and the full shape of its input."""
-        if linear.op not in CONVOLUTIONS:
-            return Geometry(tuple(input_shape[1:-1]), ())
-        read = _read_transposed if linear.op == "ConvTranspose" else _read
+        sizes = linear.spatial_shape(input_shape)
+        if not linear.is_convolution:
+            return Geometry(sizes, ())
+        read = _transposed_axis if linear.operator.transposed else _axis
         axes = tuple(
             read(linear.node.attrs, index, len(linear.kernel_shape), size, kernel)
-            for index, (size, kernel) in enumerate(
-                zip(input_shape[2:], linear.kernel_shape, strict=True)
-            )
+            for index, (size, kernel) in enumerate(zip(sizes, linear.kernel_shape, strict=True))
         )
         return Geometry(tuple(axis.output for axis in axes), axes)
 
@@ -119,7 +118,25 @@ class Geometry:
         return np.asarray(inside.any(axis=1))
 
 
-def _read(attrs: dict[str, Any], index: int, rank: int, size: int, kernel: int) -> Axis:
+def is_pointwise(linear: Linear) -> bool:
+    """Whether each output position sees the input at the same position alone, as a 1x1 layer."""
+    attrs = linear.node.attrs
+    ones = (*linear.kernel_shape, *attrs.get("strides", ()))
+    return all(extent == 1 for extent in ones) and not any(attrs.get("pads", ()))
+
+
+def sees_whole_patches(linear: Linear) -> bool:
+    """Whether no output position sees padding, and all see as much of the input."""
+    if linear.operator.transposed:
+        return False
+    attrs = linear.node.attrs
+    auto_pad = attrs.get("auto_pad", "NOTSET")
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        return all(extent == 1 for extent in linear.kernel_shape)
+    return auto_pad == "VALID" or not any(attrs.get("pads", ()))
+
+
+def _axis(attrs: dict[str, Any], index: int, rank: int, size: int, kernel: int) -> Axis:
     stride, dilation, extent = _steps(attrs, index, kernel)
     auto_pad = attrs.get("auto_pad", "NOTSET")
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
@@ -132,7 +149,7 @@ def _read(attrs: dict[str, Any], index: int, rank: int, size: int, kernel: int) 
     return Axis(size, output, kernel, stride, dilation, pad, transposed=False)
 
 
-def _read_transposed(attrs: dict[str, Any], index: int, rank: int, size: int, kernel: int) -> Axis:
+def _transposed_axis(attrs: dict[str, Any], index: int, rank: int, size: int, kernel: int) -> Axis:
     stride, dilation, extent = _steps(attrs, index, kernel)
     more = attrs.get("output_padding", (0,) * rank)[index]
     whole = stride * (size - 1) + more + extent

@@ -1,4 +1,4 @@
-"""What passes ask of any node or tensor of a graph, and what they do to it."""
+"""What is asked of any node or tensor of a graph."""
 
 from __future__ import annotations
 
@@ -19,28 +19,6 @@ def index_of(graph: gs.Graph, node: gs.Node) -> int:
     return next(i for i, candidate in enumerate(graph.nodes) if candidate is node)
 
 
-def remove(graph: gs.Graph, *nodes: gs.Node) -> None:
-    """Take nodes out of their graph; what they read and wrote stays behind, unconnected."""
-    gone = {id(node) for node in nodes}
-    graph.nodes[:] = [node for node in graph.nodes if id(node) not in gone]
-    for node in nodes:
-        detach(node)
-
-
-def detach(node: gs.Node) -> None:
-    """Unconnect a node from what it reads and writes; it is still listed in its graph."""
-    node.outputs.clear()
-    node.inputs.clear()
-
-
-def replace_reads(old: gs.Tensor, new: gs.Tensor) -> None:
-    """Let all that read one tensor read another."""
-    for reader in list(old.outputs):
-        for slot, tensor in enumerate(reader.inputs):
-            if tensor is old:
-                reader.inputs[slot] = new
-
-
 def is_standard(node: gs.Node, *ops: str) -> bool:
     """Whether a node is one of some ONNX operators, not its namesake of another domain."""
     return bool(node.op in ops) and node.domain in (None, "", "ai.onnx")
@@ -52,7 +30,7 @@ def is_dense(tensor: gs.Tensor) -> bool:
 
 
 def has_input(node: gs.Node, slot: int) -> bool:
-    """Whether a node has an input at a slot; trailing and inner ones may be left out."""
+    """Whether a node has an input at a slot; optional ones may be left out, trailing or not."""
     return slot < len(node.inputs) and not node.inputs[slot].is_empty()
 
 
@@ -61,35 +39,35 @@ def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
     return any(output is tensor for output in graph.outputs)
 
 
-def sole_reader(graph: gs.Graph, tensor: gs.Tensor, inner: Collection[int]) -> gs.Node | None:
+def sole_reader(graph: gs.Graph, tensor: gs.Tensor, in_bodies: Collection[int]) -> gs.Node | None:
     """Return the node that alone reads a tensor, in the graph itself and not in a body of it.
 
     Args:
         graph: the graph.
         tensor: one of its tensors.
-        inner: see ``inner_nodes``.
+        in_bodies: see ``nodes_in_bodies``.
     """
     if len(tensor.outputs) != 1 or is_output(graph, tensor):
         return None
     reader = tensor.outputs[0]
-    return None if id(reader) in inner else reader
+    return None if id(reader) in in_bodies else reader
 
 
-def only_nodes_read(graph: gs.Graph, tensor: gs.Tensor, inner: Collection[int]) -> bool:
-    """Whether nobody but nodes of the graph itself reads a tensor: no body, no output.
+def only_nodes_read(graph: gs.Graph, tensor: gs.Tensor, in_bodies: Collection[int]) -> bool:
+    """Whether no body and no output of the graph reads a tensor.
 
     Args:
         graph: the graph.
         tensor: one of its tensors.
-        inner: see ``inner_nodes``.
+        in_bodies: see ``nodes_in_bodies``.
     """
-    return not is_output(graph, tensor) and all(id(node) not in inner for node in tensor.outputs)
+    return not (is_output(graph, tensor) or any(id(node) in in_bodies for node in tensor.outputs))
 
 
-def inner_nodes(graph: gs.Graph) -> set[int]:
+def nodes_in_bodies(graph: gs.Graph) -> set[int]:
     """Return the nodes in bodies of a graph, at any depth, by identity; no pass touches them."""
-    of_bodies = (body for node in graph.nodes for body in bodies(node))
-    return {id(node) for body in of_bodies for node in all_nodes(body.nodes)}
+    found = (body for node in graph.nodes for body in bodies(node))
+    return {id(node) for body in found for node in all_nodes(body.nodes)}
 
 
 def all_nodes(nodes: Iterable[gs.Node]) -> Iterator[gs.Node]:
@@ -100,21 +78,22 @@ def all_nodes(nodes: Iterable[gs.Node]) -> Iterator[gs.Node]:
             yield from all_nodes(body.nodes)
 
 
-def varying(graph: gs.Graph) -> set[int]:
-    """Return the tensors that depend on anything that is fed to a graph, by identity.
+def input_dependent(graph: gs.Graph) -> set[int]:
+    """Return the tensors that depend on an input of a graph, by identity.
 
-    What a node with bodies computes is among them: those read what they like of the graph.
+    All that a node with bodies computes counts among them, since a body may read any tensor of the
+    graph, and so does a tensor that no node of the graph computes.
     """
     found = {id(tensor) for tensor in graph.inputs}
     for node in graph.nodes:
-        depends = any(id(t) in found or _comes_from_nowhere(t) for t in node.inputs)
+        depends = any(id(t) in found or _has_no_source(t) for t in node.inputs)
         if depends or bodies(node):
             found.update(id(tensor) for tensor in node.outputs)
-            found.update(id(t) for t in node.inputs if _comes_from_nowhere(t))
+            found.update(id(t) for t in node.inputs if _has_no_source(t))
     return found
 
 
-def _comes_from_nowhere(tensor: gs.Tensor) -> bool:
+def _has_no_source(tensor: gs.Tensor) -> bool:
     return not (isinstance(tensor, gs.Constant) or tensor.inputs or tensor.is_empty())
 
 

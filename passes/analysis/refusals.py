@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.analysis import constants
+from fskd_onnx.passes.analysis.linear_operators import LINEAR_OPERATORS
 from fskd_onnx.passes.analysis.nodes import (
     all_nodes,
     bodies,
@@ -19,9 +20,6 @@ from fskd_onnx.passes.analysis.nodes import (
     is_standard,
     is_vector,
 )
-
-CONVOLUTIONS = ("Conv", "ConvTranspose")
-LINEAR_OPS = (*CONVOLUTIONS, "Gemm", "MatMul")
 
 _QUANTIZED = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
 # They apply their weights in another way than to one patch of their input.
@@ -49,18 +47,14 @@ class Refusal:
         return str((self.own_name and self.node.name) or next(outputs))
 
 
-def is_linear_op(node: gs.Node) -> bool:
-    """Whether a node is of an operator that a fit can refit."""
-    return is_standard(node, *LINEAR_OPS)
-
-
 def why_not_linear(node: gs.Node, graph_outputs: Collection[int]) -> str:
-    """Return why a Conv, ConvTranspose, Gemm or MatMul cannot be refitted, or nothing.
+    """Return why a node of a linear operator cannot be refitted, or nothing.
 
     Args:
         node: the node.
         graph_outputs: the outputs of its graph, by identity.
     """
+    operator = LINEAR_OPERATORS[node.op]
     data, weight = node.inputs[:2]
     if isinstance(data, gs.Constant):
         return f"its input '{data.name}' is a constant"
@@ -69,7 +63,7 @@ def why_not_linear(node: gs.Node, graph_outputs: Collection[int]) -> str:
         return _why_no_parameter("weight", weight)
     if constants.computed_type(weight) not in constants.COMPUTED:
         return f"its weight '{weight.name}' is not of type float16, float32 or float64"
-    if node.op not in CONVOLUTIONS and len(constant.shape) != 2:
+    if not operator.convolves and len(constant.shape) != 2:
         return f"its weight '{weight.name}' is not a matrix"
     if 0 in constant.shape:
         return f"its weight '{weight.name}' is empty"
@@ -77,12 +71,14 @@ def why_not_linear(node: gs.Node, graph_outputs: Collection[int]) -> str:
         return f"its input '{data.name}' is a vector, so it has no sample axis"
     if id(weight) in graph_outputs or id(constant) in graph_outputs:
         return f"its weight '{weight.name}' is also an output of the graph"
-    if node.attrs.get("transA", 0):
-        return "its input is transposed (transA), so it has no sample axis"
-    if has_input(node, 2):
-        bias = constants.parameter(node.inputs[2])
+    if node.attrs.get(operator.input_transposed_by, 0):
+        reason = f"its input is transposed ({operator.input_transposed_by})"
+        return f"{reason}, so it has no sample axis"
+    if operator.bias_input is not None and has_input(node, operator.bias_input):
+        read = node.inputs[operator.bias_input]
+        bias = constants.parameter(read)
         if bias is None:
-            return _why_no_parameter("bias", node.inputs[2])
+            return _why_no_parameter("bias", read)
         if not is_vector(bias.shape):
             return f"its bias '{bias.name}' is not one value per channel"
     return ""
@@ -100,10 +96,10 @@ def why_left_alone(node: gs.Node, functions: Sequence[gs.Function]) -> str:
     """
     if is_standard(node, *_QUANTIZED):
         return "it is quantized"
-    if any(map(_has_weighted, bodies(node))):
+    if any(map(_has_linear_node, bodies(node))):
         return "linear nodes in its bodies run in a scope of their own"
     called = [f for f in functions if (f.domain, f.name) == (node.domain, node.op)]
-    if any(map(_has_weighted, called)):
+    if any(map(_has_linear_node, called)):
         return "linear nodes inside of a function are shared by all of its calls"
     if called or not any(map(_is_matrix, node.inputs)):
         return ""
@@ -124,12 +120,12 @@ def _why_no_parameter(role: str, tensor: gs.Tensor) -> str:
     return f"its {role} '{tensor.name}' is not an initializer of all its values"
 
 
-def _has_weighted(scope: gs.Graph | gs.Function) -> bool:
+def _has_linear_node(scope: gs.Graph | gs.Function) -> bool:
     """Whether a node inside of a body or a function looks linear.
 
     Functions have no initializers, so what computes their weights may be anything.
     """
-    return any(is_standard(node, *LINEAR_OPS, *_QUANTIZED) for node in all_nodes(scope.nodes))
+    return any(is_standard(node, *LINEAR_OPERATORS, *_QUANTIZED) for node in all_nodes(scope.nodes))
 
 
 def _is_matrix(tensor: gs.Tensor) -> bool:

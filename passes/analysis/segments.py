@@ -8,8 +8,8 @@ holds the nodes that stop j depends on and that no earlier segment has run::
                            stop 0                  stop 1
 
 The cut after a segment is what later segments still read: one tensor in a plain chain, several
-where residual or dense connections cross it. A tensor leaves the cut after its last reader. Who
-need not stop in between runs several segments as one.
+where residual or dense connections cross it. A tensor leaves the cut after its last reader. Where
+no stop is needed in between, ``join`` makes one segment of several.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Segment:
     Attributes:
         inputs: tensors that it reads from the cut before it.
         outputs: tensors that it adds to the cut.
-        expired: tensors of the cut that nobody reads once this stage is over.
+        expired: tensors of the cut that no later segment reads.
     """
 
     inputs: tuple[str, ...]
@@ -59,14 +59,14 @@ def plan_segments(graph: gs.Graph, stops: Sequence[Sequence[str]]) -> list[Segme
             raise PreconditionError(msg)
 
     stage_of: dict[int, int] = {}  # node -> the stage that runs it
-    born = dict.fromkeys((t.name for t in graph.inputs), -1)  # tensor -> the stage that makes it
-    last_use = dict.fromkeys(born, 0)  # an input that nobody reads goes with the first stage
+    made_at = dict.fromkeys((t.name for t in graph.inputs), -1)  # tensor -> the stage that makes it
+    last_read_at = dict.fromkeys(made_at, 0)  # an input without readers goes with the first stage
     for stage, stop in enumerate(stops):
         for node in ancestors([tensors[name] for name in stop], done=stage_of):
             stage_of[id(node)] = stage
-            born |= {t.name: stage for t in node.outputs if not t.is_empty()}
-            last_use |= {t.name: stage for t in reads(node)}
-        last_use |= dict.fromkeys(stop, stage)
+            made_at |= {t.name: stage for t in node.outputs if not t.is_empty()}
+            last_read_at |= {t.name: stage for t in reads(node)}
+        last_read_at |= dict.fromkeys(stop, stage)
 
     segments = []
     cut = [t.name for t in graph.inputs]
@@ -74,13 +74,13 @@ def plan_segments(graph: gs.Graph, stops: Sequence[Sequence[str]]) -> list[Segme
         nodes = [node for node in graph.nodes if stage_of.get(id(node)) == stage]
         read = dict.fromkeys(t.name for node in nodes for t in reads(node))
         made = dict.fromkeys(t.name for node in nodes for t in node.outputs)
-        outputs = [name for name in made if last_use.get(name, -1) > stage or name in stop]
+        outputs = [name for name in made if last_read_at.get(name, -1) > stage or name in stop]
         cut += outputs
         segments.append(
             Segment(
-                inputs=tuple(name for name in read if born.get(name, stage) < stage),
+                inputs=tuple(name for name in read if made_at.get(name, stage) < stage),
                 outputs=tuple(outputs),
-                expired=tuple(name for name in cut if last_use[name] == stage),
+                expired=tuple(name for name in cut if last_read_at[name] == stage),
             )
         )
     return segments

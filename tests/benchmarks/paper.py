@@ -28,8 +28,10 @@ from numpy.typing import NDArray
 
 from fskd_onnx.matching.channels import match_models
 from fskd_onnx.passes import Canonicalize
+from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.base import export
+from fskd_onnx.passes.write_weights import write_weights
 from fskd_onnx.runtime.providers import open_runtime
 from fskd_onnx.serialization.model_files import ModelSource, load_model
 
@@ -68,7 +70,8 @@ def paper_fit(
         found = _activations(runtime.session(_up_to(narrow, linear.output.name)), samples)
         adapter = np.linalg.lstsq(found, target[:, list(pair.channels)], rcond=None)[0].T
         exact = adapter.astype(np.float64)
-        linear.write(narrow, exact @ linear.matrix, exact @ linear.bias)
+        unmix = AffineMap(exact[np.newaxis], np.zeros((1, len(exact))))
+        write_weights(narrow, linear, unmix.after(linear.affine))
     return export(narrow, like=models[1])
 
 

@@ -8,8 +8,10 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.passes import Canonicalize
+from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.base import export
+from fskd_onnx.passes.write_weights import write_weights
 from tests.benchmarks.paper import paper_fit
 from tests.helpers import build, linears, ops, random_weight, run
 
@@ -108,7 +110,8 @@ def test_channels_that_were_mixed_are_unmixed() -> None:
     for linear in linears_of(graph):
         if linear.output.name in OUTPUTS:
             mixer = np.eye(linear.width) + rng.standard_normal((linear.width,) * 2) / 8
-            linear.write(graph, mixer @ linear.matrix, mixer @ linear.bias)
+            mix = AffineMap(mixer[np.newaxis], np.zeros((1, linear.width)))
+            write_weights(graph, linear, mix.after(linear.affine))
     student = export(graph, like=Canonicalize()(teacher).model)
     feeds = {"image": samples()}
     target, found = (run(model, feeds)["logits"] for model in (teacher, student))

@@ -314,6 +314,24 @@ def test_what_is_fused_is_what_is_lifted(
 
 
 @given(dimensions, dimensions, st.integers(1, 3), st.integers(0, 10**6))
+def test_what_is_fused_is_the_adapter_after_the_block(
+    n: int, m: int, groups: int, seed: int
+) -> None:
+    """W' = Q W and b' = Q b + c, where y' = Q y + c of the block output y."""
+    rng = np.random.default_rng(seed)
+    block, bias = weights(n, m, groups, seed)
+    family = Family.pointwise(block, bias)
+    step = rng.standard_normal(family.prior.shape)
+    fitted = AffineMap(family.prior + step, rng.standard_normal((groups, n)))
+    fused = family.fused(fitted, block)
+    q = family.fused(fitted, np.tile(np.eye(n), (groups, 1, 1))).matrix
+    layer = AffineMap(q, fitted.shift - np.einsum("gij,gj->gi", q, bias))
+    explicit = layer.after(AffineMap(block, bias))
+    np.testing.assert_allclose(fused.matrix, explicit.matrix, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(fused.shift, explicit.shift, rtol=0, atol=1e-9)
+
+
+@given(dimensions, dimensions, st.integers(1, 3), st.integers(0, 10**6))
 def test_unchanged_is_the_block_as_it_is(n: int, m: int, groups: int, seed: int) -> None:
     block, bias = weights(n, m, groups, seed)
     basis, coordinates = span(block)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import textwrap
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -9,7 +13,9 @@ import pytest
 from onnx import numpy_helper
 
 from fskd_onnx.passes import AffineMap, Canonicalize, FuseAdapter, InsertAdapter
+from fskd_onnx.passes.analysis import nodes
 from fskd_onnx.passes.base import Pass
+from fskd_onnx.passes.edit import remove, replace_reads
 from fskd_onnx.passes.errors import PreconditionError
 from tests.helpers import (
     assert_close,
@@ -240,3 +246,22 @@ def test_requirements_are_checked_before_anything_is_rewritten() -> None:
 
     with pytest.raises(PreconditionError, match="no"):
         Unwilling()(full_model())
+
+
+def test_the_example_of_the_contract_is_a_pass() -> None:
+    # x ─▶ Identity ─▶ a ─▶ Relu ─▶ y, and x ─▶ Identity ─▶ z
+    text = inspect.cleandoc(str(Pass.__doc__))
+    example = text[text.index("    class") : text.index("    result")]
+    names: dict[str, Any] = {**vars(nodes), "Pass": Pass, "gs": gs}
+    names |= {"remove": remove, "replace_reads": replace_reads}
+    exec(textwrap.dedent(example), names)
+    model = build("""g (float[N] x) => (float[N] y, float[N] z) {
+        [one] a = Identity (x)
+        y = Relu (a)
+        [two] z = Identity (x)
+    }""")
+    each = names["RemoveIdentity"]()
+    result = each(model)
+    assert result.notes == ("'one' removed",)
+    assert_same_function(result.model, model)
+    assert not each(result.model).changed

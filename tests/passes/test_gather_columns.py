@@ -15,7 +15,7 @@ from fskd_onnx.passes import GatherColumns
 from fskd_onnx.passes.analysis.geometry import Geometry
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.errors import PreconditionError
-from fskd_onnx.passes.gather_columns import COLUMNS, indices
+from fskd_onnx.passes.gather_columns import COLUMNS, gather_feeds
 from tests.helpers import Array, assert_close, build, linears, random_feeds, run
 
 # x ─▶ [one linear node] ─▶ y
@@ -122,7 +122,7 @@ def gather(
         inputs=[gs.Variable("t", tensor.dtype, [None] * tensor.ndim)], opset=opset, name="g"
     )
     GatherColumns("t", last, inside is not None, np.dtype(dtype)).run(graph)
-    chosen = indices(tensor.shape, last, count, index, inside)
+    chosen = gather_feeds(tensor.shape, last, count, index, inside)
     (columns,) = run(gs.export_onnx(graph, ir_version=8), {"t": tensor, **chosen}).values()
     return columns
 
@@ -260,7 +260,7 @@ def test_columns_of_what_a_node_makes_stand_beside_the_outputs() -> None:
     graph = gs.import_onnx(model)
     assert step.run(graph) == ["columns of 'h' gathered"]
     index = np.array([[0, 6]])
-    chosen = indices((SAMPLES, 7, 6), True, COUNT, index)
+    chosen = gather_feeds((SAMPLES, 7, 6), True, COUNT, index)
     found = run(gs.export_onnx(graph), feeds | chosen)
     columns = found.pop(COLUMNS)
     assert_close(found, run(model, feeds))

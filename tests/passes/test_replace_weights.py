@@ -14,8 +14,10 @@ from tests.helpers import (
     build,
     check,
     initializers,
+    insert_and_fuse,
     linears,
     ops,
+    random_adapters,
     random_feeds,
     run,
 )
@@ -157,3 +159,21 @@ def test_refusals(text: str, name: str, shape: tuple[int, int, int], reason: str
     with pytest.raises(PreconditionError, match=reason):
         ReplaceWeights({name: AffineMap(np.zeros(shape), np.zeros(shape[:2]))})(model)
     assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_fused_adapter_is_what_insert_and_fuse_give_with_no_more_rounding(form: str) -> None:
+    model = build(FORMS[form].format(t="float"))
+    adapters = random_adapters(model)
+    exact = {name: adapters[name].after(v.affine) for name, v in linears(model).items()}
+    explicit, oracle = insert_and_fuse(model, adapters)
+    fused = ReplaceWeights(exact)(model).model
+    assert_close(run(fused, random_feeds(model)), run(explicit, random_feeds(model)))
+    assert ops(fused) == ops(oracle)
+    once, twice = (linears(each)["n"].affine for each in (fused, oracle))
+    for part in ("matrix", "shift"):
+        value = getattr(exact["n"], part)
+        error = np.abs(getattr(once, part) - value)
+        assert (error <= 2.0**-24 * np.abs(value) * (1 + 1e-9)).all()  # half a unit of float32
+        assert (error <= np.abs(getattr(twice, part) - value)).all()
+        np.testing.assert_allclose(getattr(twice, part), value, rtol=1e-5, atol=1e-6)

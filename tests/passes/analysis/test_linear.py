@@ -9,57 +9,8 @@ import pytest
 from onnx import numpy_helper
 
 from fskd_onnx.passes.analysis.linear import Linear, Refusal, find_linear
-from tests.helpers import Array, build, initializers, linears, random_feeds, run
-
-# x ─▶ [one linear node] ─▶ y
-FORMS = {
-    "Conv": (
-        "g (double[N,4,5] x) => (double[N,6,A] y) <double[6,2,3] w, double[6] b>"
-        "{ [n] y = Conv <group = 2> (x, w, b) }"
-    ),
-    "depthwise": (
-        "g (double[N,4,5] x) => (double[N,8,A] y) <double[8,1,2] w>"
-        "{ [n] y = Conv <group = 4> (x, w) }"
-    ),
-    "Gemm": (
-        "g (double[N,4] x) => (double[N,6] y) <double[4,6] w, double[6] b>"
-        "{ [n] y = Gemm (x, w, b) }"
-    ),
-    "transB": (
-        "g (double[N,4] x) => (double[N,6] y) <double[6,4] w, double[1,6] b>"
-        "{ [n] y = Gemm <transB = 1, alpha: float = 0.5, beta: float = 2.0> (x, w, b) }"
-    ),
-    "scalar C": (
-        "g (double[N,4] x) => (double[N,6] y) <double[4,6] w, double b>"
-        "{ [n] y = Gemm <alpha: float = -2.0> (x, w, b) }"
-    ),
-    "no C": (
-        "g (double[N,4] x) => (double[N,6] y) <double[4,6] w>"
-        "{ [n] y = Gemm <beta: float = 3.0> (x, w) }"
-    ),
-    "MatMul": (
-        "g (double[N,3,4] x) => (double[N,3,6] y) <double[4,6] w> { [n] y = MatMul (x, w) }"
-    ),
-    "MatMul + Add": (
-        "g (double[N,4] x) => (double[N,6] y) <double[4,6] w, double[6] b>"
-        "{ [n] h = MatMul (x, w) y = Add (h, b) }"
-    ),
-    "Add of higher rank": (
-        "g (double[N,4] x) => (double[1,N,6] y) <double[4,6] w, double[1,1,6] b>"
-        "{ [n] h = MatMul (x, w) y = Add (b, h) }"
-    ),
-}
-
-
-def evaluate(linear: Linear, x: Array) -> Array:
-    """The definition in the module's docstring, for stride 1 and no padding."""
-    if linear.op != "Conv":
-        return np.asarray(x @ linear.matrix[0].T + linear.bias)
-    size = linear.kernel_shape[0]
-    patches = np.lib.stride_tricks.sliding_window_view(x, size, axis=2)  # N, C, positions, size
-    patches = patches.transpose(0, 1, 3, 2).reshape(len(x), linear.groups, -1, patches.shape[2])
-    y = np.einsum("gnp,bgpk->bgnk", linear.matrix, patches)
-    return np.asarray(y.reshape(len(x), linear.width, -1) + linear.bias[:, np.newaxis])
+from tests.helpers import build, linears, random_feeds, run
+from tests.passes.linear_forms import FORMS, evaluate
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -74,52 +25,6 @@ def test_the_view_is_what_the_node_computes(form: str) -> None:
     assert linear.output.name == "y"
     assert linear.input.name == "x"
     assert linear.shared_with is None
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_what_is_written_is_what_the_node_computes(form: str) -> None:
-    model = build(FORMS[form])
-    graph = gs.import_onnx(model)
-    linear = find_linear(graph)[0]
-    assert isinstance(linear, Linear)
-    rng = np.random.default_rng(3)
-    matrix, bias = rng.standard_normal(linear.matrix.shape), rng.standard_normal(linear.width)
-    before = {node.op for node in graph.nodes}
-    linear.write(graph, matrix, bias)
-    written = gs.export_onnx(graph)
-    view = linears(written)["n"]
-    np.testing.assert_array_equal(view.matrix, matrix)
-    np.testing.assert_array_equal(view.bias, bias)
-    assert {node.op for node in graph.nodes} == before | ({"Add"} if form == "MatMul" else set())
-    feeds = random_feeds(model)
-    result = run(written, feeds)["y"]
-    assert result.shape == run(model, feeds)["y"].shape
-    np.testing.assert_allclose(
-        evaluate(view, feeds["x"]).reshape(result.shape), result, rtol=1e-12, atol=1e-12
-    )
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_writing_what_is_there_changes_nothing(form: str) -> None:
-    model = build(FORMS[form])
-    graph = gs.import_onnx(model)
-    linear = find_linear(graph)[0]
-    assert isinstance(linear, Linear)
-    linear.write(graph, linear.matrix + 0.0, linear.bias + 0.0)
-    after = gs.export_onnx(graph)
-    assert after.graph.node == model.graph.node
-    for name, value in initializers(model).items():
-        assert initializers(after)[name].tobytes() == value.tobytes()
-
-
-def test_negative_zeros_stay_negative() -> None:
-    # Masks leave them behind; a product with the identity turns them positive.
-    model = build(FORMS["Gemm"], {"w": np.full((4, 6), -0.0)})
-    graph = gs.import_onnx(model)
-    linear = find_linear(graph)[0]
-    assert isinstance(linear, Linear)
-    linear.write(graph, np.eye(6) @ linear.matrix, linear.bias)
-    assert np.signbit(initializers(gs.export_onnx(graph))["w"]).all()
 
 
 REFUSALS = [
@@ -241,44 +146,6 @@ def test_names_are_the_nodes_own_or_those_of_the_outputs() -> None:
         "one",
         "one",
     ]
-
-
-# x ─▶ [a linear node that stores its parameters in half precision behind Casts] ─▶ y
-CASTS = {
-    "MatMul": (
-        "g (float[N,4] x) => (float[N,6] y) <{t}[4,6] ws, {t}[6] bs>"
-        "{{ w = Cast <to = 1> (ws) b = Cast <to = 1> (bs) [n] h = MatMul (x, w) y = Add (b, h) }}"
-    ),
-    "Conv": (
-        "g (float[N,4,5] x) => (float[N,6,4] y) <{t}[6,4,2] ws, {t}[6] bs>"
-        "{{ w = Cast <to = 1> (ws) b = Cast <to = 1> (bs) [n] y = Conv (x, w, b) }}"
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
-@pytest.mark.parametrize("op", CASTS)
-def test_parameters_behind_casts_are_written_where_they_are_stored(op: str, kind: str) -> None:
-    model = build(CASTS[op].format(t=kind))
-    graph = gs.import_onnx(model)
-    [linear] = find_linear(graph)
-    assert isinstance(linear, Linear)
-    assert (linear.weight.name, linear.shared_with) == ("ws", None)
-    assert linear.dtype == np.float32
-    rng = np.random.default_rng(3)
-    matrix, bias = rng.standard_normal(linear.matrix.shape), rng.standard_normal(linear.width)
-    linear.write(graph, matrix, bias)
-    step = 2.0**-8 if kind == "bfloat16" else 2.0**-11
-    np.testing.assert_allclose(linear.matrix, matrix, rtol=step)
-    np.testing.assert_allclose(linear.bias, bias, rtol=step)
-    written = gs.export_onnx(graph)
-    assert [n.op_type for n in written.graph.node] == [n.op_type for n in model.graph.node]
-    stored = {t.name: t.data_type for t in model.graph.initializer}
-    assert {t.name: t.data_type for t in written.graph.initializer} == stored
-    feeds = random_feeds(model)
-    np.testing.assert_allclose(
-        evaluate(linear, feeds["x"]), run(written, feeds)["y"], rtol=1e-4, atol=1e-5
-    )
 
 
 def test_a_cast_that_two_nodes_read_is_shared() -> None:
