@@ -15,7 +15,15 @@ from rich.console import Console
 
 from fskd_onnx.reporting.json_format import SCHEMA_VERSION, matching_to_json, to_json
 from fskd_onnx.reporting.terminal import render, render_comparison, render_matching
-from fskd_onnx.results import Agreement, BlockPair, BlockReport, FitReport, Matching, StageSeconds
+from fskd_onnx.results import (
+    Agreement,
+    BlockPair,
+    BlockReport,
+    Evidence,
+    FitReport,
+    Matching,
+    StageSeconds,
+)
 
 LONG = "/features/features.3/conv/conv.0/conv.0.0/Conv[quantized]/with/a/very/long/name"
 
@@ -68,9 +76,11 @@ REPORT = FitReport(
 
 MATCHING = Matching(
     pairs=(
-        BlockPair("conv1", "Conv", "t1", (0, 3), 8, "weights", 0.98765, "", "structure"),
-        BlockPair(LONG, "Conv", LONG, None, 8, "activations", 0.5, ""),
-        BlockPair("odd[1]", "Gemm", None, (), None, "", 0.0, "no counterpart"),
+        BlockPair(
+            "conv1", "Conv", "t1", (0, 3), 8, Evidence.WEIGHTS, 0.98765, "", Evidence.STRUCTURE
+        ),
+        BlockPair(LONG, "Conv", LONG, None, 8, Evidence.ACTIVATIONS, 0.5, ""),
+        BlockPair("odd[1]", "Gemm", None, (), None, Evidence.NONE, 0.0, "no counterpart"),
     )
 )
 
