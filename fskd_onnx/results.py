@@ -17,6 +17,31 @@ class BlockStatus(StrEnum):
     KEPT = "kept"
 
 
+class Evidence(StrEnum):
+    """What a block, or its channels, were found by."""
+
+    NONE = ""
+    """They were not found."""
+    WEIGHTS = "weights"
+    """The student's weights are a slice of the teacher's."""
+    STRUCTURE = "structure"
+    """What stands around the block."""
+    ACTIVATIONS = "activations"
+    """Activations of the two networks are alike, or will have to be compared."""
+    NAMES = "names"
+    """A name in common."""
+    MAP = "map"
+    """The map that was given."""
+    OUTPUT = "output"
+    """The channels are the network's output, whose order stays."""
+    WIDTH = "width"
+    """There are as many channels as in the teacher."""
+    STREAM = "stream"
+    """Another block that has to carry the same channels."""
+    SELECTED = "selected"
+    """The channels were chosen as new targets."""
+
+
 @dataclass(frozen=True)
 class BlockReport:
     """What became of one block of the student.
@@ -148,13 +173,10 @@ class BlockPair:
         teacher: the teacher's block output, or None where the block has no counterpart.
         channels: teacher channel of each student channel; None until activations decide.
         teacher_width: number of channels of the teacher's block output.
-        evidence: what the channels were found by: "weights", "output" (they are the network's),
-            "stream" (another block of the same residual stream tells), "width" (there are as many),
-            "activations" or "map".
+        evidence: what the channels were found by.
         confidence: 0..1, of the pair or of its least certain channel, whichever is less.
         reason: why the block is left alone; empty where it is not.
-        paired_by: what the block was found by: "weights", "structure", "activations", "names" or
-            "map".
+        paired_by: what the block was found by.
     """
 
     student: str
@@ -162,10 +184,10 @@ class BlockPair:
     teacher: str | None
     channels: tuple[int, ...] | None
     teacher_width: int | None
-    evidence: str
+    evidence: Evidence
     confidence: float
     reason: str
-    paired_by: str = ""
+    paired_by: Evidence = Evidence.NONE
 
 
 @dataclass(frozen=True)

@@ -31,15 +31,12 @@ from fskd_onnx.linalg.moments import Moments
 from fskd_onnx.linalg.ridge import is_sparse
 from fskd_onnx.matching.channels import Channels
 from fskd_onnx.passes.analysis.affine import AffineMap
-from fskd_onnx.passes.analysis.coupled_channels import (
-    CoupledChannels,
-    find_coupled_channels,
-    is_follower,
-)
+from fskd_onnx.passes.analysis.coupled_channels import CoupledChannels, find_coupled_channels
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.propagation import is_depthwise
 from fskd_onnx.passes.analysis.segments import Segment
 from fskd_onnx.passes.extract_segment import extract
-from fskd_onnx.results import Matching
+from fskd_onnx.results import Evidence, Matching
 from fskd_onnx.runtime.column_sampling import ColumnSampling, Gatherer, batch_offsets
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.session_run import run
@@ -90,7 +87,7 @@ def select_targets(
     blocks = _pair_up(student, teacher, matching)
     spaces = find_coupled_channels(student, {name: block.student for name, block in blocks.items()})
     extents = _measure(spaces, blocks)
-    readers = [block for block in blocks.values() if not is_follower(block.student)]
+    readers = [block for block in blocks.values() if not is_depthwise(block.student)]
     read = {space for block in readers for space in spaces.layout(block.student.input.name) or ()}
     wanted = {
         space: extent
@@ -191,7 +188,7 @@ def _measure(spaces: CoupledChannels, blocks: Mapping[str, _Block]) -> dict[int,
         if len(extent) != 1 or len(shapes) != 1 or is_sparse(block.student.native):
             spaces.fix(block.student.output.name)
             spaces.fix(block.student.input.name)
-        elif not is_follower(block.student) and _repeat(block, spaces, extents) is None:
+        elif not is_depthwise(block.student) and _repeat(block, spaces, extents) is None:
             spaces.fix(block.student.input.name)
     return extents
 
@@ -304,7 +301,7 @@ def _reshape(
         space = _only(spaces, block.student.output.name)
         if space in chosen:
             channels = tuple(int(channel) for channel in chosen[space])
-            pair = replace(pair, channels=channels, evidence="selected", confidence=1.0)
+            pair = replace(pair, channels=channels, evidence=Evidence.SELECTED, confidence=1.0)
         pairs.append(pair)
         sliced = None
         if pair.channels is not None and not is_sparse(block.student.native):
@@ -323,7 +320,7 @@ def _slice(
 ) -> AffineMap | None:
     """Return the teacher's weights for some outputs and for what the student's input carries."""
     bias = block.teacher.bias[outputs]
-    if is_follower(block.student) and is_follower(block.teacher):
+    if is_depthwise(block.student) and is_depthwise(block.teacher):
         return AffineMap(block.teacher.matrix[outputs], bias[:, np.newaxis])
     if block.teacher.groups > 1 or block.student.groups > 1:
         return None

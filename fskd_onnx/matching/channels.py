@@ -1,28 +1,30 @@
 """Teacher x student -> block pairs and channel pairs, or the reason why there is none.
 
 Which block stands for which is found first (``fskd_onnx.matching.pairing``). Channels are then
-followed through the student in the order of its nodes: which of the teacher's channels a tensor
-carries is known for the inputs (all of them), stays the same through whatever works channel by
-channel, and is found anew at each linear node by comparing its rows with the teacher's rows, cut
-down to the channels that the node's input carries (``fskd_onnx.matching.row_matching``). A layer
-that was pruned on both sides is thus an exact slice again. Where its own weights do not say it,
-another block of the same residual stream may, and else activations have to
-(``channels_from_moments``).
+matched block by block in the order of the student's nodes: which of the teacher's inputs a block
+kept follows from the channels of earlier blocks (``fskd_onnx.matching.kept_inputs``), and its own
+channels from comparing its rows of weights with the teacher's rows, cut down to these inputs
+(``fskd_onnx.matching.row_matching``). A layer that was pruned on both sides is thus an exact slice
+again. Where its own weights do not tell, another block of the same residual stream may, and else
+activations have to (``channels_from_moments``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.linalg.moments import Moments
+from fskd_onnx.matching.kept_inputs import KeptInputs
 from fskd_onnx.matching.pairing import Partner, Similarity, pair_blocks
-from fskd_onnx.matching.row_matching import Channels, KeptChannels, assign, channels_from_weights
-from fskd_onnx.passes.analysis.coupled_channels import CoupledChannels, find_coupled_channels
+from fskd_onnx.matching.row_matching import Channels, assign, channels_from_weights
+from fskd_onnx.passes.analysis.coupled_channels import CoupledChannels
 from fskd_onnx.passes.analysis.linear import Linear, Refusal, find_linear
-from fskd_onnx.results import BlockPair, Matching
+from fskd_onnx.passes.analysis.propagation import propagate
+from fskd_onnx.results import BlockPair, Evidence, Matching
 
 __all__ = [
     "BlockPair",
@@ -36,9 +38,6 @@ __all__ = [
 
 # Below this a student's channel has no counterpart among the teacher's activations.
 _ACTIVATIONS_AGREE = 0.2
-
-_MERGES = {"Add", "Sub", "Mul", "Div", "Sum", "Max", "Min", "Mean"}
-_PERMUTES_CHANNELS = {"Transpose", "Gather", "Slice", "Split", "DepthToSpace", "SpaceToDepth"}
 
 
 def match_models(
@@ -74,16 +73,16 @@ def match_channels(
             student's node.
     """
     blocks = _Blocks(teacher, student, partners, known or {})
-    pairs = blocks.follow({})
+    pairs = blocks.match({})
     if any(pair.channels is None and not pair.reason for pair in pairs):
-        # Blocks of one stream carry the same channels, whichever of them tells which.
-        told = {
-            space: KeptChannels(np.array(pair.channels), pair.teacher_width)
+        # Blocks of one residual stream carry the same channels, whichever of them was matched.
+        of_spaces = {
+            space: _SpaceChannels(np.array(pair.channels), pair.teacher_width)
             for pair in reversed(pairs)
             if pair.channels is not None and pair.teacher_width is not None
-            for space in blocks.space(pair.student)
+            if (space := blocks.space(pair.student)) is not None
         }
-        pairs = blocks.follow(told)
+        pairs = blocks.match(of_spaces)
     return Matching(tuple(pairs))
 
 
@@ -104,8 +103,16 @@ def uncertain(confidence: float) -> bool:
     return confidence < _ACTIVATIONS_AGREE
 
 
+@dataclass(frozen=True)
+class _SpaceChannels:
+    """The teacher's channels that a space of the student carries, out of how many."""
+
+    channels: Channels
+    teacher_width: int
+
+
 class _Blocks:
-    """The student's blocks with their partners, and channels on their way through it."""
+    """The student's blocks with their partners, and the channels of both networks."""
 
     def __init__(
         self,
@@ -114,50 +121,42 @@ class _Blocks:
         partners: Sequence[Partner],
         known: Mapping[str, tuple[Channels, float]],
     ) -> None:
-        self._nodes = student.nodes
-        self._views = find_linear(student)
+        order = {id(node): number for number, node in enumerate(student.nodes)}
+        self._views = sorted(find_linear(student), key=lambda view: order[id(_last_node(view))])
         self._teacher = {v.output.name: v for v in find_linear(teacher) if isinstance(v, Linear)}
         self._partners = {partner.student: partner for partner in partners}
         self._known = known
-        linears = {v.name: v for v in self._views if isinstance(v, Linear)}
-        self._spaces: CoupledChannels = find_coupled_channels(student, linears)
+        linears = {view.name: view for view in self._views if isinstance(view, Linear)}
+        self._channels_of = (
+            propagate(teacher, self._teacher.values()),
+            propagate(student, linears.values()),
+        )
+        self._spaces = CoupledChannels(self._channels_of[1])
         self._outputs = {name: view.output.name for name, view in linears.items()}
-        layouts = [self._spaces.layout(output.name) for output in student.outputs]
-        self._given_out = {space for layout in layouts if layout for space in layout}
+        carried = (self._spaces.carried(output.name) for output in student.outputs)
+        self._of_outputs = frozenset[int]().union(*carried)
 
-    def space(self, name: str) -> tuple[int, ...]:
-        """Return the channel space that a block writes to, if it writes to one."""
-        layout = self._spaces.layout(self._outputs[name]) if name in self._outputs else None
-        return layout if layout is not None and len(layout) == 1 else ()
+    def space(self, name: str) -> int | None:
+        """Return the channel space that a block writes to; None for a block that is no linear."""
+        return self._spaces.of_block(self._outputs[name]) if name in self._outputs else None
 
-    def follow(self, told: Mapping[int, KeptChannels]) -> list[BlockPair]:
-        """Follow the channels from node to node.
+    def match(self, of_spaces: Mapping[int, _SpaceChannels]) -> list[BlockPair]:
+        """Match channels, block by block in the order of nodes.
 
         Args:
-            told: channels of some spaces, for blocks whose own weights do not tell.
+            of_spaces: channels of some spaces, for blocks whose own weights do not tell.
         """
-        views = {id(_last_node(view)): view for view in self._views}
-        kept: dict[int, KeptChannels] = {}
+        kept = KeptInputs(*self._channels_of)
         pairs = []
-        for node in self._nodes:
-            view = views.get(id(node))
-            if view is None:
-                carried = _carry(node, kept)
-            else:
-                pair = self._match(view, kept, told)
-                pairs.append(pair)
-                carried = None
-                if pair.channels is not None and pair.teacher_width is not None:
-                    carried = KeptChannels(np.array(pair.channels), pair.teacher_width)
-            if carried is not None:
-                kept |= {id(tensor): carried for tensor in node.outputs}
+        for view in self._views:
+            pair = self._match(view, kept, of_spaces)
+            pairs.append(pair)
+            if isinstance(view, Linear) and pair.teacher is not None and pair.channels is not None:
+                kept.add(view, self._teacher[pair.teacher], np.array(pair.channels))
         return pairs
 
     def _match(
-        self,
-        view: Linear | Refusal,
-        kept: Mapping[int, KeptChannels],
-        told: Mapping[int, KeptChannels],
+        self, view: Linear | Refusal, kept: KeptInputs, of_spaces: Mapping[int, _SpaceChannels]
     ) -> BlockPair:
         if isinstance(view, Refusal):
             return _alone(view.name, str(view.node.op), view.reason)
@@ -171,7 +170,7 @@ class _Blocks:
         if view.width > teacher.width:
             reason = f"it is wider than the teacher's '{teacher.name}'"
             return _alone(view.name, view.op, reason)
-        channels, evidence, confidence = self._channels(view, teacher, partner, kept, told)
+        channels, evidence, confidence = self._channels(view, teacher, partner, kept, of_spaces)
         return BlockPair(
             student=view.name,
             op=view.op,
@@ -189,31 +188,30 @@ class _Blocks:
         view: Linear,
         teacher: Linear,
         partner: Partner,
-        kept: Mapping[int, KeptChannels],
-        told: Mapping[int, KeptChannels],
-    ) -> tuple[Channels | None, str, float]:
-        """Return the channels of a block, what tells them, and how certain they are."""
+        kept: KeptInputs,
+        of_spaces: Mapping[int, _SpaceChannels],
+    ) -> tuple[Channels | None, Evidence, float]:
+        """Return the channels of a block, what they were found by, and how certain they are."""
         if partner.channels is not None:
-            return np.array(partner.channels), "map", 1.0
+            return np.array(partner.channels), Evidence.MAP, 1.0
         if view.name in self._known:
             channels, confidence = self._known[view.name]
-            return channels, "activations", confidence
-        found = channels_from_weights(view, teacher, kept.get(id(view.input)))
-        spaces = self.space(view.name)
+            return channels, Evidence.ACTIVATIONS, confidence
+        found = channels_from_weights(view, teacher, kept.inputs(view, teacher))
+        space = self._spaces.of_block(view.output.name)
         same = np.arange(view.width) if view.width == teacher.width else None
-        if same is not None and self._given_out & set(spaces):
+        if same is not None and space in self._of_outputs:
             # Whoever reads the network's output counts on its order.
-            told_by = "output" if found is None or (found[0] != same).any() else "weights"
-            return same, told_by, 1.0
+            agrees = found is not None and np.array_equal(found[0], same)
+            return same, Evidence.WEIGHTS if agrees else Evidence.OUTPUT, 1.0
         if found is not None:
-            return found[0], "weights", found[1]
+            return found[0], Evidence.WEIGHTS, found[1]
         if same is not None:
-            return same, "width", 0.5
-        for space in spaces:
-            of_stream = told.get(space)
-            if of_stream is not None and of_stream.total == teacher.width:
-                return of_stream.channels, "stream", 0.5
-        return None, "activations", 0.0
+            return same, Evidence.WIDTH, 0.5
+        of_space = of_spaces.get(space)
+        if of_space is not None and of_space.teacher_width == teacher.width:
+            return of_space.channels, Evidence.STREAM, 0.5
+        return None, Evidence.ACTIVATIONS, 0.0
 
 
 def _last_node(view: Linear | Refusal) -> gs.Node:
@@ -221,27 +219,4 @@ def _last_node(view: Linear | Refusal) -> gs.Node:
 
 
 def _alone(name: str, op: str, reason: str) -> BlockPair:
-    return BlockPair(name, op, None, None, None, "", 0.0, reason)
-
-
-def _carry(node: gs.Node, kept: Mapping[int, KeptChannels]) -> KeptChannels | None:
-    """Return the teacher channels that the outputs of a node carry, where its inputs tell."""
-    inputs = [kept.get(id(t)) for t in node.inputs if not isinstance(t, gs.Constant)]
-    if not inputs or node.op in _PERMUTES_CHANNELS:
-        return None
-    if node.op == "Concat":
-        return _concatenate(node, inputs)
-    if node.op in _MERGES:
-        # A gate of one channel (squeeze-and-excitation) carries as many as what it scales.
-        return max(filter(None, inputs), key=lambda carried: carried.total, default=None)
-    return inputs[0]
-
-
-def _concatenate(node: gs.Node, inputs: list[KeptChannels | None]) -> KeptChannels | None:
-    if node.attrs.get("axis") != 1 or any(carried is None for carried in inputs):
-        return None
-    parts, total = [], 0
-    for carried in filter(None, inputs):
-        parts.append(total + carried.channels)
-        total += carried.total
-    return KeptChannels(np.concatenate(parts), total)
+    return BlockPair(name, op, None, None, None, Evidence.NONE, 0.0, reason)

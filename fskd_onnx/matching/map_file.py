@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from fskd_onnx.errors import MatchError
 from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.results import Evidence
 
 _LEFT_ALONE = "the map says so"
 
@@ -90,14 +91,14 @@ class _Check:
             )
         if output is None:
             reason = entry.get("reason")
-            return Partner(name, None, "map", 1.0, str(reason) if reason else _LEFT_ALONE)
+            return Partner(name, None, Evidence.MAP, 1.0, str(reason) if reason else _LEFT_ALONE)
         outputs = {view.output.name: view for view in self.teacher.values() if view is not None}
         if not isinstance(output, str) or output not in outputs:
             raise MatchError(
                 f"{self.file}: pairs '{name}' with '{output}', which is no block output of the "
                 f"teacher; it has {_some(outputs)}"
             )
-        partner = Partner(name, output, "map", 1.0)
+        partner = Partner(name, output, Evidence.MAP, 1.0)
         channels, view = entry.get("channels"), self.student[name]
         if channels is None or view is None:
             return partner

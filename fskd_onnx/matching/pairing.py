@@ -34,6 +34,7 @@ from fskd_onnx.matching.block_graph import (
 )
 from fskd_onnx.matching.weight_overlap import KernelIndex, KernelWeights, KeyFilter, overlap
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.results import Evidence
 
 Floats = NDArray[np.float64]
 
@@ -62,7 +63,7 @@ class Partner:
     Attributes:
         student: name of the student's linear node.
         teacher: the teacher's block output, or None where the block has no partner.
-        evidence: what it was found by: "weights", "structure", "activations", "names" or "map".
+        evidence: what it was found by.
         confidence: 0..1, its share among all places that it could have.
         reason: why it has no partner; empty where it has one.
         channels: teacher channel of each student channel, where that is given from outside.
@@ -70,7 +71,7 @@ class Partner:
 
     student: str
     teacher: str | None
-    evidence: str = ""
+    evidence: Evidence = Evidence.NONE
     confidence: float = 0.0
     reason: str = ""
     channels: tuple[int, ...] | None = None
@@ -111,19 +112,19 @@ class _Pairing:
             likeness[i, j] = _likeness(student.bones[i], teacher.bones[j])
         evidence = _SLICE * self._overlaps + likeness - _LEAST_ALIKE
         self._alignment = Alignment(evidence, student.before, teacher.before)
-        self._evidence: dict[int, str] = {}
+        self._evidence: dict[int, Evidence] = {}
 
     def run(self, graph: gs.Graph, similarity: Similarity | None) -> tuple[Partner, ...]:
         """Hear all evidence in its order."""
         self._take_given()
         for pair in self._alignment.settle():
             found = self._overlaps[pair.student, pair.teacher] > 0
-            self._evidence[pair.student] = "weights" if found else "structure"
+            self._evidence[pair.student] = Evidence.WEIGHTS if found else Evidence.STRUCTURE
         if similarity is not None:
-            self._settle(_ALIKE_ACTIVATIONS * self._alikeness(similarity), "activations")
-        self._settle(_SAME_NAME * self._names_in_common(), "names")
+            self._settle(_ALIKE_ACTIVATIONS * self._alikeness(similarity), Evidence.ACTIVATIONS)
+        self._settle(_SAME_NAME * self._names_in_common(), Evidence.NAMES)
         while self._settle_twins():
-            self._settle(np.zeros(self._overlaps.shape), "structure")
+            self._settle(np.zeros(self._overlaps.shape), Evidence.STRUCTURE)
         found = {
             bone.linear.name: self._partner(number)
             for number, bone in enumerate(self._student.bones)
@@ -145,7 +146,7 @@ class _Pairing:
             elif partner is not None:
                 self._alignment.leave_out(number)
 
-    def _settle(self, bonus: Floats, evidence: str) -> None:
+    def _settle(self, bonus: Floats, evidence: Evidence) -> None:
         for pair in self._alignment.settle(bonus):
             self._evidence[pair.student] = evidence
 
@@ -188,7 +189,7 @@ class _Pairing:
                 i = min(nodes, key=lambda node: _content(self._student.bones[node]))
                 j = min(places, key=lambda place: _content(self._teacher.bones[place]))
                 self._alignment.fix(i, j, 1 / len(places))
-                self._evidence[i] = "structure"
+                self._evidence[i] = Evidence.STRUCTURE
                 return True
         return False
 

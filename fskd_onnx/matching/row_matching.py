@@ -37,23 +37,16 @@ _ORDER_COUNTS = 1e-9
 _LOOKED_UP_BY = 4
 
 
-@dataclass(frozen=True)
-class KeptChannels:
-    """The teacher channels that a student tensor carries, out of how many."""
-
-    channels: Channels
-    total: int
-
-
 def channels_from_weights(
-    student: Linear, teacher: Linear, kept: KeptChannels | None
+    student: Linear, teacher: Linear, kept: Channels | None
 ) -> tuple[Channels, float] | None:
     """Match rows of weights, the teacher's cut down to the inputs that the student kept.
 
     Args:
         student: a block.
         teacher: its partner.
-        kept: channels of the student's input; None where they are not known, so all.
+        kept: (inputs,) the teacher's input that each of the student's is, over all groups; None
+            where that is not known, so that they have to be the same.
 
     Returns:
         (width,) the teacher's channels and the cosine of the least certain one; None where the
@@ -110,19 +103,14 @@ class _Origin:
 
 
 def _origin(
-    groups: int, have: int, teacher_groups: int, want: int, kept: KeptChannels | None
+    groups: int, have: int, teacher_groups: int, want: int, kept: Channels | None
 ) -> _Origin | None:
-    """Tell which teacher inputs a block reads, of which each group has ``have`` of ``want``.
-
-    A flattened tensor has several inputs per channel, in the order of its channels.
-    """
+    """Tell which teacher inputs a block reads, of which each group has ``have`` of ``want``."""
     if kept is None:
-        kept = KeptChannels(np.arange(groups * have), groups * have)
-    repeat, rest = divmod(groups * have, len(kept.channels))
-    if rest or repeat * kept.total != teacher_groups * want:
-        return None
-    inputs = kept.channels[:, np.newaxis] * repeat + np.arange(repeat)
-    group, position = np.divmod(inputs.reshape(groups, have), want)
+        if groups * have != teacher_groups * want:
+            return None
+        kept = np.arange(groups * have)
+    group, position = np.divmod(kept.reshape(groups, have), want)
     if (group != group[:, :1]).any():
         return None  # a group of the student mixes several of the teacher's
     return _Origin(group[:, 0], position)

@@ -1,97 +1,76 @@
 """Which tensors of a network must carry the same channels: its channel spaces.
 
-A linear node opens a space: its outputs. What works channel by channel stays in the space; an Add
-of two tensors merges their spaces, so a residual stream is one; a depthwise convolution stays in
-the space of its input; a Concat carries several spaces behind one another. A space is *fixed* where
-somebody reads it who could not follow a new choice of channels: an output of the network, an
-operator that is not known to work channel by channel, a linear node that is not refitted.
+The channels of a linear node are a space. Spaces are merged where their channels have to be the
+same one by one: in the Add of a residual stream, in front of and behind a depthwise convolution. A
+space is *fixed* where its channels cannot be chosen anew: an output of the network carries them,
+they pass through what cannot follow, a linear node that is not refitted reads them, or one that
+reads some of them only. How channels get from node to node is found by
+``fskd_onnx.passes.analysis.propagation``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
-from fskd_onnx.passes.analysis.linear import CONVOLUTIONS, Linear
-from fskd_onnx.passes.analysis.segments import reads
-
-# Operators whose output channel j depends on channel j of the first input alone, on any axis.
-_ELEMENTWISE = {
-    "Cast",
-    "Ceil",
-    "Celu",
-    "Clip",
-    "Dropout",
-    "Elu",
-    "Erf",
-    "Exp",
-    "Floor",
-    "Gelu",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "LeakyRelu",
-    "Mish",
-    "Neg",
-    "Relu",
-    "Selu",
-    "Sigmoid",
-    "Softplus",
-    "Softsign",
-    "Sqrt",
-    "Tanh",
-}
-# The same, where the channels are on axis 1.
-_OVER_POSITIONS = {
-    "AveragePool",
-    "Flatten",
-    "GlobalAveragePool",
-    "GlobalLpPool",
-    "GlobalMaxPool",
-    "LpPool",
-    "MaxPool",
-    "ReduceMean",
-    "Reshape",
-    "Resize",
-    "Squeeze",
-    "Upsample",
-}
-_CHANGES_RANK = {"Flatten", "ReduceMean", "Reshape", "Squeeze"}
-_MERGES = {"Add", "Div", "Max", "Mean", "Min", "Mul", "Sub", "Sum"}
+from fskd_onnx.passes.analysis.labels import Labels
+from fskd_onnx.passes.analysis.linear import Linear
+from fskd_onnx.passes.analysis.propagation import Channels, propagate
 
 Layout = tuple[int, ...]
 
 
-@dataclass
 class CoupledChannels:
-    """The channel spaces of a network.
+    """The channel spaces of a network, numbered."""
 
-    Attributes:
-        layouts: the spaces that a tensor carries, in order, by the tensor's name. A tensor that is
-            not listed carries the channels of the network's input, or nothing that can be told.
-        last: names of the tensors whose channels are on the last axis (MatMul), not on axis 1.
-    """
-
-    layouts: dict[str, Layout] = field(default_factory=dict)
-    last: set[str] = field(default_factory=set)
-    _parents: list[int] = field(default_factory=list)
-    _fixed: set[int] = field(default_factory=set)
+    def __init__(self, channels: Channels) -> None:
+        """Merge the spaces of channels that are tied, and fix those that cannot be chosen."""
+        self._channels = channels
+        self._starts = np.array(channels.starts)
+        self._parents = list(range(len(channels.blocks)))
+        self._fixed: set[int] = set()
+        self._layouts: dict[int, Layout | None] = {}
+        for one, other in channels.ties:
+            self._merge(one, other)
+        for labels in channels.fixed:
+            self._fixed |= self._spaces(labels)
 
     def layout(self, tensor: str) -> Layout | None:
-        """Return the spaces of a tensor, as they are after all merges."""
-        spaces = self.layouts.get(tensor)
+        """Return the spaces that a tensor carries, each as a whole and one behind another.
+
+        A flattened tensor carries each channel several times in a row. None where a tensor carries
+        anything else, or nothing that can be told.
+        """
+        labels = self._channels.labels.get(tensor)
+        spaces = None if labels is None else self._whole_spaces(labels)
         return None if spaces is None else tuple(map(self.root, spaces))
 
+    def carried(self, tensor: str) -> set[int]:
+        """Return the spaces that a tensor carries any channels of."""
+        labels = self._channels.labels.get(tensor)
+        return set() if labels is None else set(map(self.root, self._spaces(labels)))
+
+    def of_block(self, output: str) -> int:
+        """Return the space of a block, by the name of its output."""
+        return self.root(self._channels.blocks[output])
+
     def free(self, space: int) -> bool:
-        """Whether all readers of a space could follow a new choice of its channels."""
+        """Whether other channels may be chosen for a space."""
         return self.root(space) not in {self.root(fixed) for fixed in self._fixed}
 
-    def open(self) -> int:
-        """Make a new space."""
-        self._parents.append(len(self._parents))
-        return len(self._parents) - 1
+    def fix(self, tensor: str) -> None:
+        """Fix all spaces that a tensor carries channels of."""
+        self._fixed |= self.carried(tensor)
+
+    def reads_whole_spaces(self, linear: Linear) -> bool:
+        """Whether a linear node reads spaces as wholes, or nothing that can be told."""
+        labels = self._channels.labels.get(linear.input.name)
+        if labels is None:
+            return True
+        axis = linear.channel_axis % labels.rank
+        return labels.axes == {axis} and self._whole_spaces(labels) is not None
 
     def root(self, space: int) -> int:
         """Return the space that stands for all that were merged with a space."""
@@ -99,15 +78,48 @@ class CoupledChannels:
             space = self._parents[space]
         return space
 
-    def merge(self, spaces: Layout, others: Layout) -> None:
-        """Make the spaces of two layouts the same, one by one."""
-        for one, other in zip(spaces, others, strict=True):
-            low, high = sorted((self.root(one), self.root(other)))
+    def _merge(self, one: Labels, other: Labels) -> None:
+        layouts = self._whole_spaces(one), self._whole_spaces(other)
+        widths = [None if spaces is None else self._widths(spaces) for spaces in layouts]
+        if None in widths or widths[0] != widths[1] or one.positions.max() != other.positions.max():
+            self._fixed |= self._spaces(one) | self._spaces(other)
+            return
+        for pair in zip(*(spaces for spaces in layouts if spaces is not None), strict=True):
+            low, high = sorted(map(self.root, pair))
             self._parents[high] = low
 
-    def fix(self, tensor: str) -> None:
-        """Fix all spaces that a tensor carries."""
-        self._fixed.update(self.layouts.get(tensor, ()))
+    def _widths(self, spaces: Layout) -> list[int]:
+        return [int(self._starts[space + 1] - self._starts[space]) for space in spaces]
+
+    def _spaces(self, labels: Labels) -> set[int]:
+        """Return the spaces of some channels."""
+        known = labels.channels[labels.channels >= 0]
+        return set(np.unique(np.searchsorted(self._starts, known, "right") - 1).tolist())
+
+    def _whole_spaces(self, labels: Labels) -> Layout | None:
+        if id(labels) not in self._layouts:  # labels live as long as the channels
+            self._layouts[id(labels)] = self._read(labels)
+        return self._layouts[id(labels)]
+
+    def _read(self, labels: Labels) -> Layout | None:
+        if len(labels.axes) != 1:
+            return None
+        channels, positions = labels.channels.reshape(-1), labels.positions.reshape(-1)
+        repeat = int(positions.max(initial=0)) + 1
+        in_order = channels[::repeat]
+        if not np.array_equal(np.repeat(in_order, repeat), channels) or not np.array_equal(
+            np.tile(np.arange(repeat), len(in_order)), positions
+        ):
+            return None
+        spaces = []
+        while len(in_order):
+            space = int(np.searchsorted(self._starts, in_order[0], "right")) - 1
+            whole = np.arange(*self._starts[space : space + 2]) if space >= 0 else in_order[:0]
+            if not len(whole) or not np.array_equal(in_order[: len(whole)], whole):
+                return None
+            spaces.append(space)
+            in_order = in_order[len(whole) :]
+        return tuple(spaces)
 
 
 def find_coupled_channels(graph: gs.Graph, refitted: Mapping[str, Linear]) -> CoupledChannels:
@@ -117,97 +129,8 @@ def find_coupled_channels(graph: gs.Graph, refitted: Mapping[str, Linear]) -> Co
         graph: the network.
         refitted: the linear nodes that can follow a new choice of channels, by their name.
     """
-    spaces = CoupledChannels()
-    blocks = {id(linear.node): linear for linear in refitted.values()}
-    biases = {id(linear.bias_node) for linear in refitted.values()}
-    for node in graph.nodes:
-        if id(node) in blocks:
-            _read_block(spaces, blocks[id(node)])
-        elif id(node) not in biases:
-            _read_node(spaces, node)
-    for output in graph.outputs:
-        spaces.fix(output.name)
+    spaces = CoupledChannels(propagate(graph, refitted.values()))
+    for linear in refitted.values():
+        if not spaces.reads_whole_spaces(linear):
+            spaces.fix(linear.input.name)
     return spaces
-
-
-def _read_block(spaces: CoupledChannels, linear: Linear) -> None:
-    source = linear.input.name
-    if linear.op == "MatMul":
-        spaces.last.add(linear.output.name)
-    if linear.groups > 1:
-        layout = spaces.layouts.get(source)
-        if is_follower(linear) and layout is not None:
-            spaces.layouts[linear.output.name] = layout
-            return
-        # Channels of a group are tied to the group; a choice would have to respect that.
-        spaces.fix(source)
-        spaces.layouts[linear.output.name] = (spaces.open(),)
-        spaces.fix(linear.output.name)
-        return
-    spaces.layouts[linear.output.name] = (spaces.open(),)
-
-
-def is_follower(linear: Linear) -> bool:
-    """Whether a block is depthwise: output channel j sees input channel j alone."""
-    return linear.op == "Conv" and linear.groups > 1 and linear.groups == linear.width
-
-
-def _read_node(spaces: CoupledChannels, node: gs.Node) -> None:
-    inputs = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant)]
-    layouts = [spaces.layouts.get(tensor.name) for tensor in inputs]
-    on_last = {tensor.name in spaces.last for tensor in inputs}
-    result: Layout | None = None
-    if node.op in _ELEMENTWISE or (
-        node.op in _OVER_POSITIONS and on_last == {False} and _keeps_channels(node)
-    ):
-        result = layouts[0] if layouts else None
-    elif node.op in _MERGES and len(on_last) == 1 and all(map(_is_scalar, node.inputs)):
-        known = [layout for layout in layouts if layout is not None]
-        if len(known) == len(inputs) and len({len(layout) for layout in known}) == 1:
-            for layout in known[1:]:
-                spaces.merge(known[0], layout)
-            result = known[0]
-    elif (
-        node.op == "Concat"
-        and on_last == {node.attrs.get("axis") == -1}
-        and node.attrs.get("axis") in (1, -1)
-        and len(inputs) == len(node.inputs)
-        and None not in layouts
-    ):
-        result = tuple(space for layout in layouts if layout is not None for space in layout)
-    if result is None:
-        for tensor in reads(node):
-            spaces.fix(tensor.name)
-    else:
-        names = [tensor.name for tensor in node.outputs]
-        spaces.layouts |= dict.fromkeys(names, result)
-        spaces.last.update(names if True in on_last else ())
-
-
-def _keeps_channels(node: gs.Node) -> bool:
-    """Whether a node leaves batch and channels apart, as far as its axes say."""
-    if node.op == "Flatten":
-        return bool(node.attrs.get("axis", 1) == 1)
-    if node.op not in ("ReduceMean", "Squeeze"):
-        return True
-    # The axes were an attribute before opset 13 or 18, and are an input since.
-    axes = node.attrs.get("axes")
-    if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
-        axes = node.inputs[1].values.reshape(-1).tolist()
-    rank = _rank(node.inputs[0])
-    return bool(axes) and all(axis + rank * (axis < 0) > 1 for axis in axes)
-
-
-def _rank(tensor: gs.Tensor) -> int:
-    """Return the rank of what a convolution made; 0 where that is not to be seen."""
-    for node in tensor.inputs:
-        if node.op in CONVOLUTIONS:
-            return len(node.inputs[1].shape or ())
-        if node.op in (_ELEMENTWISE | _MERGES | _OVER_POSITIONS) - _CHANGES_RANK:
-            return next(filter(None, map(_rank, node.inputs)), 0)
-    return 0
-
-
-def _is_scalar(tensor: gs.Tensor) -> bool:
-    """Whether a tensor is no constant that differs from channel to channel."""
-    return not isinstance(tensor, gs.Constant) or all(extent == 1 for extent in tensor.shape)

@@ -18,7 +18,7 @@ from fskd_onnx.cli.app import app
 from fskd_onnx.errors import FskdError, NoImprovementError, SamplesError
 from fskd_onnx.options import Preprocess, RunOptions
 from fskd_onnx.reporting.formats import REPORT_FORMATS
-from fskd_onnx.results import Agreement, BlockPair, FitReport, Matching, StageSeconds
+from fskd_onnx.results import Agreement, BlockPair, Evidence, FitReport, Matching, StageSeconds
 
 REPORT = FitReport(
     teacher="t.onnx",
@@ -36,7 +36,7 @@ REPORT = FitReport(
     seconds=StageSeconds(total=1, capture=1, solve=0, fuse=0, verify=0),
     versions={},
 )
-MATCHING = Matching((BlockPair("conv1", "Conv", "t1", (0, 3), 8, "weights", 0.9, ""),))
+MATCHING = Matching((BlockPair("conv1", "Conv", "t1", (0, 3), 8, Evidence.WEIGHTS, 0.9, ""),))
 COMMANDS = ("fit", "match", "compare")
 
 

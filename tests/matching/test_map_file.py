@@ -21,7 +21,7 @@ from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.passes import Canonicalize
 from fskd_onnx.pipeline.match import match
 from fskd_onnx.reporting.json_format import matching_to_json
-from fskd_onnx.results import BlockPair, Matching
+from fskd_onnx.results import BlockPair, Evidence, Matching
 from tests.cli.test_contract import FEW, SAMPLES, TEACHER, assert_fails, fskd_onnx, said
 from tests.helpers import DEMO, build
 from tests.networks import NETWORKS
@@ -56,7 +56,10 @@ def matched(path: Path) -> dict[str, BlockPair]:
 
 def essence(matching: Matching) -> list[BlockPair]:
     """Leave out how it was found, and how certain that was."""
-    return [replace(p, evidence="", confidence=0.0, paired_by="") for p in matching.pairs]
+    return [
+        replace(p, evidence=Evidence.NONE, confidence=0.0, paired_by=Evidence.NONE)
+        for p in matching.pairs
+    ]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -20,7 +20,7 @@ from torch import nn
 from fskd_onnx.matching.channels import match_models
 from fskd_onnx.matching.pairing import Partner, Similarity, pair_blocks
 from fskd_onnx.passes import Canonicalize
-from fskd_onnx.results import BlockPair
+from fskd_onnx.results import BlockPair, Evidence
 from models.networks import Network, densenet22, mobilenetv2, resnet20, vgg16
 from models.prune import prune, recipes
 from tests.helpers import DEMO, build, initializers, linears, zoo_model
@@ -455,7 +455,7 @@ def test_twins_with_the_teachers_weights_are_told_apart_by_them() -> None:
 
 def test_given_pairs_win_and_the_rest_follows() -> None:
     teacher = build(TWINS)
-    given = {"left": Partner("left", "yr", "map", 1.0, channels=tuple(range(8)))}
+    given = {"left": Partner("left", "yr", Evidence.MAP, 1.0, channels=tuple(range(8)))}
     found = partners(teacher, teacher, given)
     assert found["left"] is given["left"]
     assert found["right"].teacher != "yr"
@@ -464,13 +464,13 @@ def test_given_pairs_win_and_the_rest_follows() -> None:
 
 def test_a_given_pair_settles_what_else_is_open() -> None:
     teacher, student = build(TWINS), with_fresh_weights(build(TWINS), seed=3)
-    given = {"left": Partner("left", "yr", "map", 1.0)}
+    given = {"left": Partner("left", "yr", Evidence.MAP, 1.0)}
     assert partners(teacher, student, given)["right"].teacher == "yl"
 
 
 def test_a_given_node_without_a_partner_is_left_alone() -> None:
     teacher = build(TWINS)
-    given = {"c1": Partner("c1", None, "map", 1.0, "the map says so")}
+    given = {"c1": Partner("c1", None, Evidence.MAP, 1.0, "the map says so")}
     found = partners(teacher, teacher, given)
     assert found["c1"] is given["c1"]
     assert {p.teacher for name, p in found.items() if name != "c1"} == {"yl", "yr", "z"}
@@ -478,7 +478,9 @@ def test_a_given_node_without_a_partner_is_left_alone() -> None:
 
 def test_all_pairs_may_be_given() -> None:
     teacher = build(TWINS)
-    given = {name: Partner(name, output, "map", 1.0) for name, output in outputs(teacher).items()}
+    given = {
+        name: Partner(name, output, Evidence.MAP, 1.0) for name, output in outputs(teacher).items()
+    }
     assert partners(teacher, teacher, given) == given
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fskd_onnx.matching.row_matching import KeptChannels, assign, channels_from_weights
+from fskd_onnx.matching.row_matching import assign, channels_from_weights
 from fskd_onnx.passes.analysis.linear import Linear
 from tests.helpers import Array, build, linears
 
@@ -41,11 +41,9 @@ def some(seed: int, count: int, of: int) -> Array:
 
 
 def found(
-    student: Linear, teacher: Linear, kept: Sequence[int] | Array | None = None, total: int = 0
+    student: Linear, teacher: Linear, kept: Sequence[int] | Array | None = None
 ) -> tuple[list[int], float]:
-    result = channels_from_weights(
-        student, teacher, None if kept is None else KeptChannels(np.asarray(kept), total)
-    )
+    result = channels_from_weights(student, teacher, None if kept is None else np.asarray(kept))
     assert result is not None
     return result[0].tolist(), result[1]
 
@@ -57,7 +55,7 @@ def test_rows_in_any_order_are_found_exact_or_scaled(seed: int, factor: float) -
     rows, inputs = some(seed, 7, 12), some(seed + 1, 5, 9)
     teacher = conv(weight, bias)
     student = conv(factor * weight[rows][:, inputs], factor * bias[rows])
-    channels, confidence = found(student, teacher, inputs, 9)
+    channels, confidence = found(student, teacher, inputs)
     assert channels == rows.tolist()
     assert confidence == (1.0 if factor == 1 else pytest.approx(1, abs=1e-6))
 
@@ -82,23 +80,23 @@ def test_rows_are_found_in_their_groups(groups: int) -> None:
     n = np.add.outer(6 * np.arange(groups), rows).reshape(-1)
     p = np.add.outer(4 * np.arange(groups), inputs).reshape(-1)
     student = conv(weight[n][:, inputs], bias[n], groups)
-    assert found(student, conv(weight, bias, groups), p, 4 * groups) == (n.tolist(), 1.0)
+    assert found(student, conv(weight, bias, groups), p) == (n.tolist(), 1.0)
 
 
 def test_a_group_that_is_gone_is_left_out() -> None:
     weight, bias = drawn(0, 12, 2, 3, 3)
     n, p = [4, 5, 6, 7, 8, 9, 10, 11], [2, 3, 4, 5]
     student = conv(weight[n], bias[n], 2)
-    assert found(student, conv(weight, bias, 3), p, 6) == (n, 1.0)
+    assert found(student, conv(weight, bias, 3), p) == (n, 1.0)
 
 
 def test_depthwise_rows_are_those_of_their_input() -> None:
     weight, bias = drawn(0, 9, 1, 3, 3)
     kept = [0, 4, 5, 8]
     teacher = conv(weight, bias, 9)
-    assert found(conv(weight[kept], bias[kept], 4), teacher, kept, 9) == (kept, 1.0)
+    assert found(conv(weight[kept], bias[kept], 4), teacher, kept) == (kept, 1.0)
     fresh = conv(*drawn(1, 4, 1, 3, 3), groups=4)
-    assert found(fresh, teacher, kept, 9) == (kept, 1.0)
+    assert found(fresh, teacher, kept) == (kept, 1.0)
 
 
 def test_equal_rows_are_told_apart_by_bias_then_by_order() -> None:

@@ -11,6 +11,7 @@ from fskd_onnx.results import (
     BlockPair,
     BlockReport,
     BlockStatus,
+    Evidence,
     FitReport,
     Matching,
     StageSeconds,
@@ -67,8 +68,10 @@ REPORT = FitReport(
 
 MATCHING = Matching(
     pairs=(
-        BlockPair("conv1", "Conv", "t1", (0, 3), 8, "weights", 0.98765, "", "structure"),
-        BlockPair(LONG, "Conv", LONG, None, 8, "activations", 0.5, ""),
-        BlockPair("odd[1]", "Gemm", None, (), None, "", 0.0, "no counterpart"),
+        BlockPair(
+            "conv1", "Conv", "t1", (0, 3), 8, Evidence.WEIGHTS, 0.98765, "", Evidence.STRUCTURE
+        ),
+        BlockPair(LONG, "Conv", LONG, None, 8, Evidence.ACTIVATIONS, 0.5, ""),
+        BlockPair("odd[1]", "Gemm", None, (), None, Evidence.NONE, 0.0, "no counterpart"),
     )
 )

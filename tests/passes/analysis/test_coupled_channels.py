@@ -132,17 +132,64 @@ def test_a_concat_carries_its_spaces_in_order() -> None:
 @pytest.mark.parametrize(
     ("nodes", "width"),
     [
-        ("k = Concat <axis = 2> (y1, y2) z = Conv (k, w)", 4),
         ("k = Concat <axis = 1> (y1, x) q = Neg (k) z = Conv (y1, w)", 4),
         ("k = Concat <axis = 1> (y1, c) z = Conv (k, w)", 8),
         ("k = Concat <axis = 1> (y1, y2) r = Softmax <axis = 1> (k) z = Conv (r, w)", 8),
         ("k = Concat <axis = 1> (y1, y2) e = Conv (x, w8) r = Add (k, e) z = Conv (r, w)", 8),
     ],
-    ids=["positions", "the input", "a constant", "unknown reader", "one wide space"],
+    ids=["the input", "a constant", "unknown reader", "one wide space"],
 )
 def test_a_concat_whose_parts_cannot_be_told_binds(nodes: str, width: int) -> None:
     spaces = concat(nodes, width)
     assert not spaces.free(single(spaces, "y1"))
+
+
+def test_a_concat_of_positions_is_of_one_space() -> None:
+    spaces = concat("k = Concat <axis = 2> (y1, y2) z = Conv (k, w)", 4)
+    assert single(spaces, "k") == single(spaces, "y1") == single(spaces, "y2")
+    assert spaces.free(single(spaces, "y1"))
+    spaces = products("k = Concat <axis = 1> (y, u) z = MatMul (k, w)", 6, "N,8,5")
+    assert single(spaces, "k") == single(spaces, "y") == single(spaces, "u")
+    assert spaces.free(single(spaces, "y"))
+
+
+def test_a_concat_that_is_split_again_gives_back_its_spaces() -> None:
+    spaces = concat("""k = Concat <axis = 1> (y1, y2) r = Relu (k) a, b = Split <axis = 1> (r)
+        s = Concat <axis = 1> (b, a) z = Conv (s, w)""")
+    one, two = single(spaces, "y1"), single(spaces, "y2")
+    assert (single(spaces, "a"), single(spaces, "b")) == (one, two)
+    assert spaces.layout("s") == (two, one)
+    assert spaces.free(one)
+    assert spaces.free(two)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "a, b = Split <axis = 1> (y1) z = Conv (a, w)",
+        "a, b = Split <axis = 1> (y1) s = Concat <axis = 1> (b, a) z = Conv (s, w)",
+        "a, b = Split <axis = 1> (y1) r = Concat <axis = 1> (b, a) s = Add (r, y2) z = Conv (s, w)",
+    ],
+    ids=["a half", "halves in another order", "halves that are added"],
+)
+def test_a_block_that_reads_a_space_in_parts_binds_it(nodes: str) -> None:
+    spaces = concat(nodes, 2 if "(a, w)" in nodes else 4)
+    assert not spaces.free(single(spaces, "y1"))
+
+
+def test_a_gate_of_one_channel_leaves_what_it_scales_free() -> None:
+    # x ─┬▶ Conv ─▶ y ─▶ * ─▶ m ─▶ Conv ─▶ z
+    #    └▶ Conv ─▶ g ─▶ ┘
+    spaces = spaces_of("""g (float[N,3,4,4] x) => (float[N,6,4,4] z)
+      <float[5,3,1,1] w, float[1,3,1,1] v, float[6,5,1,1] k> {
+        y = Conv (x, w)
+        g = Conv (x, v)
+        m = Mul (g, y)
+        z = Conv (m, k)
+    }""")
+    assert single(spaces, "m") == single(spaces, "y") != single(spaces, "g")
+    assert spaces.free(single(spaces, "y"))
+    assert not spaces.free(single(spaces, "g"))
 
 
 def test_concats_that_are_added_are_merged_part_by_part() -> None:
@@ -199,18 +246,29 @@ FOLLOWS = [  # channel j of r depends on channel j of y alone
     "r = ReduceMean <axes = [2,3]> (y)",
     "r = ReduceMean <axes = [-1,-2]> (y)",
     "r = GlobalMaxPool (y)",
+    "r = Transpose <perm = [0,1,3,2]> (y)",
+    "t = Transpose <perm = [0,2,3,1]> (y) u = Relu (t) r = Transpose <perm = [0,3,1,2]> (u)",
+    "r = Mul (y, place)",
+    "r = Add (y, mask)",
+    "r = Slice (y, at0, at2, at2, at1)",
+    'r = Pad <mode = "reflect"> (y, pads)',
+    "t, u = Split <axis = 2> (y) r = Concat <axis = 2> (u, t)",
+    "t = Shape (y) r = Relu (y)",
 ]
 BINDS = [  # it depends on others, or constants tell channels apart
     "r = Softmax <axis = 1> (y)",
     "r = PRelu (y, slope)",
     "r = Add (y, slope)",
     "r = Mul (slope, y)",
-    "r = Transpose <perm = [0,1,3,2]> (y)",
     "r = Add (y, i)",
     "t = ReduceMean <axes = [1]> (y) r = Sub (y, t)",
     "t = ReduceMean <axes = [-3]> (y) r = Sub (y, t)",
     "t = ReduceMean (y) r = Sub (y, t)",
     "t = Flatten <axis = 2> (y) r = Relu (y)",
+    "t = Transpose <perm = [0,3,2,1]> (y) r = GlobalAveragePool (t)",
+    "t = Gather <axis = 1> (y, order) r = Relu (y) u = Conv (t, k)",
+    "r = Where (yes, y, slope)",
+    "r = own.Relu (y)",
     "r = If (yes) <then_branch = a () => (float[N,5,4,4] p) { p = Neg (y) },"
     " else_branch = b () => (float[N,5,4,4] q) { q = Abs (y) }>",
 ]
@@ -219,12 +277,22 @@ BINDS = [  # it depends on others, or constants tell channels apart
 @pytest.mark.parametrize("nodes", FOLLOWS + BINDS)
 def test_operators(nodes: str) -> None:
     # x ─▶ Conv ─▶ y ─▶ [nodes] ─▶ r ─▶ Conv ─▶ z
-    spaces = spaces_of(f"""g (float[N,3,4,4] x, float[N,5,4,4] i, bool yes) => (float[N,6,A,B] z)
-      <float[5,3,1,1] w, float[6,5,1,1] k, float one, float[5,1,1] slope> {{
-        [c] y = Conv (x, w)
-        {nodes}
-        z = Conv (r, k)
-    }}""")
+    spaces = spaces_of(
+        f"""<ir_version: 8, opset_import: ["": 17, "own": 1]>
+          g (float[N,3,4,4] x, float[N,5,4,4] i, float[N,1,4,4] mask, bool yes)
+          => (float[N,6,A,B] z) <float[5,3,1,1] w, float[6,5,1,1] k, float one, float[5,1,1] slope,
+          float[4,4] place, int64[1] at0, int64[1] at1, int64[1] at2, int64[5] order,
+          int64[8] pads> {{
+            [c] y = Conv (x, w)
+            {nodes}
+            z = Conv (r, k)
+        }}""",
+        at0=[0],
+        at1=[1],
+        at2=[2],
+        order=[4, 3, 2, 1, 0],
+        pads=[0, 0, 1, 1, 0, 0, 1, 1],
+    )
     assert spaces.free(single(spaces, "y")) == (nodes in FOLLOWS)
     assert nodes in BINDS or single(spaces, "r") == single(spaces, "y")
 
@@ -289,11 +357,10 @@ def test_channels_on_the_last_axis_are_followed(nodes: str, width: int) -> None:
     [
         ("f = Flatten (y) z = MatMul (f, w)", 24, "N,5"),
         ("p = GlobalAveragePool (y) q = Neg (p) z = MatMul (y, w)", 6, "N,4,5"),
-        ("k = Concat <axis = 1> (y, u) z = MatMul (k, w)", 6, "N,8,5"),
         ("m = ReduceMean <axes = [2]> (y) r = Sub (y, m) z = MatMul (r, w)", 6, "N,4,5"),
         ("m = ReduceMean <axes = [-1]> (y) r = Sub (y, m) z = MatMul (r, w)", 6, "N,4,5"),
     ],
-    ids=["flatten", "pool", "tokens", "mean", "last mean"],
+    ids=["flatten", "pool", "mean", "last mean"],
 )
 def test_what_takes_the_last_axis_for_positions_binds(nodes: str, width: int, out: str) -> None:
     spaces = products(nodes, width, out)
