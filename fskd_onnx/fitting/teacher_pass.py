@@ -26,7 +26,7 @@ from onnxruntime import OrtValue
 from fskd_onnx.linalg.backend import each
 from fskd_onnx.passes.analysis.epilogue import Epilogue, find_epilogue
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
-from fskd_onnx.passes.analysis.nodes import inner_nodes
+from fskd_onnx.passes.analysis.nodes import nodes_in_bodies
 from fskd_onnx.passes.analysis.segments import ancestors
 from fskd_onnx.results import BlockPair, Matching
 from fskd_onnx.runtime.column_sampling import BatchOffset, ColumnSampling, Gatherer, batch_offsets
@@ -111,7 +111,7 @@ def plan_blocks(
     batch_offsets = {name: place for place, name in enumerate(partners)}
     pairs = _in_order(matching.usable, views, batch_offsets)
     linears = [views[pair.student] for pair in pairs]
-    inner = [inner_nodes(graph) for graph in (student, teacher)]
+    inner = [nodes_in_bodies(graph) for graph in (student, teacher)]
     plans = []
     for index, (pair, linear) in enumerate(zip(pairs, linears, strict=True)):
         partner = partners[str(pair.teacher)]

@@ -58,7 +58,7 @@ def find_epilogue(graph: gs.Graph, linear: Linear, inner: Collection[int]) -> Ep
     Args:
         graph: the network.
         linear: one of its linear nodes.
-        inner: see ``nodes.inner_nodes``; nodes in bodies of an If or Loop are no epilogue.
+        inner: see ``nodes.nodes_in_bodies``; nodes in bodies of an If or Loop are no epilogue.
     """
     output = linear.output
     shortcut = sum_output = None

@@ -12,7 +12,7 @@ import pytest
 
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue, find_epilogue
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
-from fskd_onnx.passes.analysis.nodes import inner_nodes
+from fskd_onnx.passes.analysis.nodes import nodes_in_bodies
 from tests.helpers import build
 
 INF = math.inf
@@ -40,7 +40,7 @@ def epilogue(
     graph = gs.import_onnx(model)
     linear = find_linear(graph)[0]
     assert isinstance(linear, Linear)
-    return find_epilogue(graph, linear, inner_nodes(graph))
+    return find_epilogue(graph, linear, nodes_in_bodies(graph))
 
 
 ACTIVATIONS = [  # behind y, its bounds
