@@ -16,7 +16,6 @@ from fskd_onnx.errors import PreprocessError
 Layout: TypeAlias = Literal["NCHW", "NHWC"]
 ChannelOrder: TypeAlias = Literal["RGB", "BGR"]
 
-
 CHANNEL_COUNTS = (1, 3)
 """Channels of an image: grayscale or colour."""
 
@@ -48,7 +47,7 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How images become tensors; what is ``None`` comes from the preset, the model or a default.
+    """How images become tensors; what is None comes from the preset, the model or a default.
 
     Attributes:
         preset: a name of `PRESETS`; explicit values override its constants.
@@ -56,7 +55,7 @@ class Preprocess:
             pixel; 0 without a preset.
         std: likewise; 1 without a preset.
         scale: factor on the pixels of 0..255, before ``mean`` and ``std``; 1/255 without a preset.
-        layout: ``"NCHW"`` or ``"NHWC"``; ``None`` reads it off the model's input shape.
+        layout: ``"NCHW"`` or ``"NHWC"``; None reads it off the model's input shape.
         resize: length of the shorter side (the aspect ratio stays), or (height, width).
         crop: side of the centre square, or (height, width); after ``resize``.
         channel_order: ``"RGB"``, the default without a preset, or ``"BGR"``.
@@ -134,7 +133,7 @@ PRESETS: Mapping[str, Normalization] = MappingProxyType(
     {
         # torchvision, MXNet Gluon, timm: most of the model zoo.
         "imagenet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255, "RGB"),
-        # Means are in BGR order; the zoo's GoogleNet, Inception v1, AlexNet and their kin.
+        # Means are in BGR order; the zoo's GoogleNet, Inception v1, AlexNet and others.
         "caffe": Normalization((103.939, 116.779, 123.68), (1.0,), 1.0, "BGR"),
         # -1..1: Inception v3, TensorFlow's MobileNets, EfficientNet-Lite.
         "inception": Normalization((0.5,), (0.5,), 1 / 255, "RGB"),
@@ -179,12 +178,12 @@ class RunOptions:
 
     Attributes:
         providers: execution providers in order, or `AUTO_PROVIDERS`.
-        max_samples: use at most this many samples, drawn with ``seed``; ``None`` uses all.
-        batch_size: samples per run; ``None`` chooses by the size of a sample.
+        max_samples: use at most this many samples, drawn with ``seed``; None uses all.
+        batch_size: samples per run; None chooses by the size of a sample.
         seed: everything random comes from it.
         preprocess: how pixels become tensors.
         memory_limit: bytes of samples, columns and activations that a fit keeps in memory between
-            blocks; what is past it goes to temporary files. ``None`` keeps everything in memory.
+            blocks; what is past it goes to temporary files. None keeps everything in memory.
     """
 
     providers: tuple[str, ...] = AUTO_PROVIDERS
@@ -208,11 +207,14 @@ class FitOptions:
             held-out error of the network's output.
         augment: ways to move image samples, see ``fskd_onnx.samples.augment.MOVES``; none by
             default.
-        augment_copies: moved copies of each sample, where there is a way to move them.
+        augment_copies: moved copies of each sample, where ``augment`` names a way to move them.
         solver: where the small systems are solved: "numpy", or "torch", which uses the GPU where
             there is one.
         map: file of block and channel pairs that override what matching would find, whole or in
             part, see ``fskd_onnx.matching.map_file``.
+
+    Raises:
+        ValueError: a name is not one of `AdapterName`, `TargetsName` or `SolverName`.
     """
 
     run: RunOptions = field(default_factory=RunOptions)
@@ -224,11 +226,7 @@ class FitOptions:
     map: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse names that are not on the lists.
-
-        Raises:
-            ValueError: a name is unknown.
-        """
+        """Refuse unknown names."""
         AdapterName(self.adapter)
         TargetsName(self.targets)
         SolverName(self.solver)

@@ -1,4 +1,4 @@
-"""README.md stays true: its commands run, its code runs, its options are those of the program."""
+"""README.md and docs/ stay true: commands and code run, options are those of the program."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ import pytest
 from fskd_onnx.options import PRESETS
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README = PAGES["README.md"]
+# Where each measured table stands.
+TABLES = {"summary": "README.md", "results": "docs/accuracy.md", "speed": "docs/speed.md"}
 # Packages come from where this environment already has them; the rest of the line is run as it is.
 OFFLINE = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", "installed"]
 
 
 def blocks(language: str) -> list[str]:
-    """Give the fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    """Give the fenced blocks of one language, of all pages."""
+    text = "\n".join(PAGES.values())
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[list[str]]:
@@ -104,16 +111,46 @@ def test_all_presets_are_listed() -> None:
     assert set(PRESETS) <= set(re.findall(r"`([a-z-]+)`", row))
 
 
-@pytest.mark.parametrize("marker", ["results", "speed"])
-def test_measured_tables_have_their_place(marker: str) -> None:
+def table(marker: str) -> str:
+    """Give what stands between two markers."""
     pattern = rf"<!-- {marker} -->\n(.*?)<!-- /{marker} -->"
-    (table,) = re.findall(pattern, README, re.DOTALL)
-    assert "|" in table
-    assert "Printed by `python -m tests.benchmarks." in table
+    found = {page: re.findall(pattern, text, re.DOTALL) for page, text in PAGES.items()}
+    (only,) = found.pop(TABLES[marker])
+    assert not any(found.values())
+    return str(only)
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("marker", TABLES)
+def test_measured_tables_have_their_place(marker: str) -> None:
+    assert "|" in table(marker)
+    assert "Printed by `python -m tests.benchmarks." in table(marker)
+
+
+def test_the_summary_is_short_and_agrees_with_the_long_table() -> None:
+    short = rows(table("summary"))
+    assert 0 < len(short) <= 10
+    long = {row["student"]: row for row in rows(table("results")) if row["samples"] == "500"}
+    for row in short:
+        assert {name: long[row["student"]][name] for name in row} == row
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    """Give the rows of the first table of a text, each by the names of the columns."""
+    lines = [line for line in text.split("<details>")[0].splitlines() if line.startswith("|")]
+    head, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return [dict(zip(head, cells, strict=True)) for cells in body]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "ARCHITECTURE.md", "CONTRIBUTING.md"])
 def test_links_between_files_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", text)
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+    assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []
+
+
+def test_links_into_pages_name_a_heading() -> None:
+    for page, text in PAGES.items():
+        for target, heading in re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", text):
+            other = ((ROOT / page).parent / target).resolve() if target else ROOT / page
+            lines = re.findall(r"^#+ (.*)$", other.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {line.lower().replace(" ", "-") for line in lines}, (page, heading)

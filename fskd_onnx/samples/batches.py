@@ -61,7 +61,7 @@ def plan_batches(
 
 
 def default_batch_size(sample: Tensors) -> int:
-    """Return a batch size that suits the tensors of one sample."""
+    """Choose a batch size from the tensors of one sample."""
     values = sum(array.size for array in sample.values())
     low, high = _BATCH_LIMITS
     return int(np.clip(_VALUES_PER_BATCH // max(values, 1), low, high))

@@ -19,6 +19,8 @@ from fskd_onnx.errors import FskdError, NoImprovementError, SamplesError
 from fskd_onnx.options import Preprocess, RunOptions
 from fskd_onnx.reporting.formats import REPORT_FORMATS
 from fskd_onnx.results import Agreement, BlockPair, Evidence, FitReport, Matching, StageSeconds
+from fskd_onnx.samples.augment import MOVES
+from fskd_onnx.samples.labels import LABEL_FORMATS
 
 REPORT = FitReport(
     teacher="t.onnx",
@@ -80,6 +82,12 @@ def test_help_lists_the_commands_and_their_options() -> None:
         result = invoke(command, "-h")
         assert result.exit_code == 0
         assert all(option in result.stdout for option in options)
+
+
+def test_help_names_what_the_registries_hold() -> None:
+    texts = {name: " ".join(invoke(name, "-h").stdout.split()) for name in COMMANDS}
+    assert all(name in texts["fit"] for name in (*MOVES, *REPORT_FORMATS))
+    assert all(suffix in texts["compare"] for suffix in LABEL_FORMATS)
 
 
 def test_version() -> None:
