@@ -52,16 +52,16 @@ def _with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command that also takes the options that all commands share.
 
     Args:
-        command: a function of `COMMANDS`: its first parameter is the `Session` that the shared
-            options come to, its other parameters are its own arguments and options.
+        command: a function of `COMMANDS`: its first parameter takes `SharedOptions`, its other
+            parameters are its own arguments and options.
     """
     _, *own = inspect.signature(command, eval_str=True).parameters.values()
     shared = inspect.signature(read_shared_options, eval_str=True).parameters
 
     def run(**arguments: Any) -> None:
         with exits_with_status():
-            session = read_shared_options(**{name: arguments.pop(name) for name in shared})
-            command(session, **arguments)
+            options = read_shared_options(**{name: arguments.pop(name) for name in shared})
+            command(options, **arguments)
 
     run.__doc__ = command.__doc__
     run.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]

@@ -3,8 +3,8 @@
 Results go to stdout, everything else to stderr. The modules that do the work are imported inside
 the commands, because ONNX Runtime takes longer to load than ``--help`` should.
 
-To add a command, write a function whose first parameter is a `Session` and whose other parameters
-are its own arguments and options, and enter it in `COMMANDS`; its docstring is its help.
+To add a command, write a function whose first parameter takes `SharedOptions` and whose other
+parameters are its own arguments and options, and enter it in `COMMANDS`. Its docstring is its help.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from fskd_onnx.cli.shared_options import Session
+from fskd_onnx.cli.shared_options import SharedOptions
 from fskd_onnx.cli.values import byte_count, names, parse
 from fskd_onnx.errors import NoImprovementError, one_of
 from fskd_onnx.options import AdapterName, FitOptions, RunOptions, SolverName, TargetsName
@@ -58,7 +58,7 @@ _Map = Annotated[
 
 
 def _fit(
-    session: Session,
+    shared: SharedOptions,
     teacher: _Teacher,
     student: _Student,
     samples: _Samples,
@@ -112,7 +112,7 @@ def _fit(
     for path in (output, *reports):
         check_writable(path)
     options = FitOptions(
-        run=_limited(session.run, memory_limit),
+        run=_limited(shared.run, memory_limit),
         adapter=adapter,
         targets=targets,
         augment=names(augment) if augment else (),
@@ -126,20 +126,20 @@ def _fit(
     from fskd_onnx.serialization.model_files import save_model
 
     try:
-        with shown_on(session.progress):
+        with shown_on(shared.progress):
             result = fit(teacher, student, samples, options)
     except NoImprovementError as error:
-        print_report(error.report, session.console)
+        print_report(error.report, shared.console)
         raise
     outcome = replace(result.report, output=str(output))
     save_model(result.model, output, like=student)
     for path in reports:
         write_report(outcome, path)
-    print_report(outcome, session.console)
+    print_report(outcome, shared.console)
 
 
 def _match(
-    session: Session,
+    shared: SharedOptions,
     teacher: _Teacher,
     student: _Student,
     samples: Annotated[
@@ -158,23 +158,23 @@ def _match(
     """Show which blocks and channels of STUDENT belong to which of TEACHER."""
     if json is not None:
         check_writable(json)
-    options = _limited(session.run, memory_limit)
+    options = _limited(shared.run, memory_limit)
 
     from fskd_onnx.pipeline.match import match
     from fskd_onnx.reporting.json_format import matching_to_json
     from fskd_onnx.reporting.terminal import print_matching
 
-    with shown_on(session.progress):
+    with shown_on(shared.progress):
         matching = match(
             teacher, student, samples, options, None if block_map is None else str(block_map)
         )
     if json is not None:
         write_text_atomically(json, matching_to_json(matching))
-    print_matching(matching, session.console)
+    print_matching(matching, shared.console)
 
 
 def _compare(
-    session: Session,
+    shared: SharedOptions,
     teacher: _Teacher,
     student: _Student,
     samples: _Samples,
@@ -189,8 +189,8 @@ def _compare(
     from fskd_onnx.reporting.compare import compare
     from fskd_onnx.reporting.terminal import print_comparison
 
-    comparison = compare(teacher, student, samples, session.run, labels)
-    print_comparison(comparison, session.console)
+    comparison = compare(teacher, student, samples, shared.run, labels)
+    print_comparison(comparison, shared.console)
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = MappingProxyType(

@@ -26,7 +26,7 @@ _LOG_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)  # by the number of
 
 
 @dataclass(frozen=True)
-class Session:
+class SharedOptions:
     """What the shared options come to.
 
     Attributes:
@@ -94,7 +94,7 @@ def read_shared_options(
     log_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append the full log to this file.")
     ] = None,
-) -> Session:
+) -> SharedOptions:
     """Read the shared options and start the log.
 
     Raises:
@@ -126,7 +126,7 @@ def read_shared_options(
         raise typer.BadParameter("give names, separated by commas", param_hint="--providers")
     # Lines of the log say how far the work is, and would tear a bar apart.
     progress = Console(stderr=True, quiet=quiet or verbose > 0)
-    return Session(run, Console(quiet=quiet, highlight=False), progress)
+    return SharedOptions(run, Console(quiet=quiet, highlight=False), progress)
 
 
 def _start_logging(verbose: int, quiet: bool, log_file: Path | None) -> None:
