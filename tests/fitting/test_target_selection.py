@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fskd_onnx.fitting.target_selection import Selection, choose_channels, select_targets
-from fskd_onnx.linalg.backend import Array
+from fskd_onnx.linalg.backends import Array
 from fskd_onnx.matching.channels import Channels, match_models
 from fskd_onnx.options import Preprocess
 from fskd_onnx.passes import Canonicalize, ReplaceWeights, Weights

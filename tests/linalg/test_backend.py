@@ -10,7 +10,7 @@ import pytest
 
 from fskd_onnx.errors import FskdError
 from fskd_onnx.linalg import backend as algebra_module
-from fskd_onnx.linalg.backend import Array, Backend, backend, each, solved_by, threads_for
+from fskd_onnx.linalg.backends import Array, Backend, backend, each, solved_by, threads_for
 
 BACKENDS = ("numpy", "torch")
 

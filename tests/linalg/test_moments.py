@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fskd_onnx.linalg.backend import solved_by
+from fskd_onnx.linalg.backends import solved_by
 from fskd_onnx.linalg.moments import Affine, Moments, sum_moments
 
 Floats = NDArray[np.float64]

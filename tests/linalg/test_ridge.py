@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fskd_onnx.linalg import ridge
-from fskd_onnx.linalg.backend import solved_by
+from fskd_onnx.linalg.backends import solved_by
 from fskd_onnx.linalg.moments import Affine, Moments, sum_moments
 from fskd_onnx.linalg.ridge import (
     Family,
