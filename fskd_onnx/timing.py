@@ -6,19 +6,25 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal, TypeAlias
+
+from fskd_onnx.results import StageSeconds
+
+StageName: TypeAlias = Literal["capture", "solve", "fuse", "verify"]
+"""A stage that is timed: a field of ``StageSeconds``, so that every one is reported."""
 
 
 class StageTimer:
-    """Adds up seconds per stage; a stage inside another stops the other's clock."""
+    """Adds up seconds per stage; while a stage runs inside another, the other is not timed."""
 
     def __init__(self) -> None:
         """Start the total."""
         self._started = self._switched = time.perf_counter()
-        self._stages: list[str] = []
-        self._spent: defaultdict[str, float] = defaultdict(float)
+        self._stages: list[StageName] = []
+        self._spent: defaultdict[StageName, float] = defaultdict(float)
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
+    def __call__(self, stage: StageName) -> Iterator[None]:
         """Count the seconds of a ``with`` block to a stage."""
         self._switch()
         self._stages.append(stage)
@@ -30,12 +36,22 @@ class StageTimer:
 
     @property
     def total(self) -> float:
-        """Seconds since the clock was made."""
+        """Seconds since the timer was made."""
         return time.perf_counter() - self._started
 
-    def spent(self, stage: str) -> float:
+    def spent(self, stage: StageName) -> float:
         """Return the seconds of a stage."""
         return self._spent[stage]
+
+    def report(self) -> StageSeconds:
+        """Return the seconds of all stages."""
+        return StageSeconds(
+            total=self.total,
+            capture=self.spent("capture"),
+            solve=self.spent("solve"),
+            fuse=self.spent("fuse"),
+            verify=self.spent("verify"),
+        )
 
     def _switch(self) -> None:
         now = time.perf_counter()

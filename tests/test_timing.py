@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 
 from fskd_onnx import timing as module
-from fskd_onnx.timing import StageTimer
+from fskd_onnx.timing import StageName, StageTimer
 
 
 class Time:
@@ -27,46 +29,56 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
 
 
 def test_stages_add_up(time: Time) -> None:
-    clock = StageTimer()
+    timer = StageTimer()
     time.now += 1
     for _ in range(3):
-        with clock("solve"):
+        with timer("solve"):
             time.now += 2
     time.now += 4
-    assert clock.spent("solve") == 6
-    assert clock.spent("fuse") == 0
-    assert clock.total == 11
+    assert timer.spent("solve") == 6
+    assert timer.spent("fuse") == 0
+    assert timer.total == 11
 
 
-def test_a_stage_inside_another_stops_its_clock(time: Time) -> None:
-    clock = StageTimer()
-    with clock("capture"):
+def test_a_stage_inside_another_stops_its_time(time: Time) -> None:
+    timer = StageTimer()
+    with timer("capture"):
         time.now += 1
-        with clock("solve"):
+        with timer("solve"):
             time.now += 2
-            with clock("capture"):
+            with timer("capture"):
                 time.now += 4
             time.now += 8
         time.now += 16
-    assert clock.spent("capture") == 1 + 4 + 16
-    assert clock.spent("solve") == 2 + 8
-    assert clock.total == clock.spent("capture") + clock.spent("solve")
+    assert timer.spent("capture") == 1 + 4 + 16
+    assert timer.spent("solve") == 2 + 8
+    assert timer.total == timer.spent("capture") + timer.spent("solve")
 
 
 def test_a_stage_that_fails_counts_too(time: Time) -> None:
-    clock = StageTimer()
-    with clock("capture"):
-        with pytest.raises(ValueError, match="broken"), clock("solve"):
+    timer = StageTimer()
+    with timer("capture"):
+        with pytest.raises(ValueError, match="broken"), timer("solve"):
             time.now += 1
             raise ValueError("broken")
         time.now += 2
-    assert clock.spent("solve") == 1
-    assert clock.spent("capture") == 2
+    assert timer.spent("solve") == 1
+    assert timer.spent("capture") == 2
+
+
+def test_every_stage_is_reported(time: Time) -> None:
+    timer = StageTimer()
+    spent = dict.fromkeys(get_args(StageName), 0.0)
+    for number, stage in enumerate(get_args(StageName), 1):
+        with timer(stage):
+            time.now += number
+        spent[stage] = number
+    assert dataclasses.asdict(timer.report()) == {"total": sum(spent.values()), **spent}
 
 
 def test_a_running_stage_is_not_counted_before_it_ends(time: Time) -> None:
-    clock = StageTimer()
-    with clock("solve"):
+    timer = StageTimer()
+    with timer("solve"):
         time.now += 1
-        assert clock.spent("solve") == 0
-        assert clock.total == 1
+        assert timer.spent("solve") == 0
+        assert timer.total == 1

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fskd_onnx.fitting.adapters import Families, Family, tested_targets
 from fskd_onnx.fitting.block_data import BlockData
-from fskd_onnx.linalg.moments import Moments, sum_moments
-from fskd_onnx.linalg.ridge import Family, Solution, cross_validate, tested_targets
+from fskd_onnx.linalg.moments import CrossMoments, Moments, sum_moments
+from fskd_onnx.linalg.ridge import CrossValidation
 from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue
 
@@ -47,43 +50,44 @@ class BlockFit:
         return self.error_after < self.error_before
 
 
-def fit_block(stream: BlockData, families: Sequence[Family], readout: Epilogue) -> BlockFit:
+def fit_block(data: BlockData, families: Families, epilogue: Epilogue) -> BlockFit:
     """Fit every family, refine the best, and say what held-out folds make of it.
 
     Args:
-        stream: the block's columns.
-        families: candidates, as maps of the stream's regressors.
-        readout: where the error is seen; an empty one sees it at the block's output only.
+        data: the block's columns.
+        families: candidates.
+        epilogue: where the error is seen; an empty one sees it at the block's output only.
     """
-    n = stream.block_map.shape[1]
+    n = data.regressors.block_map.shape[1]
     # Targets share all but their own values, so some of them tell which variant is the best one;
     # but where there is only one, all of them are needed anyway.
     all_rows = np.arange(n)
-    rows = tested_targets(n) if readout.sum_output is not None else all_rows
-    variants = stream.sums(rows)
-    plain = min(
-        (cross_validate(variants[0], family, rows) for family in families),
-        key=lambda solution: solution.error_after,
+    rows = tested_targets(n) if epilogue.sum_output is not None else all_rows
+    folds = data.moments(rows)
+    candidates = [family.of(data.regressors) for family in families]
+    family, plain = min(
+        ((candidate, candidate.cross_validate(folds, rows)) for candidate in candidates),
+        key=lambda pair: pair[1].error_after,
     )
-    family = plain.family
-    best = _Candidate(0, variants[0], plain.ridge)
-    before, scale = plain.error_before, _scale(plain.energy, variants[0])
-    if readout == NO_EPILOGUE:
+    best = _Candidate(False, [fold.of_y for fold in folds], plain.ridge)
+    before, scale = plain.error_before, _scale(plain.energy, folds)
+    if epilogue == NO_EPILOGUE:
         best = replace(best, error=plain.error_after)
     else:
-        best = _refine(stream, variants, plain, readout, rows)
-        unchanged = family.lift(family.unchanged.of_targets(rows))
-        before = stream.error(unchanged, readout, rows)
-        scale = _scale(variants[0][0].target_energy, variants[0][:1])
-    moments = best.moments
+        best = _refine(data, folds, family, plain, epilogue, rows)
+        unchanged = family.as_block_map(family.unchanged.of_targets(rows))
+        before = data.error(unchanged, epilogue, rows)
+        scale = _scale(folds[0].target_energy, folds[:1])
+    targets = best.targets
     if len(rows) < n:
-        folds = stream.towards(best.moments, best.variant, all_rows)
-        steps = _repeat(stream, folds, family, best.ridge, readout, all_rows)
-        _, moments = next(itertools.islice(steps, best.repeats, None))
-    whole = family.regress(sum_moments(moments), known=plain.moments)
+        # The tested targets stood for all, which follow the way that was best for these.
+        whole = _join(folds, data.cross_moments(all_rows, best.residual))
+        steps = _repeat(data, whole, family, best.ridge, epilogue, all_rows)
+        _, targets = next(itertools.islice(steps, best.repeats, None))
+    moments = Moments(plain.moments.of_x, family.cross_moments(reduce(add, targets)))
     return BlockFit(
         family,
-        family.problem(whole).solver(best.ridge)(whole),
+        family.ridge(moments.of_x).solver(best.ridge)(moments),
         best.ridge,
         before * scale,
         best.error * scale,
@@ -96,7 +100,7 @@ def _scale(energy: float, folds: Sequence[Moments]) -> float:
     One column per fold has no energy about its own mean, and a dead channel has none at all: the
     squares of the targets stand in, and where they are zero as well, errors stay absolute.
     """
-    return 1.0 / (energy or sum(float(fold.square_y.sum()) for fold in folds) or 1.0)
+    return 1.0 / (energy or sum(float(fold.of_y.square_y.sum()) for fold in folds) or 1.0)
 
 
 @dataclass(frozen=True)
@@ -104,61 +108,70 @@ class _Candidate:
     """One way to fit a block.
 
     Attributes:
-        variant: of the targets.
-        moments: that were fitted to in the end.
+        residual: whether the targets are the teacher's sum without the student's shortcut.
+        targets: cross part of each fold that was fitted to in the end.
         ridge: strength.
-        repeats: how often to forgive what the activation hides, and fit again.
+        repeats: how often targets were adapted to the activation behind, and fitted again.
         error: on folds that the fit has not seen.
     """
 
-    variant: int
-    moments: list[Moments]
+    residual: bool
+    targets: list[CrossMoments]
     ridge: float
     repeats: int = 0
     error: float = np.inf
 
 
 def _refine(
-    stream: BlockData,
-    variants: list[list[Moments]],
-    plain: Solution,
-    readout: Epilogue,
+    data: BlockData,
+    folds: list[Moments],
+    family: Family,
+    plain: CrossValidation,
+    epilogue: Epilogue,
     rows: NDArray[np.intp],
 ) -> _Candidate:
-    """Repeat a fit with what the readout shows, as long as the first fold, left out, agrees.
+    """Repeat a fit with what the epilogue shows, as long as the first fold, left out, agrees.
 
-    The candidates are the fits to each variant of the targets, and what follows from each by
-    forgiving what the activation hides.
+    The candidates are the fits to the teacher's block output and, where the error is seen behind a
+    sum, to that without the student's shortcut; and what follows from each by adapting its targets
+    to the activation behind.
     """
-    family = plain.family
-    best = _Candidate(0, variants[0], plain.ridge)
-    for variant, folds in enumerate(variants):
-        ridge = plain.ridge if variant == 0 else cross_validate(folds, family, rows).ridge
-        steps = _repeat(stream, folds, family, ridge, readout, rows)
-        for repeats, (fitted, moments) in enumerate(itertools.islice(steps, _ITERATIONS + 1)):
-            error = stream.error(family.lift(fitted), readout, rows)
+    best = _Candidate(False, [fold.of_y for fold in folds], plain.ridge)
+    starts = [(False, folds, plain.ridge)]
+    if data.residual:
+        behind = _join(folds, data.cross_moments(rows, residual=True))
+        starts.append((True, behind, family.cross_validate(behind, rows).ridge))
+    for residual, moments, ridge in starts:
+        steps = _repeat(data, moments, family, ridge, epilogue, rows)
+        for repeats, (fitted, targets) in enumerate(itertools.islice(steps, _ITERATIONS + 1)):
+            error = data.error(family.as_block_map(fitted), epilogue, rows)
             enough = error > _WORTH_REPEATING * best.error
             if error < best.error:
-                best = _Candidate(variant, moments, ridge, repeats, error)
-            if enough or not readout.clips:
+                best = _Candidate(residual, targets, ridge, repeats, error)
+            if enough or not epilogue.clips:
                 break
     return best
 
 
 def _repeat(
-    stream: BlockData,
+    data: BlockData,
     folds: list[Moments],
     family: Family,
     ridge: float,
-    readout: Epilogue,
+    epilogue: Epilogue,
     rows: NDArray[np.intp],
-) -> Iterator[tuple[AffineMap, list[Moments]]]:
-    """Yield fits to all folds but the first, each with the moments that it was fitted to."""
-    rest = family.regress(sum_moments(folds[1:]))
-    solve = family.problem(rest, rows).solver(ridge)
-    moments = folds
+) -> Iterator[tuple[AffineMap, list[CrossMoments]]]:
+    """Yield fits to all folds but the first, each with the targets that it was fitted to."""
+    rest = family.moments(sum_moments(folds[1:]))
+    solve = family.ridge(rest.of_x, rows).solver(ridge)
+    targets = [fold.of_y for fold in folds]
     while True:
         fitted = solve(rest)
-        yield fitted, moments
-        moments = stream.hidden(folds, family.lift(fitted), readout, rows)
-        rest = family.regress(sum_moments(moments[1:]), known=rest)
+        yield fitted, targets
+        targets = data.activation_aware(family.as_block_map(fitted), epilogue, rows)
+        rest = Moments(rest.of_x, family.cross_moments(reduce(add, targets[1:])))
+
+
+def _join(folds: Sequence[Moments], targets: Sequence[CrossMoments]) -> list[Moments]:
+    """Return the moments of the same columns with other targets."""
+    return [Moments(fold.of_x, of_y) for fold, of_y in zip(folds, targets, strict=True)]

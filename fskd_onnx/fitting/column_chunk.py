@@ -1,4 +1,4 @@
-"""Columns of one fold, side by side: what the sums of a block are taken over, piece by piece."""
+"""Columns of one fold in memory: what the sums of a block are taken over, piece by piece."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fskd_onnx.linalg.backend import Array
+from fskd_onnx.linalg.backends import Array
 from fskd_onnx.passes.analysis.affine import AffineMap
 
 Floats = NDArray[np.floating]
@@ -16,7 +16,7 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class ColumnChunk:
-    """Columns of one fold, side by side.
+    """Columns of one fold, of one or several batches.
 
     Attributes:
         fold: the fold of cross-validation.
@@ -31,14 +31,18 @@ class ColumnChunk:
     targets: Floats
     residual: tuple[Floats, Floats] | None = None
 
-    def towards(self, variant: int, rows: Rows) -> Array:
-        """Return some targets: those of the block output (0), or the shortcut taken off (1)."""
-        if variant == 0 or self.residual is None:
-            return _some(self.targets, rows).astype(np.float64)
-        totals, shortcut = (_some(part, rows) for part in self.residual)
-        return np.subtract(totals, shortcut, dtype=np.float64)
+    def of_output(self, rows: Rows) -> Array:
+        """Return some targets: (groups, rows, columns) of the teacher's block output."""
+        return _some(self.targets, rows).astype(np.float64)
 
-    def seen(self, fitted: AffineMap, rows: Rows) -> tuple[Floats, Floats, Floats | float]:
+    def of_sum(self, rows: Rows) -> Array:
+        """Return some targets: those of the teacher's sum, the student's shortcut taken off."""
+        if self.residual is None:
+            return self.of_output(rows)
+        sums, shortcut = (_some(part, rows) for part in self.residual)
+        return np.subtract(sums, shortcut, dtype=np.float64)
+
+    def predict(self, fitted: AffineMap, rows: Rows) -> tuple[Floats, Floats, Floats | float]:
         """Return prediction and target of some rows where the error is seen, and the shortcut.
 
         All in the precision of the networks: what is summed over columns is cast for that.
@@ -48,9 +52,9 @@ class ColumnChunk:
         prediction += fitted.shift[..., np.newaxis].astype(kind)
         if self.residual is None:
             return prediction, _some(self.targets, rows), 0.0
-        totals, shortcut = (_some(part, rows) for part in self.residual)
+        sums, shortcut = (_some(part, rows) for part in self.residual)
         prediction += shortcut
-        return prediction, totals, shortcut
+        return prediction, sums, shortcut
 
     def __len__(self) -> int:
         """Number of columns."""

@@ -1,26 +1,122 @@
-"""Sums over the columns of a block, in float64, per fold: all that the solver ever sees.
+"""Sums over the columns of a block, in float64, per fold: the sufficient statistics of a fit.
 
 A column is a regressor vector x (the student's patch, or its block output) with a target vector y
 (the teacher's block output) at one position of one sample. Per group, summed over columns::
 
-    gram = sum x x'   cross = sum y x'   first_x = sum x   first_y = sum y   square_y = sum y^2
+    Gram part    gram  = sum x x'    sum_x = sum x                         of the regressors alone
+    cross part   cross = sum y x'    sum_y = sum y    square_y = sum y^2   of the targets
 
 From these follow, without the columns, the least-squares solution on any union of folds and the
-error of any affine map on any other. Their size depends on channels, not on samples.
+error of any affine map on any other. Their size depends on channels, not on samples. Other targets
+of the same columns have a cross part of their own and share the Gram part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fskd_onnx.linalg.backend import Array, backend
+from fskd_onnx.linalg.backends import Array, backend
 from fskd_onnx.passes.analysis.affine import AffineMap
+
+
+@dataclass(frozen=True)
+class GramMoments:
+    """Sums over columns that depend on the regressors alone.
+
+    Attributes:
+        count: number of columns.
+        gram: (groups, m, m) sum of x x'.
+        sum_x: (groups, m) sum of x.
+    """
+
+    count: int
+    gram: Array
+    sum_x: Array
+
+    @staticmethod
+    def of(x: NDArray[np.floating]) -> GramMoments:
+        """Sum over (groups, m, columns) regressors, in float64."""
+        x = x.astype(np.float64, copy=False)
+        return GramMoments(x.shape[2], backend().multiply(x, x), x.sum(axis=2))
+
+    def __add__(self, other: GramMoments) -> GramMoments:
+        """Sum over the columns of both."""
+        return GramMoments(
+            self.count + other.count, self.gram + other.gram, self.sum_x + other.sum_x
+        )
+
+    def __sub__(self, other: GramMoments) -> GramMoments:
+        """Sum over the columns of this one without those of the other, which it must contain."""
+        return GramMoments(
+            self.count - other.count, self.gram - other.gram, self.sum_x - other.sum_x
+        )
+
+    @property
+    def mean_x(self) -> Array:
+        """(groups, m) mean regressors."""
+        return self.sum_x / self.count
+
+    @property
+    def centered_gram(self) -> Array:
+        """(groups, m, m) sum of (x - mean)(x - mean)'."""
+        return self.gram - _outer(self.sum_x, self.mean_x)
+
+    def mapped(self, matrix: Array) -> GramMoments:
+        """Return the moments of the regressors ``matrix`` (groups, r, m) times x."""
+        first = np.einsum("grm,gm->gr", matrix, self.sum_x)
+        return GramMoments(self.count, matrix @ self.gram @ np.swapaxes(matrix, 1, 2), first)
+
+
+@dataclass(frozen=True)
+class CrossMoments:
+    """Sums over columns that depend on the targets.
+
+    Attributes:
+        cross: (groups, n, m) sum of y x'.
+        sum_y: (groups, n) sum of y.
+        square_y: (groups, n) sum of the squares of y.
+    """
+
+    cross: Array
+    sum_y: Array
+    square_y: Array
+
+    @staticmethod
+    def of(x: NDArray[np.floating], y: NDArray[np.floating]) -> CrossMoments:
+        """Sum over columns, in float64.
+
+        Args:
+            x: (groups, m, columns) regressors.
+            y: (groups, n, columns) targets.
+        """
+        y = y.astype(np.float64, copy=False)
+        return CrossMoments(backend().multiply(y, x), y.sum(axis=2), np.einsum("gnk,gnk->gn", y, y))
+
+    def __add__(self, other: CrossMoments) -> CrossMoments:
+        """Sum over the columns of both."""
+        return CrossMoments(
+            self.cross + other.cross, self.sum_y + other.sum_y, self.square_y + other.square_y
+        )
+
+    def __sub__(self, other: CrossMoments) -> CrossMoments:
+        """Sum over the columns of this one without those of the other, which it must contain."""
+        return CrossMoments(
+            self.cross - other.cross, self.sum_y - other.sum_y, self.square_y - other.square_y
+        )
+
+    def mapped(self, matrix: Array) -> CrossMoments:
+        """Return the moments of the regressors ``matrix`` (groups, r, m) times x."""
+        return CrossMoments(self.cross @ np.swapaxes(matrix, 1, 2), self.sum_y, self.square_y)
+
+    def of_targets(self, rows: NDArray[np.intp]) -> CrossMoments:
+        """Return the moments of some of the targets only, the same ones in each group."""
+        return CrossMoments(self.cross[:, rows], self.sum_y[:, rows], self.square_y[:, rows])
 
 
 @dataclass(frozen=True)
@@ -28,20 +124,12 @@ class Moments:
     """Sums over the columns of one fold, or of several.
 
     Attributes:
-        count: number of columns.
-        gram: (groups, m, m).
-        cross: (groups, n, m).
-        first_x: (groups, m).
-        first_y: (groups, n).
-        square_y: (groups, n).
+        of_x: the Gram part; moments of other targets may share it.
+        of_y: the cross part.
     """
 
-    count: int
-    gram: Array
-    cross: Array
-    first_x: Array
-    first_y: Array
-    square_y: Array
+    of_x: GramMoments
+    of_y: CrossMoments
 
     @staticmethod
     def of(x: NDArray[np.floating], y: NDArray[np.floating]) -> Moments:
@@ -53,110 +141,66 @@ class Moments:
         """
         # Cast once: the regressors are a factor of both products.
         x = x.astype(np.float64, copy=False)
-        targets = Moments.of_targets_alone(x, y)
-        return replace(targets, gram=backend().multiply(x, x), first_x=x.sum(axis=2))
-
-    @staticmethod
-    def of_targets_alone(x: NDArray[np.floating], y: NDArray[np.floating]) -> Moments:
-        """Sum what depends on the targets; ``with_regressors`` takes the rest from elsewhere."""
-        y = y.astype(np.float64, copy=False)
-        groups, _, count = x.shape
-        return Moments(
-            count=count,
-            gram=np.empty((groups, 0, 0)),
-            cross=backend().multiply(y, x),
-            first_x=np.empty((groups, 0)),
-            first_y=y.sum(axis=2),
-            square_y=np.einsum("gnk,gnk->gn", y, y),
-        )
-
-    def with_regressors(self, other: Moments) -> Moments:
-        """Return the moments with the sums of the regressors of the same columns."""
-        return replace(self, gram=other.gram, first_x=other.first_x)
+        return Moments(GramMoments.of(x), CrossMoments.of(x, y))
 
     def __add__(self, other: Moments) -> Moments:
         """Sum over the columns of both."""
-        return Moments(
-            self.count + other.count,
-            self.gram + other.gram,
-            self.cross + other.cross,
-            self.first_x + other.first_x,
-            self.first_y + other.first_y,
-            self.square_y + other.square_y,
-        )
+        return Moments(self.of_x + other.of_x, self.of_y + other.of_y)
 
     def __sub__(self, other: Moments) -> Moments:
         """Sum over the columns of this one without those of the other, which it must contain."""
-        return Moments(
-            self.count - other.count,
-            self.gram - other.gram,
-            self.cross - other.cross,
-            self.first_x - other.first_x,
-            self.first_y - other.first_y,
-            self.square_y - other.square_y,
-        )
+        return Moments(self.of_x - other.of_x, self.of_y - other.of_y)
 
     @property
-    def mean_x(self) -> Array:
-        """(groups, m) mean regressors."""
-        return self.first_x / self.count
+    def count(self) -> int:
+        """Number of columns."""
+        return self.of_x.count
 
     @property
     def mean_y(self) -> Array:
         """(groups, n) mean targets."""
-        return self.first_y / self.count
+        return self.of_y.sum_y / self.count
 
     @property
     def centered_gram(self) -> Array:
         """(groups, m, m) sum of (x - mean)(x - mean)'."""
-        return self.gram - _outer(self.first_x, self.mean_x)
+        return self.of_x.centered_gram
 
     @property
     def centered_cross(self) -> Array:
         """(groups, n, m) sum of (y - mean)(x - mean)'."""
-        return self.cross - _outer(self.first_y, self.mean_x)
+        return self.of_y.cross - _outer(self.of_y.sum_y, self.of_x.mean_x)
 
     @property
     def target_energy(self) -> float:
         """Sum of squared deviations of the targets from their mean: ||Y - mean||^2."""
-        return float(np.maximum(self.square_y - self.first_y * self.mean_y, 0.0).sum())
+        return float(np.maximum(self._energy_y, 0.0).sum())
+
+    @property
+    def _energy_y(self) -> Array:
+        return self.of_y.square_y - self.of_y.sum_y * self.mean_y
 
     def of_targets(self, rows: NDArray[np.intp]) -> Moments:
         """Return the moments with some of the targets only, the same ones in each group."""
-        return replace(
-            self,
-            cross=self.cross[:, rows],
-            first_y=self.first_y[:, rows],
-            square_y=self.square_y[:, rows],
-        )
+        return Moments(self.of_x, self.of_y.of_targets(rows))
+
+    def mapped(self, matrix: Array) -> Moments:
+        """Return the moments of the regressors ``matrix`` (groups, r, m) times x."""
+        return Moments(self.of_x.mapped(matrix), self.of_y.mapped(matrix))
 
     def error(self, fitted: AffineMap) -> float:
         """Return ||matrix X + shift - Y||^2 over the columns."""
         a, c = fitted.matrix, fitted.shift
-        quadratic = np.sum((a @ self.gram - 2.0 * self.cross) * a) + self.square_y.sum()
-        means = np.einsum("gij,gj->gi", a, self.first_x) - self.first_y
+        quadratic = np.sum((a @ self.of_x.gram - 2.0 * self.of_y.cross) * a)
+        quadratic += self.of_y.square_y.sum()
+        means = np.einsum("gij,gj->gi", a, self.of_x.sum_x) - self.of_y.sum_y
         # Rounding can leave a tiny negative sum where the fit is exact.
         return max(0.0, float(quadratic + np.sum(c * (2.0 * means + self.count * c))))
-
-    def of_regressors(self, reading: Array, known: Moments | None = None) -> Moments:
-        """Turn moments of regressors x into those of ``reading`` (groups, r, m) times x.
-
-        Args:
-            reading: the map.
-            known: moments of the new regressors over the same columns, whatever their targets.
-        """
-        turned = np.swapaxes(reading, 1, 2)
-        cross = self.cross @ turned
-        if known is not None:
-            return replace(self, cross=cross, gram=known.gram, first_x=known.first_x)
-        first = np.einsum("grm,gm->gr", reading, self.first_x)
-        return replace(self, cross=cross, gram=reading @ self.gram @ turned, first_x=first)
 
     def correlation(self) -> Array:
         """Return the (groups, m, n) correlations of x and y, 0 where one is constant."""
         energy_x = np.einsum("gii->gi", self.centered_gram)
-        energy_y = self.square_y - self.first_y * self.mean_y
-        norm = _outer(*(np.sqrt(np.maximum(energy, 0.0)) for energy in (energy_x, energy_y)))
+        norm = _outer(*(np.sqrt(np.maximum(part, 0.0)) for part in (energy_x, self._energy_y)))
         cross = np.swapaxes(self.centered_cross, 1, 2)
         correlation: Array = np.zeros_like(cross)
         return np.divide(cross, norm, out=correlation, where=norm > 0)

@@ -9,23 +9,21 @@ samples, does not depend on the order, the number or the scale of channels (Korn
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnxruntime import OrtValue
 
 from fskd_onnx.linalg.moments import Moments, sum_moments
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
-from fskd_onnx.runtime.column_sampling import Gatherer
-from fskd_onnx.runtime.feeds import read_lazily
+from fskd_onnx.runtime.collector import ColumnRequest, collect
+from fskd_onnx.runtime.column_sampling import EvenSampling
+from fskd_onnx.runtime.decoded_samples import DecodedSamples
+from fskd_onnx.runtime.gather import Gatherer
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.segment_runner import SegmentRunner
-from fskd_onnx.runtime.tensor_store import TensorStore
-from fskd_onnx.samples.batches import Batch
-from fskd_onnx.samples.reader import SampleReader
+from fskd_onnx.samples.batches import Batch, first_batches
 
 _SAMPLES = 32
 _POSITIONS = 64
@@ -39,7 +37,7 @@ class ActivationSimilarity:
         runtime: Runtime,
         teacher: gs.Graph,
         student: gs.Graph,
-        samples: SampleReader,
+        samples: DecodedSamples,
         batches: Sequence[Batch],
     ) -> None:
         """Plan; nothing is read or run yet.
@@ -54,8 +52,7 @@ class ActivationSimilarity:
         self._runtime = runtime
         self._graphs = student, teacher
         self._samples = samples
-        ends = np.cumsum([batch.count for batch in batches])
-        self._batches = list(batches[: int(np.searchsorted(ends, _SAMPLES)) + 1])
+        self._batches = first_batches(batches, _SAMPLES)
         self._gather = Gatherer(runtime)
         views = (view for graph in self._graphs for view in find_linear(graph))
         linears = [view for view in views if isinstance(view, Linear)]
@@ -74,7 +71,11 @@ class ActivationSimilarity:
         found: dict[tuple[str, str], list[tuple[Moments, Moments]]] = {
             (mine, theirs): [] for mine, names in asked.items() for theirs in names
         }
-        for student, teacher in zip(*self._run([list(asked), of_teacher]), strict=True):
+        for batch in zip(*self._run([list(asked), of_teacher]), strict=True):
+            student, teacher = (
+                dict(zip(names, columns, strict=True))
+                for names, columns in zip((asked, of_teacher), batch, strict=True)
+            )
             for (mine, theirs), sums in found.items():
                 x, y = student[mine], teacher[theirs]
                 if x.shape[-1] == y.shape[-1]:
@@ -84,37 +85,23 @@ class ActivationSimilarity:
             for pair, sums in found.items()
         }
 
-    def _run(
-        self, wanted: Sequence[Sequence[str]]
-    ) -> list[Iterable[dict[str, NDArray[np.floating]]]]:
-        """Run both networks; give columns of the wanted tensors, batch after batch."""
-        results: list[Iterable[dict[str, NDArray[np.floating]]]] = []
-        with TensorStore() as store:
-            feeds = read_lazily(self._samples, self._batches, store, self._runtime.device)
-            for graph, names in zip(self._graphs, wanted, strict=True):
-                inputs = [tensor.name for tensor in graph.inputs]
-                own = [dict(zip(inputs, feed.values(), strict=True)) for feed in feeds]
-                network = SegmentRunner(self._runtime, graph, [names], self._batches, own, store)
-                network.enter("how alike blocks are")
+    def _run(self, names: Sequence[Sequence[str]]) -> list[list[list[NDArray[np.floating]]]]:
+        """Run both networks; return (1, channels, columns) per network, batch and tensor."""
+        results = []
+        for graph, tensors in zip(self._graphs, names, strict=True):
+            runner = SegmentRunner(self._runtime, graph, [tensors], self._batches, self._samples)
+            requests = [
+                ColumnRequest((name,), self._last[name], EvenSampling(_POSITIONS))
+                for name in tensors
+            ]
+            with runner.next_stage("how alike blocks are") as stage:
                 results.append(
                     [
-                        {
-                            name: self._columns(name, tensor, batch)
-                            for name, tensor in network.tensors_once(number).items()
-                        }
-                        for number, batch in enumerate(self._batches)
+                        [part.values[0][np.newaxis] for part in found if part is not None]
+                        for _, found in collect(stage, self._batches, requests, self._gather)
                     ]
                 )
-                network.leave()
         return results
-
-    def _columns(self, name: str, tensor: OrtValue, batch: Batch) -> NDArray[np.floating]:
-        """Gather some positions, evenly spread, as (1, channels, columns)."""
-        last, shape = self._last[name], tensor.shape()
-        positions = math.prod(shape[1:-1] if last else shape[2:])
-        chosen = np.unique(np.linspace(0, positions - 1, _POSITIONS).astype(np.intp))
-        count = shape[0] * batch.count // len(batch.samples)
-        return self._gather(tensor, last, count, chosen[np.newaxis])[np.newaxis]
 
 
 def linear_cka(across: Moments, within: Moments) -> float:

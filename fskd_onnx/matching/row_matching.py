@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from fskd_onnx.linalg.backend import Array
+from fskd_onnx.linalg.backends import Array
 from fskd_onnx.passes.analysis.linear import Linear
 
 Channels = NDArray[np.intp]

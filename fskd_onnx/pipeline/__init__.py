@@ -1,1 +1,1 @@
-"""The story of a fit, on one page."""
+"""The stories of ``fit`` and ``match``, on one page each."""

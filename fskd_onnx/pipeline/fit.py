@@ -1,21 +1,26 @@
-"""The story on one page: load, canonicalize, match, (capture, solve, fuse) per block, verify."""
+"""The story of ``fit``: prepare, (capture, solve, fuse) per block, verify, choose, report.
+
+::
+
+    load ─▶ canonicalize ─▶ split ─▶ pair ─▶ match            problem.prepare
+    ─▶ fit from every start in every trial ─▶ verify          trials.try_out
+    ─▶ choose ─▶ fit once more to all, if samples are few ─▶ report
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import logging
 
 from fskd_onnx.errors import MatchError, NoImprovementError
 from fskd_onnx.options import FitOptions
-from fskd_onnx.pipeline.problem import prepare
-from fskd_onnx.pipeline.trials import choose, error_of, fits, try_out
-from fskd_onnx.results import FitReport, FitResult, StageSeconds
+from fskd_onnx.pipeline.problem import FitProblem, prepare
+from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
+from fskd_onnx.results import FitReport, FitResult
+from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.sources import SampleSource
 from fskd_onnx.serialization.model_files import ModelSource, count_parameters
 from fskd_onnx.timing import StageTimer
-
-logger = logging.getLogger(__name__)
 
 
 def fit(
@@ -40,53 +45,75 @@ def fit(
         FskdError: a file, the samples or the machine cannot be used.
     """
     options = options or FitOptions()
-    clock = StageTimer()
-    task = prepare(teacher, student, samples, options)
-    with clock("verify"):
-        before = task.before  # first of all: what ONNX Runtime cannot run fails here, by its name
-    candidates = try_out(task, options, clock)
-    if not candidates:
-        raise MatchError(
-            f"{task.student.name}: no block is narrower than its teacher's and free to carry other "
-            "channels, so there is nothing to select; choose --targets kept"
-        )
-    best = choose(candidates, before)
-    closer = error_of(best.after) < error_of(before)
-    fitted = best.last
-    if closer and task.final is not task.trials[-1]:
-        chosen = dataclasses.replace(options, targets=fitted.targets)
-        fitted = next(fits(task, task.final, chosen, clock))
-    report = FitReport(
-        teacher=task.teacher.name,
-        student=task.student.name,
-        output=None,
-        options=_jsonable(options),
-        providers=task.runtime.providers,
-        sample_count=task.count,
-        held_out_count=max(len(trial.held_out) for trial in task.trials),
-        blocks=fitted.blocks,
-        before=before,
-        after=best.after,
-        parameters_student=count_parameters(task.student.model),
-        parameters_fused=count_parameters(fitted.model),
-        seconds=StageSeconds(
-            total=clock.total,
-            **{stage: clock.spent(stage) for stage in ("capture", "solve", "fuse", "verify")},
-        ),
-        versions=_versions(),
-    )
-    if not closer:
+    timer = StageTimer()
+    with TensorStore(options.run.memory_limit) as store:
+        problem = prepare(teacher, student, samples, options, store)
+        with timer("verify"):
+            _ = problem.before  # what ONNX Runtime cannot run fails here, by its name
+        best = choose(_candidates(problem, options, timer), problem.before)
+        fitted = _final_fit(problem, best, options, timer) if _closer(problem, best) else best.last
+    report = _report(problem, fitted, best, options, timer)
+    if not _closer(problem, best):
         raise NoImprovementError(
-            f"{task.student.name}: the fit brought it no closer to the teacher on "
-            f"{len(task.held_out)} held-out samples (relative error {before.relative_mse:.4g} -> "
-            f"{best.after.relative_mse:.4g}), so nothing was written; give more samples",
+            f"{problem.student.name}: the fit brought it no closer to the teacher on "
+            f"{len(problem.held_out)} held-out samples (relative error "
+            f"{problem.before.relative_mse:.4g} -> {best.after.relative_mse:.4g}), so nothing was "
+            "written; give more samples",
             report,
         )
     return FitResult(fitted.model, report)
 
 
-def _jsonable(options: FitOptions) -> dict[str, object]:
-    return dataclasses.asdict(options)
+def _candidates(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list[Candidate]:
+    """Return a judged fit from each start; there has to be one."""
+    candidates = try_out(problem, options, timer)
+    if not candidates:
+        raise MatchError(
+            f"{problem.student.name}: no block is narrower than its teacher's and free to carry "
+            "other channels, so there is nothing to select; choose --targets kept"
+        )
+    return candidates
+
+
+def _closer(problem: FitProblem, best: Candidate) -> bool:
+    """Whether a fit comes closer to the teacher than the untouched student is."""
+    return error_of(best.after) < error_of(problem.before)
+
+
+def _final_fit(
+    problem: FitProblem, best: Candidate, options: FitOptions, timer: StageTimer
+) -> FittedStudent:
+    """Return the fit to give out: the best one, made anew on all samples where these are few."""
+    if problem.splits.final is problem.splits.trials[-1]:
+        return best.last
+    chosen = dataclasses.replace(options, targets=best.last.targets)
+    return next(fits(problem, problem.splits.final, chosen, timer))
+
+
+def _report(
+    problem: FitProblem,
+    fitted: FittedStudent,
+    best: Candidate,
+    options: FitOptions,
+    timer: StageTimer,
+) -> FitReport:
+    """Return all that is told of a fit."""
+    return FitReport(
+        teacher=problem.teacher.name,
+        student=problem.student.name,
+        output=None,
+        options=dataclasses.asdict(options),
+        providers=problem.runtime.providers,
+        sample_count=problem.count,
+        held_out_count=max(len(trial.held_out) for trial in problem.splits.trials),
+        blocks=fitted.blocks,
+        before=problem.before,
+        after=best.after,
+        parameters_student=count_parameters(problem.student.model),
+        parameters_fused=count_parameters(fitted.model),
+        seconds=timer.report(),
+        versions=_versions(),
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -1,18 +1,22 @@
-"""The story of a match, on one page."""
+"""The story of ``match``: by weights and structure, else by fitting block by block."""
 
 from __future__ import annotations
+
+import logging
 
 from fskd_onnx.fitting.coordinate_descent import CoordinateDescent
 from fskd_onnx.matching.channels import match_models
 from fskd_onnx.matching.map_file import read_map
-from fskd_onnx.options import FitOptions, RunOptions
-from fskd_onnx.pipeline.fit import logger
+from fskd_onnx.options import AdapterName, FitOptions, RunOptions
 from fskd_onnx.pipeline.problem import LoadedModel, prepare
 from fskd_onnx.pipeline.trials import teacher_pass
 from fskd_onnx.results import Matching
+from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.sources import SampleSource
 from fskd_onnx.serialization.model_files import ModelSource
 from fskd_onnx.timing import StageTimer
+
+logger = logging.getLogger(__name__)
 
 
 def match(
@@ -40,13 +44,19 @@ def match(
         graphs = LoadedModel.load(teacher).graph(), LoadedModel.load(student).graph()
         given = {} if block_map is None else read_map(block_map, *graphs)
         return match_models(*graphs, given)
-    settings = FitOptions(options or RunOptions(), adapter="pointwise", map=block_map)
-    task = prepare(teacher, student, samples, settings)
-    if all(pair.channels is not None for pair in task.matching.usable):
-        return task.matching
-    # Whole networks first: what ONNX Runtime cannot run fails here, by its name.
-    logger.info("untouched student: relative error %.4g", task.before.relative_mse)
-    with teacher_pass(task, task.final, settings) as lead:
-        descent = CoordinateDescent(task, settings, StageTimer(), task.matching, lead)
-        descent.run()
-    return descent.matching
+    settings = FitOptions(options or RunOptions(), AdapterName.POINTWISE, map=block_map)
+    with TensorStore(settings.run.memory_limit) as store:
+        problem = prepare(teacher, student, samples, settings, store)
+        if all(pair.channels is not None for pair in problem.matching.usable):
+            return problem.matching
+        # Whole networks first: what ONNX Runtime cannot run fails here, by its name.
+        logger.info("untouched student: relative error %.4g", problem.before.relative_mse)
+        descent = CoordinateDescent(
+            problem.student.graph(),
+            problem.matching,
+            teacher_pass(problem, problem.splits.final, settings),
+            settings,
+            StageTimer(),
+            problem.match_again,
+        )
+        return descent.run().matching

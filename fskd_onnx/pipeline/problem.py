@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,29 +14,28 @@ from numpy.typing import NDArray
 
 from fskd_onnx.errors import MatchError, SamplesError
 from fskd_onnx.matching.activation_similarity import ActivationSimilarity
-from fskd_onnx.matching.channels import match_channels
+from fskd_onnx.matching.channels import Channels, match_channels
 from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import Partner, pair_blocks
 from fskd_onnx.options import FitOptions, RunOptions
 from fskd_onnx.passes import Canonicalize
+from fskd_onnx.pipeline.splits import Splits, split_samples
 from fskd_onnx.reporting.agreement import agreement
 from fskd_onnx.results import Agreement, Matching
+from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.forward import Outputs, forward
 from fskd_onnx.runtime.providers import Runtime, open_runtime
+from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.augment import Augmented
-from fskd_onnx.samples.batches import Batch, default_batch_size, plan_batches
-from fskd_onnx.samples.reader import SampleReader
+from fskd_onnx.samples.batches import default_batch_size
+from fskd_onnx.samples.reader import SampleReader, Samples
 from fskd_onnx.samples.sources import SampleSource, load_samples
 from fskd_onnx.serialization.interface import check_same_interface, fixed_batch_size, input_specs
 from fskd_onnx.serialization.model_files import ModelSource, load_model, source_name
 
 logger = logging.getLogger(__name__)
 
-_HELD_OUT = 0.1  # fraction of the samples that no block is fitted on
-_FOLDS = 5
 _LEAST_SAMPLES = 3  # one held out, two folds
-# Fewer judge by accident: one of ten samples refuses many a good fit. And the fit misses them.
-_LEAST_HELD_OUT = 6
 
 
 @dataclass(frozen=True)
@@ -62,19 +61,6 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
-class SampleSplit:
-    """Samples to fit on, and samples that such a fit never sees.
-
-    Attributes:
-        batches: of the samples to fit on, in folds.
-        held_out: indices of the others.
-    """
-
-    batches: list[Batch]
-    held_out: NDArray[np.intp]
-
-
-@dataclass(frozen=True)
 class FitProblem:
     """Everything that a fit starts from.
 
@@ -84,11 +70,9 @@ class FitProblem:
         partners: of the student's blocks among the teacher's.
         matching: the same with their channels.
         runtime: where to run.
-        samples: the samples, and moved copies of them behind.
+        samples: the samples, and moved copies of them behind, each read once.
         count: how many there are, without copies.
-        trials: fits whose held-out samples, together, give the verdict: one, or where too few
-            could be held out, one for each fold in turn.
-        final: the fit that is given out: the trial, or where there are several, one to all samples.
+        splits: which of them are fitted on, and which give the verdict.
         options: how to read and run.
     """
 
@@ -97,16 +81,19 @@ class FitProblem:
     partners: tuple[Partner, ...]
     matching: Matching
     runtime: Runtime
-    samples: SampleReader
+    samples: DecodedSamples
     count: int
-    trials: tuple[SampleSplit, ...]
-    final: SampleSplit
+    splits: Splits
     options: RunOptions
 
     @property
     def held_out(self) -> NDArray[np.intp]:
         """Samples of the verdict, trial after trial."""
-        return np.concatenate([trial.held_out for trial in self.trials])
+        return np.concatenate([trial.held_out for trial in self.splits.trials])
+
+    def match_again(self, settled: Mapping[str, tuple[Channels, float]]) -> Matching:
+        """Match channels anew, from those that activations have decided."""
+        return match_channels(self.teacher.graph(), self.student.graph(), self.partners, settled)
 
     def outputs(self, model: onnx.ModelProto, name: str, samples: NDArray[np.intp]) -> Outputs:
         """Run a whole model on some samples."""
@@ -125,51 +112,103 @@ class FitProblem:
 
 
 def prepare(
-    teacher: ModelSource, student: ModelSource, samples: SampleSource, options: FitOptions
+    teacher: ModelSource,
+    student: ModelSource,
+    samples: SampleSource,
+    options: FitOptions,
+    store: TensorStore,
 ) -> FitProblem:
     """Load everything, and check that it belongs together.
+
+    Args:
+        teacher: the original network.
+        student: the compressed network.
+        samples: a few unlabelled samples.
+        options: how to fit.
+        store: keeps the samples once they are read, and what crosses a cut.
 
     Raises:
         FskdError: a file, the samples or the machine cannot be used.
     """
-    networks = [LoadedModel.load(source) for source in (teacher, student)]
-    check_same_interface(networks[0].model, networks[1].model, networks[0].name, networks[1].name)
-    run, inputs = options.run, input_specs(networks[0].model)
-    loaded = load_samples(samples, inputs, run.preprocess, run.max_samples, run.seed)
+    run = options.run
+    networks = _load_networks(teacher, student)
+    loaded = _load_samples(samples, networks[0], run)
+    source, copies = _augment(loaded, options)
+    splits = _split(loaded, copies, networks, run)
+    runtime = open_runtime(run.providers)
+    decoded = DecodedSamples(source, splits.batches, store, runtime.device)
+    partners = _pair(networks, runtime, decoded, splits, options.map)
+    matching = _match(networks, partners)
+    return FitProblem(
+        teacher=networks[0],
+        student=networks[1],
+        partners=partners,
+        matching=matching,
+        runtime=runtime,
+        samples=decoded,
+        count=len(loaded),
+        splits=splits,
+        options=run,
+    )
+
+
+Networks = tuple[LoadedModel, LoadedModel]
+
+
+def _load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
+    """Load teacher and student, which take the same inputs and give the same outputs."""
+    networks = LoadedModel.load(teacher), LoadedModel.load(student)
+    one, other = networks
+    check_same_interface(one.model, other.model, one.name, other.name)
+    return networks
+
+
+def _load_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -> Samples:
+    """Open the samples, which have to be enough to fit on some and check on others."""
+    inputs = input_specs(teacher.model)
+    loaded = load_samples(source, inputs, run.preprocess, run.max_samples, run.seed)
     if len(loaded) < _LEAST_SAMPLES:
         raise SamplesError(
             f"{len(loaded)} samples are too few to fit on some and check on others; "
             f"give at least {_LEAST_SAMPLES}"
         )
-    source: SampleReader = loaded
-    if options.augment:
-        source = Augmented(loaded, options.augment, run.seed)
-    specs = [spec for network in networks for spec in input_specs(network.model)]
-    size = run.batch_size or default_batch_size(loaded.take(np.arange(1)))
+    return loaded
 
-    def split(folds: Sequence[NDArray[np.intp]], held_out: NDArray[np.intp]) -> SampleSplit:
-        # A copy in another fold than its source would let that fold be tested on what it has seen.
-        copies = np.arange(options.augment_copies + 1 if options.augment else 1) * len(loaded)
-        folds = [(copies[:, np.newaxis] + fold).reshape(-1) for fold in folds]
-        return SampleSplit(plan_batches(folds, size, fixed_batch_size(specs)), np.sort(held_out))
 
-    shuffled = np.random.default_rng(run.seed).permutation(len(loaded))
-    held_out = round(_HELD_OUT * len(loaded))
-    if held_out >= _LEAST_HELD_OUT:
-        final = split(np.array_split(shuffled[held_out:], _FOLDS), shuffled[:held_out])
-        trials = [final]
-    else:
-        folds = np.array_split(shuffled, min(_FOLDS, len(shuffled)))
-        trials = [split(folds[:k] + folds[k + 1 :], fold) for k, fold in enumerate(folds)]
-        final = split(folds, np.empty(0, np.intp))
-    runtime = open_runtime(run.providers)
-    graphs = networks[0].graph(), networks[1].graph()
-    partners = pair_blocks(
-        *graphs,
-        given=read_map(options.map, *graphs) if options.map is not None else {},
-        similarity=ActivationSimilarity(runtime, *graphs, source, final.batches),
+def _augment(loaded: Samples, options: FitOptions) -> tuple[SampleReader, int]:
+    """Return the samples with moved copies behind, and how many there are of each."""
+    if not options.augment:
+        return loaded, 1
+    return Augmented(loaded, options.augment, options.run.seed), options.augment_copies + 1
+
+
+def _split(loaded: Samples, copies: int, networks: Networks, run: RunOptions) -> Splits:
+    """Divide the samples, into batches of a size that both networks take."""
+    size = run.batch_size or default_batch_size(loaded.shapes)
+    fixed = fixed_batch_size([s for network in networks for s in input_specs(network.model)])
+    return split_samples(len(loaded), copies, run.seed, size, fixed)
+
+
+def _pair(
+    networks: Networks,
+    runtime: Runtime,
+    samples: DecodedSamples,
+    splits: Splits,
+    block_map: str | None,
+) -> tuple[Partner, ...]:
+    """Pair the student's blocks with the teacher's, those of the map first."""
+    teacher, student = (network.graph() for network in networks)
+    return pair_blocks(
+        teacher,
+        student,
+        given=read_map(block_map, teacher, student) if block_map is not None else {},
+        similarity=ActivationSimilarity(runtime, teacher, student, samples, splits.final.batches),
     )
-    matching = match_channels(*graphs, partners)
+
+
+def _match(networks: Networks, partners: tuple[Partner, ...]) -> Matching:
+    """Pair the channels of paired blocks; there has to be a block that can be fitted."""
+    matching = match_channels(networks[0].graph(), networks[1].graph(), partners)
     if not matching.usable:
         first = next(iter(matching.pairs), None)
         why = f" ('{first.student}': {first.reason})" if first is not None else ""
@@ -177,15 +216,4 @@ def prepare(
             f"{networks[1].name}: no block has a counterpart in {networks[0].name}{why}; "
             "give a student of that teacher, or say by --map which blocks belong together"
         )
-    return FitProblem(
-        teacher=networks[0],
-        student=networks[1],
-        partners=partners,
-        matching=matching,
-        runtime=runtime,
-        samples=source,
-        count=len(loaded),
-        trials=tuple(trials),
-        final=final,
-        options=run,
-    )
+    return matching

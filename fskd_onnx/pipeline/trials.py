@@ -1,36 +1,29 @@
-"""Fits from every start, judged on samples that they have not seen.
-
-With many samples one fit per start is made, on nine tenths of them, and judged on the rest. A few
-would leave too few to judge on, so there every fold is held out in turn: the verdict then hears
-every sample, at the price of a fit per fold, and the student that is given out is fitted to all::
-
-    many samples   [ fit                                   | judge ]
-    few samples    [ judge | fit           ]   [ fit | judge | fit ]   ...   [ fit to all ]
-"""
+"""Fits from every start, judged on samples that they have not seen."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from fskd_onnx.fitting.adapters import families_of, need_patches
+from fskd_onnx.fitting.block_plan import plan_blocks
 from fskd_onnx.fitting.coordinate_descent import CoordinateDescent
 from fskd_onnx.fitting.target_selection import select_targets
-from fskd_onnx.fitting.teacher_pass import TeacherPass, plan_blocks
-from fskd_onnx.options import FitOptions
+from fskd_onnx.fitting.teacher_pass import TeacherPass
+from fskd_onnx.options import FitOptions, TargetsName
 from fskd_onnx.passes import export
-from fskd_onnx.pipeline.problem import FitProblem, SampleSplit
+from fskd_onnx.pipeline.problem import FitProblem
+from fskd_onnx.pipeline.splits import SampleSplit
 from fskd_onnx.progress import within
 from fskd_onnx.reporting.agreement import agreement, squared_errors
 from fskd_onnx.results import Agreement, BlockReport
 from fskd_onnx.runtime.forward import Outputs
-from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.serialization.model_files import load_model
 from fskd_onnx.timing import StageTimer
 
@@ -65,18 +58,19 @@ class Candidate:
     errors: NDArray[np.float64]
 
 
-def try_out(task: FitProblem, options: FitOptions, clock: StageTimer) -> list[Candidate]:
+def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list[Candidate]:
     """Fit from every start in every trial, and hold what comes out against the teacher."""
+    trials = problem.splits.trials
     last: dict[str, FittedStudent] = {}
     outputs: defaultdict[str, list[Outputs]] = defaultdict(list)
-    for number, trial in enumerate(task.trials, 1):
-        text = f"trial {number} of {len(task.trials)}, " if len(task.trials) > 1 else ""
+    for number, trial in enumerate(trials, 1):
+        text = f"trial {number} of {len(trials)}, " if len(trials) > 1 else ""
         with within(text):
-            for fitted in fits(task, trial, options, clock):
+            for fitted in fits(problem, trial, options, timer):
                 last[fitted.targets] = fitted
-                with clock("verify"):
-                    name = f"fused {task.student.name}"
-                    found = task.outputs(fitted.model, name, trial.held_out)
+                with timer("verify"):
+                    name = f"fused {problem.student.name}"
+                    found = problem.outputs(fitted.model, name, trial.held_out)
                     outputs[fitted.targets].append(found)
     candidates = []
     for targets, parts in outputs.items():
@@ -84,62 +78,70 @@ def try_out(task: FitProblem, options: FitOptions, clock: StageTimer) -> list[Ca
         candidates.append(
             Candidate(
                 last[targets],
-                agreement(task.target, together),
-                squared_errors(task.target, together),
+                agreement(problem.target, together),
+                squared_errors(problem.target, together),
             )
         )
     return candidates
 
 
 def fits(
-    task: FitProblem, split: SampleSplit, options: FitOptions, clock: StageTimer
+    problem: FitProblem, split: SampleSplit, options: FitOptions, timer: StageTimer
 ) -> Iterator[FittedStudent]:
     """Yield a student from each start, fitted to the samples of a split."""
-    with teacher_pass(task, split, options) as lead:
-        for targets, descent in _starts(task, split, options, clock, lead):
-            descent.run()
-            with clock("fuse"):
-                model = export(descent.student, like=task.student.canonical)
-            with clock("verify"):
-                load_model(model)
-            yield FittedStudent(targets, model, descent.reports)
+    teacher = teacher_pass(problem, split, options)
+    for targets, descent in _starts(problem, split, options, timer, teacher):
+        fitted = descent.run()
+        with timer("fuse"):
+            model = export(fitted.student, like=problem.student.canonical)
+        with timer("verify"):
+            load_model(model)
+        yield FittedStudent(targets, model, fitted.blocks)
 
 
-@contextmanager
-def teacher_pass(
-    task: FitProblem, split: SampleSplit, options: FitOptions
-) -> Iterator[TeacherPass]:
-    """Set the teacher out; what it left behind goes with the ``with`` block."""
-    student, teacher = task.student.graph(), task.teacher.graph()
-    outputs = options.adapter == "pointwise"
-    plans = plan_blocks(task.matching, student, teacher, outputs, task.options.seed)
-    with TensorStore(task.options.memory_limit) as store:
-        yield TeacherPass(task.runtime, teacher, plans, task.samples, split.batches, store)
+def teacher_pass(problem: FitProblem, split: SampleSplit, options: FitOptions) -> TeacherPass:
+    """Return the teacher's columns for all blocks that can be fitted."""
+    student, teacher = problem.student.graph(), problem.teacher.graph()
+    patches = need_patches(families_of(options.adapter))
+    plans = plan_blocks(problem.matching, student, teacher, patches, problem.options.seed)
+    return TeacherPass(problem.runtime, teacher, plans, problem.samples, split.batches)
 
 
 def _starts(
-    task: FitProblem, split: SampleSplit, options: FitOptions, clock: StageTimer, lead: TeacherPass
+    problem: FitProblem,
+    split: SampleSplit,
+    options: FitOptions,
+    timer: StageTimer,
+    teacher: TeacherPass,
 ) -> Iterator[tuple[str, CoordinateDescent]]:
-    """Yield the descents to try: towards the channels that were kept, towards channels chosen."""
-    if options.targets != "select":
-        yield "kept", CoordinateDescent(task, options, clock, task.matching, lead)
-    # Pointwise adapters cannot make up for channels that a block's own weights never read.
-    if options.targets == "kept" or (options.targets == "auto" and options.adapter == "pointwise"):
+    """Yield the descents to try: to the channels that were kept, and to channels chosen anew."""
+    if options.targets != TargetsName.SELECT:
+        student, again = problem.student.graph(), problem.match_again
+        descent = CoordinateDescent(student, problem.matching, teacher, options, timer, again)
+        yield TargetsName.KEPT.value, descent
+    able = any(family.can_change_targets for family in families_of(options.adapter))
+    if options.targets == TargetsName.KEPT or (options.targets == TargetsName.AUTO and not able):
         return
-    with clock("select"):
-        selection = select_targets(
-            task.student.graph(),
-            task.teacher.graph(),
-            task.matching,
-            task.runtime,
-            task.samples,
-            split.batches,
-        )
+    selection = select_targets(
+        problem.student.graph(),
+        problem.teacher.graph(),
+        problem.matching,
+        problem.runtime,
+        problem.samples,
+        split.batches,
+        timer,
+    )
     if selection is not None:
-        yield (
-            "select",
-            CoordinateDescent(task, options, clock, selection.matching, lead, selection.weights),
+        descent = CoordinateDescent(
+            problem.student.graph(),
+            selection.matching,
+            teacher,
+            options,
+            timer,
+            problem.match_again,
+            selection.weights,
         )
+        yield TargetsName.SELECT.value, descent
 
 
 def choose(candidates: Sequence[Candidate], before: Agreement) -> Candidate:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fskd_onnx.errors import ModelError
+from fskd_onnx.errors import FskdError, ModelError
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.session_run import run
 from fskd_onnx.runtime.tensor_store import download, upload
@@ -48,21 +48,21 @@ def forward(
         ModelError: ONNX Runtime cannot run the model.
     """
     specs = input_specs(model)
-    size = batch_size or default_batch_size(samples.take(indices[:1]))
+    size = batch_size or default_batch_size(samples.shapes)
     batches = plan_batches([indices], size, fixed_batch_size(specs))
     collected: list[Outputs] = []
-    wanted = output_names(model)
+    names = output_names(model)
     try:
         session = runtime.session(model)
         for batch in batches:
             arrays = samples.take(batch.samples).values()
             feeds = dict(zip([spec.name for spec in specs], arrays, strict=True))
-            results = run(session, upload(feeds, runtime.device), wanted, runtime.device)
+            results = run(session, upload(feeds, runtime.device), names, runtime.device)
             values = {output: download(value) for output, value in results.items()}
             for output, value in values.items():
                 _check_axis(value, output, name)
             collected.append([_unpad(value, batch) for value in values.values()])
-    except ModelError:
+    except FskdError:  # of the samples, or of where they are kept
         raise
     except Exception as error:
         # ONNX Runtime raises a dozen unrelated types; which one says nothing to a user.

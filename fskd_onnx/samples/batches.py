@@ -60,8 +60,14 @@ def plan_batches(
     return batches
 
 
-def default_batch_size(sample: Tensors) -> int:
-    """Choose a batch size from the tensors of one sample."""
-    values = sum(array.size for array in sample.values())
+def first_batches(batches: Sequence[Batch], samples: int) -> list[Batch]:
+    """Return the first batches that hold so many samples together, or all."""
+    ends = np.cumsum([batch.count for batch in batches])
+    return list(batches[: int(np.searchsorted(ends, samples)) + 1])
+
+
+def default_batch_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Choose a batch size from the shapes of the tensors of one sample."""
+    values = sum(math.prod(shape) for shape in shapes.values())
     low, high = _BATCH_LIMITS
     return int(np.clip(_VALUES_PER_BATCH // max(values, 1), low, high))

@@ -161,7 +161,7 @@ def _forward(models: list[onnx.ModelProto], samples: Floats) -> None:
     """Run both networks over all samples once, and let go of what comes out."""
     runtime = open_runtime(_RUN.providers)
     name = models[0].graph.input[0].name
-    size = default_batch_size({name: samples[:1]})
+    size = default_batch_size({name: samples.shape[1:]})
     sessions = [runtime.session(model) for model in models]
     for start in range(0, len(samples), size):
         feeds = upload({name: samples[start : start + size]}, runtime.device)

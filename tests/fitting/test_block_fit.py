@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,15 +11,18 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from fskd_onnx.fitting import block_fit
-from fskd_onnx.fitting.block_data import BlockData, BlockRequest
+from fskd_onnx.fitting import adapters, block_fit
+from fskd_onnx.fitting.adapters import families_of
+from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
+from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.block_fit import BlockFit, fit_block
-from fskd_onnx.fitting.teacher_pass import BlockPlan, TeacherPass
+from fskd_onnx.fitting.block_plan import BlockPlan
+from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg import ridge
 from fskd_onnx.linalg.moments import sum_moments
-from fskd_onnx.linalg.ridge import Family
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue
-from fskd_onnx.runtime.column_sampling import ColumnSampling
+from fskd_onnx.runtime.column_sampling import RandomSampling
+from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.providers import open_runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.batches import Batch
@@ -76,8 +79,8 @@ class Block:
         return rng.standard_normal((count, self.length, INPUTS)).astype(np.float32)
 
     @contextmanager
-    def stream(self, residual: bool = False) -> Iterator[tuple[BlockData, list[Family]]]:
-        """Open the columns of the block, cross-validated over five folds."""
+    def opened(self, residual: bool = False) -> Iterator[BlockData]:
+        """Give the columns of the block, in five folds."""
         student, teacher = (
             build(text, values)
             for text, values in ((STUDENT, self.of_student), (TEACHER, self.of_teacher))
@@ -86,37 +89,29 @@ class Block:
         plan = BlockPlan(
             index=0,
             name="n",
-            patches="u",
+            block_input="u",
             partner=partner,
-            readout=Epilogue("k", "s") if residual else NO_EPILOGUE,
-            totals="s" if residual else None,
+            epilogue=Epilogue("k", "s") if residual else NO_EPILOGUE,
+            teacher_sum="s" if residual else None,
             unknowns=SEEN,
-            draw=ColumnSampling.of_unknowns(SEEN, (0, 0)),
+            sampling=RandomSampling.of_unknowns(SEEN, (0, 0)),
         )
-        reading = BlockRequest(plan, linear, np.arange(WIDTH), residual, outputs=False)
+        request = BlockRequest(plan, linear, np.arange(WIDTH), residual)
         loaded = load_samples({"x": self.draw(self.samples, 1)}, input_specs(teacher))
         folds = np.array_split(np.arange(self.samples, dtype=np.intp), min(5, self.samples))
         batches = [Batch(fold, len(fold), index) for index, fold in enumerate(folds)]
         runtime = open_runtime(("cpu",))
         with TensorStore() as store:
-            lead = TeacherPass(runtime, gs.import_onnx(teacher), [plan], loaded, batches, store)
-            network = lead.follow(gs.import_onnx(student))
-            lead.advance(0)
-            network.enter("block")
-            stream = BlockData(network, lead, reading, StageTimer())
-            stream.reduce()
-            bias = linear.bias.reshape(1, -1)
-            yield (
-                stream,
-                [
-                    Family.pointwise(stream.block_map, bias),
-                    Family.kernel(stream.block_map, bias, stream.basis),
-                ],
-            )
+            decoded = DecodedSamples(loaded, batches, store, runtime.device)
+            teacher_pass = TeacherPass(runtime, gs.import_onnx(teacher), [plan], decoded, batches)
+            runner, timer = teacher_pass.runner_of(gs.import_onnx(student)), StageTimer()
+            with runner.next_stage("block") as stage:
+                columns = BlockColumns(stage, teacher_pass, request, timer)
+                yield BlockData(columns.in_span(), timer)
 
-    def fit(self, readout: Epilogue, names: Sequence[str] = ("pointwise", "kernel")) -> BlockFit:
-        with self.stream(readout.sum_output is not None) as (stream, families):
-            return fit_block(stream, [f for f in families if f.name in names], readout)
+    def fit(self, epilogue: Epilogue, adapter: str = "auto") -> BlockFit:
+        with self.opened(epilogue.sum_output is not None) as data:
+            return fit_block(data, families_of(adapter), epilogue)
 
     def fused(self, fit: BlockFit) -> tuple[Array, Array]:
         """The weights of the block once a fit is fused into it."""
@@ -186,13 +181,13 @@ def test_an_error_that_the_block_cannot_repair_is_not_taken_from_the_shortcut() 
     assert block.error(fit) < 0.02 * block.error(None)
 
 
-@pytest.mark.parametrize("readout", [NO_EPILOGUE, RELU, Epilogue("k", "s", 0.0)])
-def test_exact_counterparts_are_found(readout: Epilogue) -> None:
+@pytest.mark.parametrize("epilogue", [NO_EPILOGUE, RELU, Epilogue("k", "s", 0.0)])
+def test_exact_counterparts_are_found(epilogue: Epilogue) -> None:
     block = Block()
     block.of_teacher["w"][SEEN:] = 0.0
     block.of_teacher["b"] += np.linspace(-1, 1, WIDTH)
     block.of_student["w"] = np.random.default_rng(5).standard_normal((SEEN, WIDTH))
-    fit = block.fit(readout)
+    fit = block.fit(epilogue)
     assert fit.improves
     assert fit.error_after < 1e-6 * fit.error_before
     assert block.error(fit) < 1e-6 * block.error(None)
@@ -201,18 +196,18 @@ def test_exact_counterparts_are_found(readout: Epilogue) -> None:
 def test_a_block_that_is_as_good_as_can_be_is_kept() -> None:
     """What is missing is independent of what is seen; folds of two columns notice it mostly."""
     fits = [(Block(seed, samples=10, length=1), NO_EPILOGUE) for seed in range(10)]
-    assert sum(not block.fit(readout).improves for block, readout in fits) >= 5
+    assert sum(not block.fit(epilogue).improves for block, epilogue in fits) >= 5
 
 
-@pytest.mark.parametrize("readout", [NO_EPILOGUE, RELU])
+@pytest.mark.parametrize("epilogue", [NO_EPILOGUE, RELU])
 @pytest.mark.parametrize("length", [1, LENGTH])
-def test_a_fit_to_ten_samples_does_no_harm(length: int, readout: Epilogue) -> None:
+def test_a_fit_to_ten_samples_does_no_harm(length: int, epilogue: Epilogue) -> None:
     ratios = []
     for seed in range(10):
         block = Block(seed, samples=10, length=length)
-        fit = block.fit(readout)
-        before = block.error(None, readout.low)
-        ratios.append(block.error(fit, readout.low) / before if fit.improves else 1.0)
+        fit = block.fit(epilogue)
+        before = block.error(None, epilogue.low)
+        ratios.append(block.error(fit, epilogue.low) / before if fit.improves else 1.0)
     assert np.mean(ratios) < 1.05
     assert max(ratios) < 1.5
 
@@ -223,8 +218,8 @@ def test_one_column_per_fold_is_enough(samples: int) -> None:
     block = Block(samples=samples, length=1)
     block.of_teacher["w"][SEEN:] = 0.0
     block.of_student["b"] += 3.0
-    for readout in (NO_EPILOGUE, RELU):
-        fit = block.fit(readout)
+    for epilogue in (NO_EPILOGUE, RELU):
+        fit = block.fit(epilogue)
         assert fit.error_before > 0.1
         assert fit.improves
         assert block.error(fit) < 0.3 * block.error(None)
@@ -237,8 +232,8 @@ def test_constant_targets_are_met() -> None:
     block.of_teacher["b"] += 2.0
     block.of_student["w"] = block.of_teacher["w"][:SEEN]
     block.of_student["b"] -= 1.0
-    for readout in (NO_EPILOGUE, RELU):
-        fit = block.fit(readout)
+    for epilogue in (NO_EPILOGUE, RELU):
+        fit = block.fit(epilogue)
         assert fit.improves
         assert block.error(fit) < 1e-9
 
@@ -246,8 +241,8 @@ def test_constant_targets_are_met() -> None:
 def test_zero_targets_are_met() -> None:
     block = Block()
     block.of_teacher["w"] *= 0.0
-    for readout in (NO_EPILOGUE, RELU):
-        fit = block.fit(readout)
+    for epilogue in (NO_EPILOGUE, RELU):
+        fit = block.fit(epilogue)
         assert fit.improves == (fit.error_after < fit.error_before)
         assert block.error(fit) <= block.error(None)
 
@@ -261,11 +256,11 @@ def test_errors_are_relative_to_the_teachers_block() -> None:
 
 
 @pytest.mark.parametrize(
-    "readout", [NO_EPILOGUE, RELU, Epilogue("k", "s"), Epilogue("k", "s", 0.0)]
+    "epilogue", [NO_EPILOGUE, RELU, Epilogue("k", "s"), Epilogue("k", "s", 0.0)]
 )
 @pytest.mark.parametrize("name", ["pointwise", "kernel"])
 def test_a_few_targets_decide_for_all(
-    name: str, readout: Epilogue, monkeypatch: pytest.MonkeyPatch
+    name: str, epilogue: Epilogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Choices may be made on two of five targets here; all of them are fitted."""
     block = Block()
@@ -275,21 +270,21 @@ def test_a_few_targets_decide_for_all(
     # What is left to choose is clear, so that both choose the same.
     monkeypatch.setattr(ridge, "RIDGES", (1e-3,))
     monkeypatch.setattr(block_fit, "_ITERATIONS", 1)
-    whole = block.fit(readout, [name])
-    monkeypatch.setattr(ridge, "_TESTED_TARGETS", 2)
-    few = block.fit(readout, [name])
+    whole = block.fit(epilogue, name)
+    monkeypatch.setattr(adapters, "_TESTED_TARGETS", 2)
+    few = block.fit(epilogue, name)
     for one, other in zip(block.fused(few), block.fused(whole), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
     assert few.error_after < 0.5 * few.error_before
 
 
-@pytest.mark.parametrize("readout", [NO_EPILOGUE, RELU])
+@pytest.mark.parametrize("epilogue", [NO_EPILOGUE, RELU])
 def test_a_fit_to_fewer_columns_than_unknowns_leaves_what_they_do_not_span(
-    readout: Epilogue,
+    epilogue: Epilogue,
 ) -> None:
     block = Block(samples=2, length=1)
     block.of_student["b"] += 3.0
-    fit = block.fit(readout, ["kernel"])
+    fit = block.fit(epilogue, "kernel")
     seen = block.draw(2, 1)[:, 0] @ block.p
     unseen = np.linalg.svd(seen)[2][2]
     change = block.fused(fit)[0] - block.of_student["w"].T
@@ -299,10 +294,10 @@ def test_a_fit_to_fewer_columns_than_unknowns_leaves_what_they_do_not_span(
 @pytest.mark.parametrize("name", ["pointwise", "kernel"])
 def test_the_ridge_that_is_chosen_is_the_one_that_all_columns_are_fitted_with(name: str) -> None:
     block = Block(samples=7, length=2)
-    fit = block.fit(NO_EPILOGUE, [name])
-    with block.stream() as (stream, families):
-        (family,) = (family for family in families if family.name == name)
-        own = family.regress(sum_moments(stream.sums(np.arange(WIDTH))[0]))
-        expected = family.problem(own).solver(fit.ridge)(own)
+    fit = block.fit(NO_EPILOGUE, name)
+    with block.opened() as data:
+        (family,) = (family.of(data.regressors) for family in families_of(name))
+        own = family.moments(sum_moments(data.moments(np.arange(WIDTH))))
+        expected = family.ridge(own.of_x).solver(fit.ridge)(own)
     np.testing.assert_allclose(fit.adapter.matrix, expected.matrix, rtol=1e-9)
     np.testing.assert_allclose(fit.adapter.shift, expected.shift, rtol=1e-9, atol=1e-12)

@@ -23,19 +23,19 @@ def chunk(residual: bool) -> ColumnChunk:
 def test_the_error_is_seen_behind_the_shortcut(residual: bool, rows: np.ndarray) -> None:
     whole = chunk(residual)
     fitted = AffineMap(np.ones((2, len(rows), 5)), np.full((2, len(rows)), 0.5))
-    prediction, target, shortcut = whole.seen(fitted, rows)
+    prediction, target, shortcut = whole.predict(fitted, rows)
     expected = np.tile(whole.x.sum(axis=1, keepdims=True) + 0.5, (1, len(rows), 1))
     theirs = whole.targets[:, rows]
-    np.testing.assert_array_equal(whole.towards(0, rows), theirs)
+    np.testing.assert_array_equal(whole.of_output(rows), theirs)
     if whole.residual is not None:
         theirs, mine = (part[:, rows] for part in whole.residual)
         np.testing.assert_array_equal(shortcut, mine)
         expected = expected + mine
-        np.testing.assert_allclose(whole.towards(1, rows), theirs - mine, atol=1e-6)
+        np.testing.assert_allclose(whole.of_sum(rows), theirs - mine, atol=1e-6)
     np.testing.assert_array_equal(target, theirs)
     np.testing.assert_allclose(prediction, expected, rtol=1e-5, atol=1e-5)
     assert prediction.dtype == np.float32
-    assert whole.towards(0, rows).dtype == np.float64
+    assert whole.of_output(rows).dtype == np.float64
 
 
 @pytest.mark.parametrize("residual", [False, True])

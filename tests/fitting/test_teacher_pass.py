@@ -14,51 +14,20 @@ from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
 from fskd_onnx.fitting import teacher_pass
-from fskd_onnx.fitting.teacher_pass import BlockPlan, TargetColumns, TeacherPass, plan_blocks
-from fskd_onnx.matching.channels import match_models
-from fskd_onnx.passes.analysis.epilogue import Epilogue
+from fskd_onnx.fitting.teacher_pass import TargetColumns, TeacherPass
 from fskd_onnx.progress import told_to
-from fskd_onnx.runtime import column_sampling
+from fskd_onnx.runtime import collector, column_sampling
+from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.providers import Runtime, open_runtime
-from fskd_onnx.runtime.segment_runner import SegmentRunner
+from fskd_onnx.runtime.segment_runner import Stage
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.batches import Batch, plan_batches
 from fskd_onnx.samples.reader import Samples
 from fskd_onnx.samples.sources import load_samples
 from fskd_onnx.serialization.interface import input_specs
-from tests.helpers import build
+from tests.fitting.four_blocks import OUTPUTS, network, plans
 
 COUNT, FOLDS = 22, 3
-
-# x ─▶ 1 ─▶ r ─▶ 2 ─▶ + ─▶ pool ─▶ 3 ─▶ + (a product of one position, and a map) ─▶ 4
-#           └─────────▶ ┘ └─────────────▶ ┘
-TEXT = """net (float[N,2,6,6] {0}) => (float[N,36,5] y)
-    <float[4,2,3,3] w1, float[4,4,3,3] w2, float[4] b2, float[4,4,1,1] w3, float[4,5] w4> {{
-    [n1] c1 = Conv<pads=[1,1,1,1]>({0}, w1)
-    r1 = Relu(c1)
-    [n2] c2 = Conv<pads=[1,1,1,1]>(r1, w2, b2)
-    s2 = Add(c2, r1)
-    r2 = Relu(s2)
-    pool = GlobalAveragePool(r2)
-    [n3] c3 = Conv(pool, w3)
-    s3 = Add(c3, r2)
-    flat = Reshape(s3, shape)
-    turned = Transpose<perm=[0,2,1]>(flat)
-    [n4] y = MatMul(turned, w4)
-}}"""
-OUTPUTS = {"c1": False, "c2": False, "s2": False, "c3": False, "s3": False, "y": True}
-
-
-def network(name: str, noise: float = 0.0) -> onnx.ModelProto:
-    text = TEXT.format(name).replace("> {", ", int64[3] shape> {", 1)
-    model = build(text, {"shape": np.array([0, 4, -1])})
-    rng = np.random.default_rng(1)
-    for tensor in model.graph.initializer:
-        if tensor.name.startswith("w"):
-            value = onnx.numpy_helper.to_array(tensor)
-            changed = value + noise * rng.standard_normal(value.shape).astype(value.dtype)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(changed, tensor.name))
-    return model
 
 
 @pytest.fixture(autouse=True)
@@ -88,13 +57,6 @@ def samples(teacher: onnx.ModelProto, images: NDArray[np.float32]) -> Samples:
     return load_samples(images, input_specs(teacher))
 
 
-def plans(teacher: onnx.ModelProto, outputs: bool = False, seed: int = 3) -> list[BlockPlan]:
-    graphs = gs.import_onnx(teacher), gs.import_onnx(network("image", noise=0.05))
-    matching = match_models(*graphs)
-    assert [pair.reason for pair in matching.pairs] == [""] * 4
-    return plan_blocks(matching, graphs[1], graphs[0], outputs, seed)
-
-
 @contextmanager
 def opened(
     runtime: Runtime,
@@ -107,7 +69,8 @@ def opened(
     batches = plan_batches(folds, batch, fixed)
     with TensorStore() as store:
         graph = gs.import_onnx(teacher)
-        yield TeacherPass(runtime, graph, plans(teacher), samples, batches, store)
+        decoded = DecodedSamples(samples, batches, store, runtime.device)
+        yield TeacherPass(runtime, graph, plans(teacher), decoded, batches)
 
 
 def whole(
@@ -122,15 +85,15 @@ def whole(
 
 def cut(tensor: NDArray[Any], last: bool, batch: Batch, found: TargetColumns) -> NDArray[Any]:
     """Cut columns out of a tensor of all samples."""
-    turned = np.moveaxis(tensor, -1, 1) if last else tensor
-    flat = turned[batch.samples[: found.count]].reshape(found.count, turned.shape[1], -1)
-    return np.moveaxis(flat[:, :, found.chosen], 1, 0).reshape(turned.shape[1], -1)
+    first = np.moveaxis(tensor, -1, 1) if last else tensor
+    flat = first[batch.samples[: found.count]].reshape(found.count, first.shape[1], -1)
+    return np.moveaxis(flat[:, :, found.positions], 1, 0).reshape(first.shape[1], -1)
 
 
-@pytest.mark.parametrize("ahead", [teacher_pass._AHEAD_BYTES, 10_000, 0])
+@pytest.mark.parametrize("window", [teacher_pass._WINDOW_BYTES, 10_000, 0])
 @pytest.mark.parametrize("fixed", [None, 4])
 def test_columns_are_those_of_a_whole_run(
-    ahead: int,
+    window: int,
     fixed: int | None,
     runtime: Runtime,
     teacher: onnx.ModelProto,
@@ -138,39 +101,38 @@ def test_columns_are_those_of_a_whole_run(
     images: NDArray[np.float32],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(teacher_pass, "_AHEAD_BYTES", ahead)
+    monkeypatch.setattr(teacher_pass, "_WINDOW_BYTES", window)
     expected = whole(runtime, teacher, images)
-    with opened(runtime, teacher, samples, fixed) as ahead_of_us:
-        assert [plan.of_teacher for plan in ahead_of_us.plans] == [
-            ["c1"],
-            ["c2", "s2"],
-            ["c3", "s3"],
-            ["y"],
+    with opened(runtime, teacher, samples, fixed) as teacher_run:
+        assert [plan.teacher_columns.tensors for plan in teacher_run.plans] == [
+            ("c1",),
+            ("c2", "s2"),
+            ("c3", "s3"),
+            ("y",),
         ]
-        places = column_sampling.batch_offsets(ahead_of_us.batches)
-        for plan in ahead_of_us.plans:
-            ahead_of_us.advance(plan.index)
-            found = ahead_of_us.columns(plan.index)
-            name, last = plan.partner.output.name, plan.channels_last
+        offsets = column_sampling.batch_offsets(teacher_run.batches)
+        for plan in teacher_run.plans:
+            found = teacher_run.columns(plan.index)
+            name, last = plan.partner.output.name, plan.teacher_columns.channels_last
             assert last == OUTPUTS[name]
             looked_at = 0
-            for index, batch in enumerate(ahead_of_us.batches):
+            for index, batch in enumerate(teacher_run.batches):
                 shape = (len(batch.samples), *expected[name].shape[1:])
                 positions = int(np.prod(shape[1:-1] if last else shape[2:]))
-                count, chosen = plan.draw.choose(places[index], shape[0], positions)
+                count, chosen = plan.sampling.choose(offsets[index], shape[0], positions)
                 assert (index in found) == (count > 0)
                 if not count:
                     continue
                 mine = found[index]
                 assert (mine.count, mine.shape) == (count, shape)
-                np.testing.assert_array_equal(mine.chosen, chosen)
+                np.testing.assert_array_equal(mine.positions, chosen)
                 assert_close(mine.targets.value().numpy(), cut(expected[name], last, batch, mine))
-                assert (mine.totals is not None) == (plan.totals == "s2")
-                if mine.totals is not None:
-                    totals = cut(expected["s2"], last, batch, mine)
-                    assert_close(mine.totals.value().numpy(), totals)
+                assert (mine.sums is not None) == (plan.teacher_sum == "s2")
+                if mine.sums is not None:
+                    sums = cut(expected["s2"], last, batch, mine)
+                    assert_close(mine.sums.value().numpy(), sums)
                 looked_at += count * len(chosen)
-            assert looked_at >= min(plan.draw.wanted, COUNT * positions)
+            assert looked_at >= min(plan.sampling.columns, COUNT * positions)
             assert looked_at < COUNT * 36
 
 
@@ -178,14 +140,13 @@ def assert_close(found: NDArray[Any], expected: NDArray[Any]) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_totals_that_broadcast_are_left_out(
+def test_sums_that_broadcast_are_left_out(
     runtime: Runtime, teacher: onnx.ModelProto, samples: Samples
 ) -> None:
-    with opened(runtime, teacher, samples) as ahead:
-        ahead.advance(2)
-        assert ahead.plans[2].totals == "s3"
-        assert all(part.totals is None for part in ahead.columns(2).values())
-        assert all(part.totals is not None for part in ahead.columns(1).values())
+    with opened(runtime, teacher, samples) as teacher_run:
+        assert teacher_run.plans[2].teacher_sum == "s3"
+        assert all(part.sums is None for part in teacher_run.columns(2).values())
+        assert all(part.sums is not None for part in teacher_run.columns(1).values())
 
 
 @pytest.mark.parametrize("windows", [1, 4])
@@ -198,7 +159,7 @@ def test_a_second_student_starts_from_the_front_and_sees_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if windows > 1:
-        monkeypatch.setattr(teacher_pass, "_AHEAD_BYTES", 0)
+        monkeypatch.setattr(teacher_pass, "_WINDOW_BYTES", 0)
     read: list[int] = []
     take = samples.take
 
@@ -218,19 +179,18 @@ def test_a_second_student_starts_from_the_front_and_sees_the_same(
             pass
 
     seen: list[list[bytes]] = []
-    with told_to(Listener()), opened(runtime, teacher, samples) as ahead:
+    with told_to(Listener()), opened(runtime, teacher, samples) as teacher_run:
         for noise in (0.1, 0.2):
             student = network("image", noise)
-            following = ahead.follow(gs.import_onnx(student))
+            runner = teacher_run.runner_of(gs.import_onnx(student))
             seen.append([])
-            for plan in ahead.plans:
-                ahead.advance(plan.index)
-                following.enter(plan.name)
-                assert set(following.tensors(0)) == set(plan.of_student)
-                for part in ahead.columns(plan.index).values():
-                    held = [part.targets, *([part.totals] if part.totals else [])]
-                    seen[-1] += [one.value().numpy().tobytes() for one in held]
-                following.leave()
+            for plan in teacher_run.plans:
+                columns = teacher_run.columns(plan.index)
+                with runner.next_stage(plan.name) as stage:
+                    assert set(stage.tensors(0)) == set(plan.student_tensors)
+                    for part in columns.values():
+                        stored = [part.targets, *([part.sums] if part.sums else [])]
+                        seen[-1] += [one.value().numpy().tobytes() for one in stored]
             if noise == 0.1:
                 assert sorted(read) == list(range(COUNT))
     assert seen[0] == seen[1]
@@ -253,15 +213,15 @@ def test_only_the_columns_at_hand_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if windows > 1:
-        monkeypatch.setattr(teacher_pass, "_AHEAD_BYTES", 0)
-    with opened(runtime, teacher, samples) as ahead:
-        ahead.advance(3)
-        held = images.nbytes
+        monkeypatch.setattr(teacher_pass, "_WINDOW_BYTES", 0)
+    with opened(runtime, teacher, samples) as teacher_run:
+        teacher_run.columns(3)
+        expected = images.nbytes
         for block in (3,) if windows > 1 else range(4):
-            for part in ahead.columns(block).values():
-                held += part.targets.value().tensor_size_in_bytes()
-                held += part.totals.value().tensor_size_in_bytes() if part.totals else 0
-        assert ahead.store._used == held
+            for part in teacher_run.columns(block).values():
+                expected += part.targets.value().tensor_size_in_bytes()
+                expected += part.sums.value().tensor_size_in_bytes() if part.sums else 0
+        assert teacher_run._samples.store._used == expected
 
 
 def test_windows_hold_as_many_blocks_as_fit(
@@ -277,77 +237,11 @@ def test_windows_hold_as_many_blocks_as_fit(
         (sizes[1], [range(1), range(1, 2), range(2, 4)]),
         (0, [range(1), range(1, 2), range(2, 3), range(3, 4)]),
     ):
-        monkeypatch.setattr(teacher_pass, "_AHEAD_BYTES", room)
+        monkeypatch.setattr(teacher_pass, "_WINDOW_BYTES", room)
         assert teacher_pass._windows(planned) == expected
 
 
-def test_plans_name_what_each_block_needs(teacher: onnx.ModelProto) -> None:
-    planned = plans(teacher)
-    assert [plan.name for plan in planned] == ["n1", "n2", "n3", "n4"]
-    assert [plan.index for plan in planned] == [0, 1, 2, 3]
-    assert [plan.of_student for plan in planned] == [
-        ["image"],
-        ["r1", "r1"],
-        ["pool", "r2"],
-        ["turned"],
-    ]
-    assert [plan.readout for plan in planned] == [
-        Epilogue(low=0.0),
-        Epilogue("r1", "s2", 0.0),
-        Epilogue("r2", "s3"),
-        Epilogue(),
-    ]
-    assert len({plan.draw.seed for plan in planned}) == 4
-    assert plans(teacher) == planned
-    assert [plan.draw for plan in plans(teacher, seed=5)] != [plan.draw for plan in planned]
-
-
-@pytest.mark.parametrize("outputs", [False, True])
-def test_draws_follow_from_the_unknowns(teacher: onnx.ModelProto, outputs: bool) -> None:
-    unknowns = [4, 4, 4, 4] if outputs else [18, 36, 4, 4]
-    wanted = [plan.draw.wanted for plan in plans(teacher, outputs)]
-    assert wanted == [5 * (count + 1) for count in unknowns]
-
-
-SHORTCUT = """net (float[N,2,6,6] x) => (float[N,4,6,6] y)
-    <float[4,2,3,3] w1, float[4,2,1,1] w2> {
-    %s
-    s = Add(c, k)
-    y = Relu(s)
-}"""
-BLOCK, PROJECTION = "[n] c = Conv<pads=[1,1,1,1]>(x, w1)", "[m] k = Conv(x, w2)"
-
-
-@pytest.mark.parametrize(
-    ("nodes", "readouts"),
-    [
-        ((PROJECTION, BLOCK), {"n": Epilogue("k", "s", 0.0), "m": Epilogue()}),
-        ((BLOCK, PROJECTION), {"m": Epilogue("c", "s", 0.0), "n": Epilogue()}),
-    ],
-)
-def test_a_shortcut_that_is_corrected_later_is_not_repaired_twice(
-    nodes: tuple[str, ...], readouts: dict[str, Epilogue]
-) -> None:
-    graph = gs.import_onnx(build(SHORTCUT % "\n".join(nodes)))
-    planned = plan_blocks(match_models(graph, graph), graph, graph, False, 0)
-    assert {plan.name: plan.readout for plan in planned} == readouts
-    assert {plan.name: plan.totals for plan in planned} == {
-        name: readout.sum_output for name, readout in readouts.items()
-    }
-
-
-def test_a_sum_that_the_teacher_does_not_have_is_not_looked_behind() -> None:
-    student = gs.import_onnx(build(SHORTCUT % f"{PROJECTION}\n{BLOCK}"))
-    text = SHORTCUT.replace("y = Relu(s)", "z = Relu(c)\ny = Add(z, s)")
-    teacher = gs.import_onnx(build(text % f"{PROJECTION}\n{BLOCK}"))
-    planned = plan_blocks(match_models(teacher, student), student, teacher, False, 0)
-    block = next(plan for plan in planned if plan.name == "n")
-    assert (block.readout, block.totals) == (Epilogue(), None)
-    assert block.of_student == ["x"]
-    assert block.of_teacher == ["c"]
-
-
-def test_batches_that_few_blocks_draw_from_show_few_of_them(
+def test_batches_that_few_blocks_need_show_few_of_them(
     runtime: Runtime,
     teacher: onnx.ModelProto,
     samples: Samples,
@@ -355,33 +249,34 @@ def test_batches_that_few_blocks_draw_from_show_few_of_them(
 ) -> None:
     monkeypatch.setattr(column_sampling, "_POSITIONS_PER_SAMPLE", 36)
     shown: list[set[str]] = []
-    whole_batch = SegmentRunner.tensors_once
+    whole_batch = Stage.tensors_once
 
-    def spy(network: SegmentRunner, batch: int, wanted: Collection[str]) -> dict[str, OrtValue]:
-        found = whole_batch(network, batch, wanted)
-        assert set(wanted) == set(found)
+    def spy(stage: Stage, batch: int, names: Collection[str]) -> dict[str, OrtValue]:
+        found = whole_batch(stage, batch, names)
+        assert set(names) == set(found)
         shown.append(set(found))
         return found
 
     def columns_of() -> list[dict[int, NDArray[Any]]]:
-        with opened(runtime, teacher, samples, batch=1) as ahead_of_us:
-            ahead_of_us.advance(0)
+        with opened(runtime, teacher, samples, batch=1) as teacher_run:
             return [
                 {
                     index: np.array(part.targets.value().numpy())
-                    for index, part in ahead_of_us.columns(plan.index).items()
+                    for index, part in teacher_run.columns(plan.index).items()
                 }
-                for plan in ahead_of_us.plans
+                for plan in teacher_run.plans
             ]
 
-    monkeypatch.setattr(SegmentRunner, "tensors_once", spy)
+    monkeypatch.setattr(Stage, "tensors_once", spy)
     found = columns_of()
     everything = {"c1", "c2", "s2", "c3", "s3", "y"}
-    # Blocks of 36 positions draw from a few of the samples, the one of a single position from all.
+    # Blocks of 36 positions take columns of a few samples, the one of a single position from all.
     assert shown[0] == everything
     assert shown.count({"c3", "s3"}) > COUNT / 2
     assert all(names in (everything, {"c3", "s3"}) for names in shown)
-    monkeypatch.setattr(TeacherPass, "_wanted", lambda ahead, plans: [plans] * COUNT)
+    monkeypatch.setattr(
+        collector, "_needed", lambda requests, *_: [list(range(len(requests)))] * COUNT
+    )
     for one, other in zip(columns_of(), found, strict=True):
         assert one.keys() == other.keys()
         for index, expected in one.items():

@@ -8,8 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fskd_onnx.linalg.backend import solved_by
-from fskd_onnx.linalg.moments import Moments, sum_moments
+from fskd_onnx.linalg.backends import solved_by
+from fskd_onnx.linalg.moments import (
+    CrossMoments,
+    GramMoments,
+    Moments,
+    sum_moments,
+)
 from fskd_onnx.passes.analysis.affine import AffineMap
 
 Floats = NDArray[np.float64]
@@ -24,36 +29,49 @@ def columns(seed: int, count: int = 60, m: int = 4, n: int = 3) -> tuple[Floats,
 
 
 def moments(x: Floats, y: Floats) -> Moments:
-    turned = x.transpose(0, 2, 1)
+    transposed = x.transpose(0, 2, 1)
     return Moments(
-        x.shape[2], x @ turned, y @ turned, x.sum(axis=2), y.sum(axis=2), (y * y).sum(axis=2)
+        GramMoments(x.shape[2], x @ transposed, x.sum(axis=2)),
+        CrossMoments(y @ transposed, y.sum(axis=2), (y * y).sum(axis=2)),
     )
+
+
+def sums(moments: Moments) -> dict[str, Floats]:
+    """All sums of some moments, by name."""
+    x, y = moments.of_x, moments.of_y
+    return {
+        "gram": x.gram,
+        "sum_x": x.sum_x,
+        "cross": y.cross,
+        "sum_y": y.sum_y,
+        "square_y": y.square_y,
+    }
 
 
 def assert_same(found: Moments, expected: Moments) -> None:
     assert found.count == expected.count
-    for name in ("gram", "cross", "first_x", "first_y", "square_y"):
-        value = getattr(found, name)
+    for name, value in sums(found).items():
         assert value.dtype == np.float64
-        np.testing.assert_allclose(value, getattr(expected, name), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(value, sums(expected)[name], rtol=1e-9, atol=1e-9)
 
 
 def test_sums_of_parts_are_the_sums_of_the_whole() -> None:
     x, y = columns(0)
     parts = [moments(x[..., part], y[..., part]) for part in (slice(0, 25), slice(25, None))]
     whole, rest = sum_moments(parts), sum_moments(parts) - parts[0]
-    for name in ("count", "gram", "cross", "first_x", "first_y", "square_y"):
-        np.testing.assert_allclose(getattr(whole, name), getattr(moments(x, y), name), rtol=1e-12)
-        np.testing.assert_allclose(getattr(rest, name), getattr(parts[1], name), rtol=1e-9)
+    assert (whole.count, rest.count) == (60, 35)
+    for name, value in sums(moments(x, y)).items():
+        np.testing.assert_allclose(sums(whole)[name], value, rtol=1e-12)
+        np.testing.assert_allclose(sums(rest)[name], sums(parts[1])[name], rtol=1e-9)
 
 
 def test_centred_sums_and_energy() -> None:
     x, y = columns(1)
     dx, dy = (values - values.mean(axis=2, keepdims=True) for values in (x, y))
-    sums = moments(x, y)
-    np.testing.assert_allclose(sums.centered_gram, dx @ dx.transpose(0, 2, 1), rtol=1e-9)
-    np.testing.assert_allclose(sums.centered_cross, dy @ dx.transpose(0, 2, 1), rtol=1e-9)
-    assert sums.target_energy == pytest.approx((dy * dy).sum())
+    found = moments(x, y)
+    np.testing.assert_allclose(found.centered_gram, dx @ dx.transpose(0, 2, 1), rtol=1e-9)
+    np.testing.assert_allclose(found.centered_cross, dy @ dx.transpose(0, 2, 1), rtol=1e-9)
+    assert found.target_energy == pytest.approx((dy * dy).sum())
 
 
 def test_the_error_of_a_map() -> None:
@@ -68,14 +86,18 @@ def test_the_error_of_a_map() -> None:
 
 def test_moments_of_a_map_of_the_regressors() -> None:
     x, y = columns(4)
-    reading = np.random.default_rng(5).standard_normal((2, 3, 4))
-    expected = moments(reading @ x, y)
-    sums = moments(x, y)
-    assert_same(sums.of_regressors(reading), expected)
-    # Other targets of the same columns.
-    known = moments(reading @ x, y[:, :2] ** 2)
-    assert_same(sums.of_regressors(reading, known), expected)
-    assert sums.of_regressors(reading, known).gram is known.gram
+    matrix = np.random.default_rng(5).standard_normal((2, 3, 4))
+    assert_same(moments(x, y).mapped(matrix), moments(matrix @ x, y))
+
+
+def test_other_targets_of_the_same_columns_share_the_gram_part() -> None:
+    x, y = columns(4)
+    first = Moments.of(x, y[:, :1])
+    assert_same(Moments(first.of_x, CrossMoments.of(x, y)), moments(x, y))
+    # A map of the regressors commutes with that.
+    matrix = np.random.default_rng(5).standard_normal((2, 3, 4))
+    other = CrossMoments.of(x, y).mapped(matrix)
+    assert_same(Moments(first.of_x.mapped(matrix), other), moments(matrix @ x, y))
 
 
 @pytest.mark.parametrize("solver", ["numpy", "torch"])
@@ -83,12 +105,14 @@ def test_sums_of_columns(solver: str) -> None:
     x, y = columns(7)
     with solved_by(solver):
         assert_same(Moments.of(x, y), moments(x, y))
-        alone = Moments.of_targets_alone(x, y)
-        assert (alone.count, alone.gram.size, alone.first_x.size) == (60, 0, 0)
-        assert_same(alone.with_regressors(moments(x, y[:, :1])), moments(x, y))
-        # Parts add up, and take the regressors' sums afterwards.
-        parts = [Moments.of_targets_alone(x[..., a:b], y[..., a:b]) for a, b in ((0, 9), (9, 60))]
-        assert_same(sum_moments(parts).with_regressors(moments(x, y)), moments(x, y))
+        assert_same(Moments(GramMoments.of(x), CrossMoments.of(x, y)), moments(x, y))
+        # Each part adds up, and takes off, on its own.
+        parts = [slice(0, 9), slice(9, 60)]
+        grams = [GramMoments.of(x[..., part]) for part in parts]
+        crosses = [CrossMoments.of(x[..., part], y[..., part]) for part in parts]
+        assert_same(Moments(grams[0] + grams[1], crosses[0] + crosses[1]), moments(x, y))
+        rest = Moments(GramMoments.of(x) - grams[0], CrossMoments.of(x, y) - crosses[0])
+        assert_same(rest, moments(x[..., 9:], y[..., 9:]))
 
 
 @pytest.mark.parametrize("solver", ["numpy", "torch"])
@@ -97,7 +121,6 @@ def test_columns_in_float32_are_summed_in_float64(solver: str) -> None:
     x, y = ((values + 1000).astype(np.float32) for values in columns(8, count=5000))
     with solved_by(solver):
         found = Moments.of(x, y)
-        assert_same(Moments.of_targets_alone(x, y).with_regressors(found), found)
     assert_same(found, moments(x.astype(np.float64), y.astype(np.float64)))
     deviation = x[0] - x[0].mean(axis=1, keepdims=True, dtype=np.float64)
     # Sums of 5e9 in float32 would be off by hundreds.
@@ -121,16 +144,16 @@ def test_some_targets_are_those_rows() -> None:
     n=st.integers(1, 4),
     seed=st.integers(0, 10**6),
 )
-def test_the_error_of_a_map_of_regressors_is_that_of_the_lifted_map(
+def test_the_error_of_a_map_of_mapped_regressors_is_that_of_the_composed_map(
     count: int, m: int, n: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     x, y = rng.standard_normal((2, m, count)), rng.standard_normal((2, n, count))
-    reading = rng.standard_normal((2, 3, m))
+    matrix = rng.standard_normal((2, 3, m))
     fitted = AffineMap(rng.standard_normal((2, n, 3)), rng.standard_normal((2, n)))
-    lifted = AffineMap(fitted.matrix @ reading, fitted.shift)
-    sums = Moments.of(x, y)
-    assert sums.of_regressors(reading).error(fitted) == pytest.approx(sums.error(lifted))
+    composed = AffineMap(fitted.matrix @ matrix, fitted.shift)
+    found = Moments.of(x, y)
+    assert found.mapped(matrix).error(fitted) == pytest.approx(found.error(composed))
 
 
 def test_correlation_is_that_of_numpy_and_zero_for_a_constant() -> None:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from fskd_onnx.linalg.moments import Moments
 from fskd_onnx.matching.activation_similarity import ActivationSimilarity, linear_cka
+from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.providers import Runtime, open_runtime
+from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.batches import plan_batches
 from fskd_onnx.samples.sources import load_samples
 from fskd_onnx.serialization.interface import fixed_batch_size, input_specs
@@ -127,7 +129,8 @@ def similarity(
     folds = np.array_split(rng.permutation(len(samples)), 3)
     batches = plan_batches(folds, 4, fixed_batch_size([*specs, *input_specs(student)]))
     graphs = gs.import_onnx(teacher), gs.import_onnx(student)
-    return ActivationSimilarity(runtime, *graphs, samples, batches)
+    decoded = DecodedSamples(samples, batches, TensorStore(), runtime.device)
+    return ActivationSimilarity(runtime, *graphs, decoded, batches)
 
 
 BLOCKS = ("y1", "ya", "yb", "y3", "z")

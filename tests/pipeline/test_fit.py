@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
+from onnxruntime import OrtValue
 
 from fskd_onnx import FitOptions, FitResult, RunOptions, fit
 from fskd_onnx.errors import FskdError, MatchError, ModelError, NoImprovementError, SamplesError
@@ -15,6 +19,8 @@ from fskd_onnx.fitting import teacher_pass
 from fskd_onnx.passes import AffineMap, ReplaceWeights
 from fskd_onnx.pipeline.match import match
 from fskd_onnx.reporting.agreement import agreement
+from fskd_onnx.runtime.tensor_store import StoredTensor, TensorStore
+from fskd_onnx.samples.reader import Samples
 from fskd_onnx.serialization.model_files import count_parameters
 from tests.helpers import Array, build, check, initializers, linears, ops, run
 from tests.networks import NETWORKS, Network
@@ -455,8 +461,51 @@ def test_where_anything_is_kept_changes_no_byte(
 
     whole = fitted(None)
     assert fitted(0) == whole
-    monkeypatch.setattr(teacher_pass, "_AHEAD_BYTES", 0)  # every block is a window of its own
+    monkeypatch.setattr(teacher_pass, "_WINDOW_BYTES", 0)  # every block is a window of its own
     assert fitted(None) == whole
+
+
+@pytest.mark.parametrize("count", [12, 70])
+@pytest.mark.parametrize("name", ["chain", "fixed batch"])
+def test_each_sample_is_read_once(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For pairing, selection, all fits and all verdicts together."""
+    read: list[int] = []
+    take = Samples.take
+
+    def counted(samples: Samples, indices: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+        read.extend(indices.tolist())
+        return take(samples, indices)
+
+    monkeypatch.setattr(Samples, "take", counted)
+    network = NETWORKS[name]
+    # Weights say nothing of the student's blocks, so activations have to.
+    teacher, student = network.teacher(), network.student(seed=1)
+    with suppress(NoImprovementError):
+        fit(teacher, student, network.samples(count), FitOptions(CPU))
+    assert sorted(read) == list(range(count))
+
+
+def test_samples_count_towards_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the verdict included, and whatever they were first read for."""
+    network = NETWORKS["chain"]
+    samples = network.samples(70)["x"]
+    most: list[int] = []
+    keep = TensorStore.keep
+
+    def watched(store: TensorStore, value: OrtValue) -> StoredTensor:
+        kept = keep(store, value)
+        most.append(store._used)
+        return kept
+
+    monkeypatch.setattr(TensorStore, "keep", watched)
+    for limit in (None, samples.nbytes, samples.nbytes // 2):
+        most.clear()
+        options = FitOptions(replace(CPU, memory_limit=limit))
+        fit(network.teacher(), network.student(), samples, options)
+        if limit is None:
+            assert max(most) > samples.nbytes
+        else:
+            assert max(most) <= limit
 
 
 def test_inputs_of_a_student_may_have_other_names() -> None:

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from fskd_onnx import FitOptions, RunOptions
 from fskd_onnx.errors import MatchError, ModelError, SamplesError
-from fskd_onnx.pipeline.problem import FitProblem, LoadedModel, SampleSplit, prepare
+from fskd_onnx.pipeline.problem import FitProblem, LoadedModel, prepare
+from fskd_onnx.pipeline.splits import SampleSplit
+from fskd_onnx.runtime.tensor_store import TensorStore
 from tests.helpers import Array, assert_close, build, run
 
 # x ─▶ Conv ─▶ BatchNormalization ─▶ Relu ─▶ Conv ─▶ z
@@ -29,10 +31,10 @@ def samples(count: int) -> Array:
     return np.random.default_rng(4).standard_normal((count, 3, 4)).astype(np.float32)
 
 
-def task(count: int, batch_size: int | None = None, seed: int = 0, n: str = "N") -> FitProblem:
+def problem(count: int, batch_size: int | None = None, seed: int = 0, n: str = "N") -> FitProblem:
     run = RunOptions(("cpu",), batch_size=batch_size, seed=seed)
     student = build(TEXT.format(n=n, x="x", a=4), seed=1)
-    return prepare(TEACHER, student, samples(count), FitOptions(run))
+    return prepare(TEACHER, student, samples(count), FitOptions(run), TensorStore())
 
 
 def folds(split: SampleSplit) -> list[set[int]]:
@@ -54,9 +56,9 @@ def folds(split: SampleSplit) -> list[set[int]]:
 def test_every_sample_is_in_one_fold_or_held_out(
     count: int, batch_size: int | None, seed: int, n: str
 ) -> None:
-    found = task(count, batch_size, seed, n)
+    found = problem(count, batch_size, seed, n)
     assert found.count == count
-    for split in (*found.trials, found.final):
+    for split in (*found.splits.trials, found.splits.final):
         held_out = set(split.held_out.tolist())
         parts = folds(split)
         everything = [*parts, held_out]
@@ -72,35 +74,35 @@ def test_every_sample_is_in_one_fold_or_held_out(
 @given(st.integers(3, 54))
 @settings(max_examples=10, deadline=None)
 def test_of_few_samples_every_fold_is_held_out_in_turn(count: int) -> None:
-    found = task(count)
+    found = problem(count)
     assert sorted(found.held_out) == list(range(count))
-    assert len(found.trials) == min(5, count)
-    assert len(found.final.held_out) == 0
-    parts = [set(trial.held_out.tolist()) for trial in found.trials]
-    assert folds(found.final) == parts
-    for index, trial in enumerate(found.trials):
+    assert len(found.splits.trials) == min(5, count)
+    assert len(found.splits.final.held_out) == 0
+    parts = [set(trial.held_out.tolist()) for trial in found.splits.trials]
+    assert folds(found.splits.final) == parts
+    for index, trial in enumerate(found.splits.trials):
         assert folds(trial) == parts[:index] + parts[index + 1 :]
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(55, 6), (80, 8)])
 def test_of_many_samples_a_tenth_is_held_out(count: int, held_out: int) -> None:
-    found = task(count)
-    assert found.trials == (found.final,)
+    found = problem(count)
+    assert found.splits.trials == (found.splits.final,)
     assert len(found.held_out) == held_out
-    assert len(folds(found.final)) == 5
+    assert len(folds(found.splits.final)) == 5
 
 
 def test_the_seed_decides() -> None:
-    one, same, other = task(60, seed=3), task(60, seed=3), task(60, seed=4)
+    one, same, other = problem(60, seed=3), problem(60, seed=3), problem(60, seed=4)
     np.testing.assert_array_equal(one.held_out, same.held_out)
-    assert folds(one.final) == folds(same.final)
+    assert folds(one.splits.final) == folds(same.splits.final)
     assert set(one.held_out) != set(other.held_out)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_fewer_than_three_samples_are_refused(count: int) -> None:
     with pytest.raises(SamplesError) as caught:
-        task(count)
+        problem(count)
     assert "\n" not in str(caught.value)
     if count:
         assert f"{count} samples are too few" in str(caught.value)
@@ -108,7 +110,7 @@ def test_fewer_than_three_samples_are_refused(count: int) -> None:
 
 
 def test_three_samples_are_enough() -> None:
-    for trial in task(3).trials:
+    for trial in problem(3).splits.trials:
         assert len(trial.held_out) == 1
         assert [len(part) for part in folds(trial)] == [1, 1]
 
@@ -116,7 +118,7 @@ def test_three_samples_are_enough() -> None:
 def test_inputs_may_be_named_differently() -> None:
     student = build(TEXT.format(n="N", x="image", a=4), seed=1)
     x = samples(20)
-    found = prepare(TEACHER, student, {"x": x}, FitOptions(RunOptions(("cpu",))))
+    found = prepare(TEACHER, student, {"x": x}, FitOptions(RunOptions(("cpu",))), TensorStore())
     feeds = {"x": x[found.held_out]}
     assert_close({"z": found.target[0]}, {"z": run(TEACHER, feeds)["z"]})
     again = found.outputs(student, "student", found.held_out)
@@ -137,10 +139,10 @@ def test_networks_without_a_block_in_common_are_refused() -> None:
         q = Conv <strides = [2]> (x, k)
     }""")
     with pytest.raises(MatchError, match=r"no block has a counterpart in g.*--map"):
-        prepare(TEACHER, other, samples(20), FitOptions(RunOptions(("cpu",))))
+        prepare(TEACHER, other, samples(20), FitOptions(RunOptions(("cpu",))), TensorStore())
 
 
 def test_networks_of_other_inputs_are_refused() -> None:
     other = build("g (float[N,5,4] x) => (float[N,2,4] z) <float[2,5,1] w1> { z = Conv (x, w1) }")
     with pytest.raises(ModelError, match="takes other inputs"):
-        prepare(TEACHER, other, samples(20), FitOptions(RunOptions(("cpu",))))
+        prepare(TEACHER, other, samples(20), FitOptions(RunOptions(("cpu",))), TensorStore())

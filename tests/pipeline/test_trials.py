@@ -14,6 +14,7 @@ from fskd_onnx.pipeline.problem import FitProblem, prepare
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
 from fskd_onnx.reporting.agreement import agreement, squared_errors
 from fskd_onnx.results import Agreement
+from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.timing import StageTimer
 from tests.networks import NETWORKS
 
@@ -45,29 +46,29 @@ def test_what_comes_no_closer_is_out() -> None:
     assert error_of(Agreement(math.nan, None)) == math.inf
 
 
-def task_of(count: int) -> FitProblem:
+def problem_of(count: int) -> FitProblem:
     teacher, student = CHAIN.teacher(), CHAIN.student()
-    return prepare(teacher, student, CHAIN.samples(count), FitOptions(CPU))
+    return prepare(teacher, student, CHAIN.samples(count), FitOptions(CPU), TensorStore())
 
 
 def test_few_samples_are_judged_each_by_a_fit_that_has_not_seen_it() -> None:
-    task = task_of(12)
+    problem = problem_of(12)
     options = FitOptions(CPU, targets="kept")
-    (found,) = try_out(task, options, StageTimer())
+    (found,) = try_out(problem, options, StageTimer())
     errors = []
-    for trial in task.trials:
-        (fitted,) = fits(task, trial, options, StageTimer())
+    for trial in problem.splits.trials:
+        (fitted,) = fits(problem, trial, options, StageTimer())
         names = ["teacher", "fused"]
-        models = [task.teacher.model, fitted.model]
+        models = [problem.teacher.model, fitted.model]
         target, outputs = (
-            task.outputs(model, name, trial.held_out)
+            problem.outputs(model, name, trial.held_out)
             for model, name in zip(models, names, strict=True)
         )
         errors.append(squared_errors(target, outputs))
     np.testing.assert_allclose(found.errors, np.concatenate(errors), rtol=1e-6)
     assert len(found.errors) == 12
-    together = task.outputs(task.student.model, "student", task.held_out)
-    assert task.before == agreement(task.target, together)
+    together = problem.outputs(problem.student.model, "student", problem.held_out)
+    assert problem.before == agreement(problem.target, together)
 
 
 @pytest.mark.parametrize("targets", ["auto", "kept", "select"])
@@ -76,7 +77,8 @@ def test_few_samples_all_fit_what_is_given_out(targets: str) -> None:
     teacher, student = CHAIN.teacher(), CHAIN.student()
     result = fit(teacher, student, CHAIN.samples(12), options)
     models = [
-        fitted.model for fitted in fits(task_of(12), task_of(12).final, options, StageTimer())
+        fitted.model
+        for fitted in fits(problem_of(12), problem_of(12).splits.final, options, StageTimer())
     ]
     assert any(result.model == model for model in models)
     assert result.report.sample_count == 12
@@ -84,9 +86,9 @@ def test_few_samples_all_fit_what_is_given_out(targets: str) -> None:
 
 
 def test_many_samples_take_one_fit() -> None:
-    task = task_of(60)
+    problem = problem_of(60)
     options = FitOptions(CPU, targets="kept")
-    (found,) = try_out(task, options, StageTimer())
-    (fitted,) = fits(task, task.final, options, StageTimer())
+    (found,) = try_out(problem, options, StageTimer())
+    (fitted,) = fits(problem, problem.splits.final, options, StageTimer())
     assert found.last.model == fitted.model
     assert len(found.errors) == 6

@@ -25,10 +25,10 @@ from onnxruntime import OrtValue
 
 from fskd_onnx.progress import told_to
 from fskd_onnx.runtime import segment_runner, session_run
-from fskd_onnx.runtime.feeds import read_lazily
+from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.providers import Runtime, open_runtime
-from fskd_onnx.runtime.segment_runner import SegmentRunner
-from fskd_onnx.runtime.tensor_store import StoredTensor, TensorStore, download, upload
+from fskd_onnx.runtime.segment_runner import SegmentRunner, Stage
+from fskd_onnx.runtime.tensor_store import TensorStore, download, upload
 from fskd_onnx.samples.batches import Batch, default_batch_size, plan_batches
 from fskd_onnx.samples.reader import Samples
 from fskd_onnx.samples.sources import load_samples
@@ -79,9 +79,9 @@ def samples(model: onnx.ModelProto, arrays: dict[str, NDArray[np.float32]]) -> S
 class Opened:
     """A network on its way, and what it was made of."""
 
-    network: SegmentRunner
+    runner: SegmentRunner
     batches: list[Batch]
-    feeds: list[dict[str, StoredTensor]]
+    samples: DecodedSamples
     store: TensorStore
 
     @property
@@ -100,9 +100,9 @@ def opened(
     folds = np.array_split(np.random.default_rng(2).permutation(COUNT), 3)
     batches = plan_batches(folds, 5, None)
     with TensorStore(limit) as store:
-        feeds = read_lazily(samples, batches, store, runtime.device)
-        network = SegmentRunner(runtime, gs.import_onnx(model), stops, batches, feeds, store)
-        yield Opened(network, batches, feeds, store)
+        decoded = DecodedSamples(samples, batches, store, runtime.device)
+        runner = SegmentRunner(runtime, gs.import_onnx(model), stops, batches, decoded)
+        yield Opened(runner, batches, decoded, store)
 
 
 def whole(
@@ -137,13 +137,12 @@ def test_segments_give_what_the_whole_network_gives(
     expected = whole(model, arrays)
     with opened(runtime, model, samples, limit) as run:
         for name in STOPS:
-            run.network.enter(name)
-            for index, batch in enumerate(run.batches):
-                for _ in range(2):
-                    found = download(run.network.tensors(index)[name])
-                    assert_close(found, expected[name][batch.samples])
-            spilled |= set(tmp_path.rglob("*"))
-            run.network.leave()
+            with run.runner.next_stage(name) as stage:
+                for index, batch in enumerate(run.batches):
+                    for _ in range(2):
+                        found = download(stage.tensors(index)[name])
+                        assert_close(found, expected[name][batch.samples])
+                spilled |= set(tmp_path.rglob("*"))
     assert bool(spilled) == (limit is not None)
     assert not list(tmp_path.iterdir())
 
@@ -163,14 +162,13 @@ def test_a_stop_may_name_what_is_there_already(
     expected = whole(model, arrays)
     with opened(runtime, model, samples, limit, stops) as run:
         for stop in stops:
-            run.network.enter("")
-            for index, batch in enumerate(run.batches):
-                ask = run.network.tensors_once if once else run.network.tensors
-                found = ask(index)
-                assert set(found) == set(stop)
-                for name, value in found.items():
-                    assert_close(download(value), expected[name][batch.samples])
-            run.network.leave()
+            with run.runner.next_stage("") as stage:
+                for index, batch in enumerate(run.batches):
+                    ask = stage.tensors_once if once else stage.tensors
+                    found = ask(index)
+                    assert set(found) == set(stop)
+                    for name, value in found.items():
+                        assert_close(download(value), expected[name][batch.samples])
 
 
 @pytest.mark.parametrize("once", [False, True])
@@ -182,10 +180,9 @@ def test_where_the_cut_is_kept_changes_no_bit(
         found = []
         with opened(runtime, model, samples, limit) as run:
             for name in STOPS:
-                run.network.enter(name)
-                ask = run.network.tensors_once if once else run.network.tensors
-                found += [download(ask(index)[name]) for index in run.indices]
-                run.network.leave()
+                with run.runner.next_stage(name) as stage:
+                    ask = stage.tensors_once if once else stage.tensors
+                    found += [download(ask(index)[name]) for index in run.indices]
         outputs.append(b"".join(array.tobytes() for array in found))
     assert len(set(outputs)) == 1
 
@@ -205,27 +202,22 @@ def test_samples_are_read_batch_by_batch_and_once(
 
     monkeypatch.setattr(samples, "take", counted)
     with opened(runtime, model, samples) as run:
-        run.network.enter("first")
-        assert read == []
-        run.network.tensors(0)
-        assert read == list(run.batches[0].samples)
-        run.network.tensors(1)
-        run.network.leave()
+        with run.runner.next_stage("first") as stage:
+            assert read == []
+            stage.tensors(0)
+            assert read == list(run.batches[0].samples)
+            stage.tensors(1)
         for name in STOPS[1:]:
-            run.network.enter(name)
-            run.network.tensors(1)
-            run.network.leave()
+            with run.runner.next_stage(name) as stage:
+                stage.tensors(1)
         assert len(read) == sum(batch.count for batch in run.batches[:2])
         # Nor does another network on the same samples read any.
         stops = [(name,) for name in STOPS]
-        other = SegmentRunner(
-            runtime, gs.import_onnx(model), stops, run.batches, run.feeds, run.store
-        )
+        other = SegmentRunner(runtime, gs.import_onnx(model), stops, run.batches, run.samples)
         for name in STOPS:
-            other.enter(name)
-            for index in run.indices:
-                other.tensors(index)
-            other.leave()
+            with other.next_stage(name) as stage:
+                for index in run.indices:
+                    stage.tensors(index)
     assert sorted(read) == list(range(COUNT))
 
 
@@ -246,12 +238,11 @@ def test_batches_that_nobody_asked_for_run_what_they_missed_as_one(
     monkeypatch.setattr(segment_runner, "run", counted)
     with opened(runtime, model, samples) as run:
         for number, name in enumerate(STOPS):
-            run.network.enter(name)
-            asked = run.indices if name == STOPS[-1] else run.indices[number : number + 1]
-            for index in asked:
-                found = download(run.network.tensors(index)[name])
-                assert_close(found, whole(model, arrays)[name][run.batches[index].samples])
-            run.network.leave()
+            with run.runner.next_stage(name) as stage:
+                asked = run.indices if name == STOPS[-1] else run.indices[number : number + 1]
+                for index in asked:
+                    found = download(stage.tensors(index)[name])
+                    assert_close(found, whole(model, arrays)[name][run.batches[index].samples])
     # One that stopped once ran twice, the others ran once.
     assert len(runs) == len(run.indices) + len(STOPS) - 1
 
@@ -265,15 +256,14 @@ def test_what_changes_behind_the_cut_takes_effect(
     graph = gs.import_onnx(model)
     stops = [(name,) for name in STOPS]
     with opened(runtime, model, samples) as run:
-        network = SegmentRunner(runtime, graph, stops, run.batches, run.feeds, run.store)
+        network = SegmentRunner(runtime, graph, stops, run.batches, run.samples)
         for name in STOPS[:-1]:
-            network.enter(name)
-            network.tensors(0)
-            network.leave()
+            with network.next_stage(name) as stage:
+                stage.tensors(0)
         weight = next(node for node in graph.nodes if node.op == "MatMul").inputs[1]
         weight.values = 2 * weight.values
-        network.enter("y")
-        found = download(network.tensors(0)["y"])
+        with network.next_stage("y") as stage:
+            found = download(stage.tensors(0)["y"])
     assert_close(found, 2 * whole(model, arrays)["y"][run.batches[0].samples])
 
 
@@ -283,34 +273,33 @@ def test_what_is_asked_for_once_is_kept_only_for_later_stages(
     # Bytes of one sample.
     sizes = {"a": 4 * 4 * 6 * 6, "sum": 4 * 4 * 6 * 6, "y": 4 * 3}
 
-    def growth(run: Opened, index: int, once: bool) -> float:
+    def growth(run: Opened, stage: Stage, index: int, once: bool) -> float:
         before = run.store._used
-        (run.network.tensors_once if once else run.network.tensors)(index)
+        (stage.tensors_once if once else stage.tensors)(index)
         return (run.store._used - before) / len(run.batches[index].samples)
 
     with opened(runtime, model, samples, stops=[("a",), ("a", "sum"), ("y",)]) as run:
-        for feed in run.feeds:
-            feed["x"].value()
+        for batch in run.batches:
+            run.samples.feeds(batch)[0].value()
         read = run.store._used
         assert read == 4 * COUNT * (2 * 6 * 6 + 4)
-        run.network.enter("")
-        assert [growth(run, index, once=index == 0) for index in range(2)] == [sizes["a"]] * 2
-        for index in run.indices[2:]:
-            run.network.tensors_once(index)
-        run.network.leave()
+        with run.runner.next_stage("") as stage:
+            assert [growth(run, stage, index, once=index == 0) for index in range(2)] == [
+                sizes["a"]
+            ] * 2
+            for index in run.indices[2:]:
+                stage.tensors_once(index)
         assert run.store._used == read + COUNT * sizes["a"]
-        run.network.enter("")
-        # The first run on a is its last, but one who may ask again is still given it.
-        assert growth(run, 0, once=True) == sizes["sum"] - sizes["a"]
-        assert growth(run, 1, once=False) == sizes["sum"]
-        for index in run.indices[2:]:
-            run.network.tensors_once(index)
-        run.network.leave()
+        with run.runner.next_stage("") as stage:
+            # The first run on a is its last, but one who may ask again is still given it.
+            assert growth(run, stage, 0, once=True) == sizes["sum"] - sizes["a"]
+            assert growth(run, stage, 1, once=False) == sizes["sum"]
+            for index in run.indices[2:]:
+                stage.tensors_once(index)
         assert run.store._used == read + COUNT * sizes["sum"]
-        run.network.enter("")
-        assert growth(run, 0, once=True) == -sizes["sum"]
-        assert growth(run, 1, once=False) == sizes["y"] - sizes["sum"]
-        run.network.leave()
+        with run.runner.next_stage("") as stage:
+            assert growth(run, stage, 0, once=True) == -sizes["sum"]
+            assert growth(run, stage, 1, once=False) == sizes["y"] - sizes["sum"]
         # What nobody has asked for is still where it was.
         waiting = sum(run.batches[index].count for index in run.indices[2:])
         assert run.store._used == read + waiting * sizes["sum"]
@@ -324,9 +313,12 @@ def test_files_go_when_the_work_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(KeyboardInterrupt), opened(runtime, model, samples, limit=0) as run:
-        run.network.enter("first")
-        run.network.tensors(0)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        opened(runtime, model, samples, limit=0) as run,
+        run.runner.next_stage("first") as stage,
+    ):
+        stage.tensors(0)
         assert any(path.is_file() for path in tmp_path.rglob("*"))
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
@@ -348,10 +340,9 @@ def test_an_observer_hears_of_every_sample_that_a_stage_asks_for(
     with told_to(Listener()), opened(runtime, model, samples) as run:
         for number, name in enumerate(STOPS):
             asked = run.indices[number:]
-            run.network.enter(f"up to {name}", asked)
-            for index in [*asked, asked[0]]:
-                run.network.tensors(index)
-            run.network.leave()
+            with run.runner.next_stage(f"up to {name}", asked) as stage:
+                for index in [*asked, asked[0]]:
+                    stage.tensors(index)
     counts = [sum(batch.count for batch in run.batches[number:]) for number in range(3)]
     assert stages == list(zip(("up to a", "up to sum", "up to y"), counts, strict=True))
     assert sum(advanced) == sum(counts)
@@ -377,8 +368,8 @@ def test_a_kept_tensor_keeps_no_other_of_its_run_in_memory(runtime: Runtime) -> 
     # Tensors that are alive at the same time lie apart; so these made room for one another.
     assert len(fed) < runs
     assert len(beside) < runs
-    for number, held in enumerate(kept):
-        np.testing.assert_allclose(held.value().numpy(), np.exp(np.float32(number)), rtol=1e-6)
+    for number, stored in enumerate(kept):
+        np.testing.assert_allclose(stored.value().numpy(), np.exp(np.float32(number)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("limit", [None, 0])
@@ -394,9 +385,9 @@ def test_tensors_of_all_types_cross_a_cut(
     values = np.arange(math.prod(shape)).reshape(shape)
     x = {"x": OrtValue.ortvalue_from_numpy(values.astype(np.float32))}
     with TensorStore(limit) as store:
-        held = store.keep(session_run.run(runtime.session(model), x, ["y"], runtime.device)["y"])
-        assert (held.shape, held.element_type) == (shape, number)
-        found = download(held.value())
+        stored = store.keep(session_run.run(runtime.session(model), x, ["y"], runtime.device)["y"])
+        assert (stored.shape, stored.element_type) == (shape, number)
+        found = download(stored.value())
     dtype = onnx.helper.tensor_dtype_to_np_dtype(number)
     assert (found.shape, found.dtype) == (shape, dtype)
     expected = values.astype(str if kind == "STRING" else dtype)
@@ -418,7 +409,7 @@ def test_batches_never_straddle_folds(fixed: int | None) -> None:
 
 
 def test_large_samples_go_in_small_batches() -> None:
-    sizes = [default_batch_size({"x": np.zeros((1, 3, s, s), bool)}) for s in (8, 224, 2000)]
+    sizes = [default_batch_size({"x": (3, s, s)}) for s in (8, 224, 2000)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[-1] >= 1
 

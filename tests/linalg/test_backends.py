@@ -1,4 +1,4 @@
-"""Both backends give float64, whatever comes in; work side by side is that one by one."""
+"""Both backends give float64, whatever comes in."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 
 from fskd_onnx.errors import FskdError
-from fskd_onnx.linalg import backend as algebra_module
-from fskd_onnx.linalg.backend import Array, Backend, backend, each, solved_by, threads_for
-
-BACKENDS = ("numpy", "torch")
+from fskd_onnx.linalg.backends import BACKENDS, Array, Backend, backend, solved_by
+from fskd_onnx.options import SolverName
 
 
 @pytest.fixture(params=BACKENDS)
@@ -126,71 +124,8 @@ def test_a_backend_holds_inside_its_block_only() -> None:
     assert backend() is outside
 
 
-def set_threads(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
-    """Pretend that BLAS was set to so many threads."""
-    controller, _ = algebra_module._blas()
-    monkeypatch.setattr(algebra_module, "_blas", lambda: (controller, threads))
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_results_come_in_the_order_of_the_items(
-    threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    set_threads(monkeypatch, threads)
-
-    def work(item: int) -> tuple[int, Backend]:
-        return item * item, backend()
-
-    expected = [(item * item, backend()) for item in range(40)]
-    assert list(each(work, list(range(40)))) == expected
-    with threads_for(10):
-        assert list(each(work, list(range(40)))) == expected
-        assert list(each(work, iter(range(40)))) == expected
-        assert list(each(work, [3])) == [expected[3]]
-        assert list(each(work, [])) == []
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_what_is_made_one_after_another_is_not_held(
-    threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    set_threads(monkeypatch, threads)
-    events: list[str] = []
-
-    def made() -> Iterator[int]:
-        for item in range(3):
-            events.append(f"made {item}")
-            yield item
-
-    with threads_for(10):
-        for item in each(lambda item: item, made()):
-            events.append(f"done {item}")
-    assert events == [f"{event} {item}" for item in range(3) for event in ("made", "done")]
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_an_error_in_the_work_is_heard(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_threads(monkeypatch, threads)
-    with pytest.raises(ZeroDivisionError), threads_for(10):
-        list(each(lambda item: 1 // item, [2, 1, 0, 1]))
-
-
-def blas_threads() -> set[int]:
-    return {info["num_threads"] for info in algebra_module._blas()[0].info()}
-
-
-def test_small_systems_are_computed_in_one_thread() -> None:
-    outside = blas_threads()
-    with threads_for(10):
-        assert blas_threads() == {1}
-    assert blas_threads() == outside
-    with pytest.raises(ZeroDivisionError), threads_for(10):
-        _ = 1 / 0
-    assert blas_threads() == outside
-    with threads_for(10**6):
-        assert blas_threads() == outside
-    with solved_by("torch"), threads_for(10):
-        assert blas_threads() == outside
+def test_every_solver_has_a_backend() -> None:
+    assert set(BACKENDS) == set(SolverName)
 
 
 def test_torch_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

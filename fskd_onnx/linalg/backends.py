@@ -2,37 +2,48 @@
 
 Matrices come in and go out as float64 arrays, stacked along a first axis where there are several.
 
-Threads: BLAS hands a large system round among its own. Smaller ones lose more by that than they
-gain, so there BLAS keeps to one thread, and as many chunks of columns are worked on side by side
-(``each``). Either way there are as many threads as BLAS was set to use.
+To add a backend: a class with the members of ``Backend``, its name in ``SolverName``, and a line in
+``BACKENDS``::
+
+    class _CupyBackend:
+        has_own_threads = True
+
+        def multiply(self, a, b):
+            return cupy.asnumpy(cupy.asarray(a, float) @ cupy.asarray(b, float).swapaxes(-1, -2))
+
+        ...
+
+    BACKENDS = {..., SolverName.CUPY: _CupyBackend}
 """
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
-from typing import Any, Protocol, TypeVar
+from contextvars import ContextVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from fskd_onnx.errors import FskdError
+from fskd_onnx.options import SolverName
 
 logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
-T = TypeVar("T")
-S = TypeVar("S")
 
 
 class Backend(Protocol):
-    """What the sums and the solver are made of."""
+    """What the sums and the solver are made of.
+
+    Attributes:
+        has_own_threads: whether it divides work among threads that are not those of BLAS.
+    """
+
+    has_own_threads: ClassVar[bool]
 
     def multiply(self, a: NDArray[np.floating], b: NDArray[np.floating]) -> Array:
         """Return a b' in float64, whatever the types of (..., n, k) and (..., m, k)."""
@@ -49,6 +60,8 @@ class Backend(Protocol):
 
 class _NumpyBackend:
     """NumPy and SciPy, on the CPU."""
+
+    has_own_threads: ClassVar[bool] = False
 
     def multiply(self, a: NDArray[np.floating], b: NDArray[np.floating]) -> Array:
         left = a.astype(np.float64, copy=False)
@@ -85,6 +98,8 @@ class _NumpyBackend:
 class _TorchBackend:
     """PyTorch, on the GPU if it sees one."""
 
+    has_own_threads: ClassVar[bool] = True
+
     def __init__(self) -> None:
         try:
             import torch
@@ -98,8 +113,8 @@ class _TorchBackend:
         logger.info("solving with PyTorch on %s", self._device)
 
     def multiply(self, a: NDArray[np.floating], b: NDArray[np.floating]) -> Array:
-        left = self._there(a).double()
-        right = left if b is a else self._there(b).double()
+        left = self._on_device(a).double()
+        right = left if b is a else self._on_device(b).double()
         product: Array = (left @ right.mT).cpu().numpy()
         return product
 
@@ -107,28 +122,34 @@ class _TorchBackend:
         return self.cholesky_all(matrix)
 
     def cholesky_all(self, matrices: Array) -> Callable[[Array], Array] | None:
-        factor, failed = self._torch.linalg.cholesky_ex(self._there(matrices))
+        factor, failed = self._torch.linalg.cholesky_ex(self._on_device(matrices))
         if bool(failed.any()):
             return None
 
         def solve(right: Array) -> Array:
-            columns = self._there(np.swapaxes(right, -1, -2))
+            columns = self._on_device(np.swapaxes(right, -1, -2))
             solution: Array = self._torch.cholesky_solve(columns, factor).mT.cpu().numpy()
             return solution
 
         return solve
 
     def pseudo_inverse(self, matrix: Array) -> Array:
-        inverse: Array = self._torch.linalg.pinv(self._there(matrix), hermitian=True).cpu().numpy()
+        inverse: Array = (
+            self._torch.linalg.pinv(self._on_device(matrix), hermitian=True).cpu().numpy()
+        )
         return inverse
 
-    def _there(self, array: NDArray[np.floating]) -> Any:
+    def _on_device(self, array: NDArray[np.floating]) -> Any:
         return self._torch.as_tensor(np.ascontiguousarray(array), device=self._device)
 
 
-_NUMPY = _NumpyBackend()
-_BACKENDS: dict[str, Callable[[], Backend]] = {"numpy": lambda: _NUMPY, "torch": _TorchBackend}
-_BACKEND: ContextVar[Backend] = ContextVar("backend", default=_NUMPY)
+BACKENDS: Mapping[SolverName, Callable[[], Backend]] = {
+    SolverName.NUMPY: _NumpyBackend,
+    SolverName.TORCH: _TorchBackend,
+}
+"""The backend of each solver; making one raises ``FskdError`` where it is not installed."""
+
+_BACKEND: ContextVar[Backend] = ContextVar("backend", default=_NumpyBackend())  # noqa: B039
 
 
 def backend() -> Backend:
@@ -138,63 +159,13 @@ def backend() -> Backend:
 
 @contextmanager
 def solved_by(name: str) -> Iterator[None]:
-    """Compute everything in a ``with`` block by a backend, "numpy" or "torch".
+    """Compute everything in a ``with`` block by the backend of a ``SolverName``.
 
     Raises:
         FskdError: it is not installed.
     """
-    token = _BACKEND.set(_BACKENDS[name]())
+    token = _BACKEND.set(BACKENDS[SolverName(name)]())
     try:
         yield
     finally:
         _BACKEND.reset(token)
-
-
-_WORTH_THREADS = 1500
-_SIDE_BY_SIDE: ContextVar[int] = ContextVar("side_by_side", default=1)
-
-
-@functools.cache
-def _blas() -> tuple[ThreadpoolController, int]:
-    """Return what sets BLAS's threads, and how many it was set to."""
-    controller = ThreadpoolController().select(user_api="blas")
-    return controller, max((info["num_threads"] for info in controller.info()), default=1)
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "fskd-onnx")
-
-
-@contextmanager
-def threads_for(unknowns: int) -> Iterator[None]:
-    """Set the threads for systems of a size."""
-    if unknowns >= _WORTH_THREADS or backend() is not _NUMPY:  # PyTorch has threads of its own
-        yield
-        return
-    controller, threads = _blas()
-    token = _SIDE_BY_SIDE.set(threads)
-    try:
-        with controller.limit(limits=1):
-            yield
-    finally:
-        _SIDE_BY_SIDE.reset(token)
-
-
-def each(work: Callable[[T], S], items: Iterable[T]) -> Iterable[S]:
-    """Do some work on each of several items, side by side where they are in memory anyway.
-
-    Args:
-        work: what to do; it spends its time in NumPy, and does not call this function.
-        items: a list, or something that makes one after another, of which only one is held.
-
-    Returns:
-        The results, in the order of the items.
-    """
-    threads = _SIDE_BY_SIDE.get()
-    if threads == 1 or not isinstance(items, list) or len(items) == 1:
-        return map(work, items)
-    # Each in a context of its own, which knows the backend.
-    pool = _pool(threads)
-    futures = [pool.submit(copy_context().run, work, item) for item in items]
-    return [future.result() for future in futures]

@@ -1,0 +1,278 @@
+"""Families of adapters: what a block may become, as ridge regression towards the block as it is.
+
+Families are one problem (``linalg.ridge``) on different regressors x and with different priors A::
+
+    pointwise   x = block output W p + b   A = I   fused: W' = B W, b' = B b + c
+    kernel      x = input patch p          A = W   fused: W' = B,   b' = c
+
+The pointwise family is the paper's (Li et al. 2020, equation 4), with a shift and a ridge. The
+kernel family contains it, and also makes up for *inputs* that the block has lost. The ridge pulls
+towards the student as it is, not towards zero: ten samples, or a singular Gxx, leave the directions
+that they say nothing about as they are.
+
+Regressors that lie in a subspace are expressed in an orthonormal basis V of it, x = V z. The change
+then is B - A = D V' with D the change of the map of z, and ||D|| = ||B - A||: the same problem,
+smaller. A block with more outputs than inputs per patch has such outputs, W = V T, and few columns
+span such patches.
+
+A kernel that is mostly zeros is solved on its support, row by row, and keeps its zeros.
+
+To add a family: a subclass of ``Family`` with its class attributes, ``of`` and ``weight_change``,
+its name in ``AdapterName``, and a line in ``FAMILIES``. What it fuses to has to be weights of the
+block's shape. A family that only shifts would be::
+
+    class Shift(Family):
+        name = "shift"
+        needs_patches = keeps_zeros = can_change_targets = False
+
+        @classmethod
+        def of(cls, block: BlockRegressors) -> Shift:
+            # No weight may change; the shift of a ridge regression is free.
+            return cls(block.block_map, block.bias, support=np.zeros(block.block_map.shape, bool))
+
+        def weight_change(self, change: Array, matrix: Array) -> Array:
+            return np.zeros_like(matrix)
+
+    FAMILIES = {..., AdapterName.SHIFT: (Shift,)}
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fskd_onnx.errors import MatchError
+from fskd_onnx.linalg.backends import Array
+from fskd_onnx.linalg.moments import CrossMoments, GramMoments, Moments
+from fskd_onnx.linalg.ridge import (
+    CrossValidation,
+    Mask,
+    Ridge,
+    cross_validate,
+    is_identity,
+    span,
+)
+from fskd_onnx.options import AdapterName
+from fskd_onnx.passes.analysis.affine import AffineMap
+from fskd_onnx.passes.analysis.linear import Linear
+
+Indices = NDArray[np.intp]
+
+_SPARSE = 0.5
+# All targets of a block share regressors and ridge, so that this many tell which ridge is best.
+_TESTED_TARGETS = 64
+
+
+@dataclass(frozen=True)
+class BlockRegressors:
+    """A block as a linear map of the regressors that are gathered for it.
+
+    Attributes:
+        block_map: (groups, n, r) the block's output is ``block_map`` times the regressors + bias.
+        bias: (groups, n).
+        basis: (groups, p, r) orthonormal: the patches are ``basis`` times the regressors. None
+            where the regressors are the patches, or coordinates of the block's outputs.
+        of_outputs: whether the regressors are coordinates of the outputs; the columns of
+            ``block_map`` then are orthonormal.
+        keep_zeros: whether zeros of ``block_map`` have to stay; the regressors then are patches.
+    """
+
+    block_map: Array
+    bias: Array
+    basis: Array | None = None
+    of_outputs: bool = False
+    keep_zeros: bool = False
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """Adapters of one family for one block: maps of its regressors z, and a prior.
+
+    Attributes:
+        prior: (groups, n, r) what the ridge pulls towards: the block as it is, prior z + bias.
+        bias: (groups, n) of the block as it is.
+        regressor_map: (groups, r, m), z is this times the gathered regressors; None: z is these.
+        basis: (groups, full, r) orthonormal V of the module's docstring; None: z is everything.
+        support: (groups, n, r) where a sparse kernel has weights, which is where it may have them;
+            None: everywhere.
+        name: as in options and reports.
+        needs_patches: whether its regressors are patches; coordinates of the block's outputs are
+            fewer, and enough for others.
+        keeps_zeros: whether it can leave the zeros of a sparse kernel alone.
+        can_change_targets: whether it can make up for channels that the block's own weights do not
+            read, so that the block may aim at other channels than those that it was pruned to.
+    """
+
+    prior: Array
+    bias: Array
+    regressor_map: Array | None = None
+    basis: Array | None = None
+    support: Mask | None = None
+
+    name: ClassVar[str]
+    needs_patches: ClassVar[bool]
+    keeps_zeros: ClassVar[bool]
+    can_change_targets: ClassVar[bool]
+
+    @classmethod
+    @abstractmethod
+    def of(cls, block: BlockRegressors) -> Family:
+        """Return the adapters of a block."""
+
+    @property
+    def unchanged(self) -> AffineMap:
+        """The map of the family's regressors that leaves the block as it is."""
+        return AffineMap(self.prior, self.bias)
+
+    def fused(self, adapter: AffineMap, matrix: Array) -> AffineMap:
+        """Return a block with an adapter in it, W' and b', as a map of its patches.
+
+        Args:
+            adapter: map of the family's regressors.
+            matrix: the block's W, as a map of its patches, (groups, n, p).
+        """
+        change = self.weight_change(adapter.matrix - self.prior, matrix)
+        return AffineMap(matrix + change, adapter.shift)
+
+    @abstractmethod
+    def weight_change(self, change: Array, matrix: Array) -> Array:
+        """Return what a block's weights change by, (groups, n, p), where its adapter changes.
+
+        Args:
+            change: (groups, n, r) B - A of the module's docstring, D in a basis.
+            matrix: (groups, n, p) the block's W.
+        """
+
+    def ridge(self, moments: GramMoments, rows: Indices | None = None) -> Ridge:
+        """Set up the regression on the family's regressors, for all targets or some."""
+        some = slice(None) if rows is None else rows
+        support = None if self.support is None else self.support[:, some]
+        return Ridge(moments, self.prior[:, some], support)
+
+    def cross_validate(self, folds: Sequence[Moments], rows: Indices) -> CrossValidation:
+        """Choose the ridge by the error on held-out folds.
+
+        Args:
+            folds: moments of the gathered regressors, at least two folds that share no sample.
+            rows: which of the family's targets those of the moments are.
+        """
+        some = tested_targets(len(rows))
+        parts = [self.moments(fold.of_targets(some)) for fold in folds]
+        rows = rows[some]
+        support = None if self.support is None else self.support[:, rows]
+        return cross_validate(parts, self.unchanged.of_targets(rows), support)
+
+    def moments(self, gathered: Moments) -> Moments:
+        """Return moments of the family's regressors, from those of the gathered ones."""
+        return gathered if self.regressor_map is None else gathered.mapped(self.regressor_map)
+
+    def cross_moments(self, gathered: CrossMoments) -> CrossMoments:
+        """Return the cross part of moments of the family's regressors."""
+        return gathered if self.regressor_map is None else gathered.mapped(self.regressor_map)
+
+    def as_block_map(self, adapter: AffineMap) -> AffineMap:
+        """Express the block with an adapter as a map of the gathered regressors."""
+        if self.regressor_map is None:
+            return adapter
+        return AffineMap(adapter.matrix @ self.regressor_map, adapter.shift)
+
+
+class Pointwise(Family):
+    """1x1 adapters behind the block."""
+
+    name = AdapterName.POINTWISE.value
+    needs_patches = False
+    keeps_zeros = False
+    can_change_targets = False
+
+    @classmethod
+    def of(cls, block: BlockRegressors) -> Pointwise:
+        """Return the adapters of a block."""
+        basis, regressor_map = (
+            (block.block_map, None) if block.of_outputs else span(block.block_map)
+        )
+        whole = is_identity(basis)
+        return cls(basis, block.bias, regressor_map, None if whole else basis)
+
+    def weight_change(self, change: Array, matrix: Array) -> Array:
+        """Return (B - A) V' W; the n x n numbers of Q are not needed."""
+        if self.basis is not None:
+            matrix = np.swapaxes(self.basis, 1, 2) @ matrix
+        return change @ matrix
+
+
+class Kernel(Family):
+    """New kernels for the block."""
+
+    name = AdapterName.KERNEL.value
+    needs_patches = True
+    keeps_zeros = True
+    can_change_targets = True
+
+    @classmethod
+    def of(cls, block: BlockRegressors) -> Kernel:
+        """Return the adapters of a block."""
+        support = block.block_map != 0 if block.keep_zeros else None
+        return cls(block.block_map, block.bias, basis=block.basis, support=support)
+
+    def weight_change(self, change: Array, matrix: Array) -> Array:
+        """Return (B - A) V', for new kernels are the map of the patches itself."""
+        return change if self.basis is None else change @ np.swapaxes(self.basis, 1, 2)
+
+
+Families = tuple[type[Family], ...]
+
+FAMILIES: Mapping[AdapterName, Families] = {
+    AdapterName.POINTWISE: (Pointwise,),
+    AdapterName.KERNEL: (Kernel,),
+    AdapterName.AUTO: (Pointwise, Kernel),
+}
+"""The families that each option tries, the better one by held-out error being taken."""
+
+
+def families_of(adapter: str) -> Families:
+    """Return the families of an ``AdapterName``."""
+    return FAMILIES[AdapterName(adapter)]
+
+
+def need_patches(families: Families) -> bool:
+    """Whether any of some families is a regression on patches."""
+    return any(family.needs_patches for family in families)
+
+
+def families_for(linear: Linear, families: Families) -> tuple[Families, bool]:
+    """Return which families to try on a block, and whether they keep zeros of its kernel.
+
+    Raises:
+        MatchError: the kernel is sparse, and all families would fill its zeros.
+    """
+    if not is_sparse(linear.native):
+        return families, False
+    keeping = tuple(family for family in families if family.keeps_zeros)
+    if keeping:
+        return keeping, True
+    if linear.width == linear.groups:  # an adapter of a single channel only scales
+        return families, False
+    zeros = np.mean(linear.native == 0)
+    raise MatchError(
+        f"its kernel is {zeros:.0%} zeros, which a {families[0].name} adapter would fill; "
+        f"a {Kernel.name} adapter keeps them"
+    )
+
+
+def is_sparse(matrix: NDArray[np.floating]) -> bool:
+    """Whether a kernel was pruned weight by weight, so that its zeros are worth keeping.
+
+    Patterns of two in four and sparser count; a kernel with fewer zeros runs as a dense one anyway.
+    """
+    return float(np.mean(matrix == 0)) >= _SPARSE
+
+
+def tested_targets(targets: int) -> Indices:
+    """Return the targets, of so many, that stand for all where a choice is made."""
+    return np.arange(0, targets, -(-targets // _TESTED_TARGETS))

@@ -1,0 +1,263 @@
+"""The columns of one block: patches of the student beside the teacher's targets, chunk by chunk.
+
+A column pairs regressors x, what the student's block reads, with targets y, what the teacher's
+block gives, at one position of one sample. Nothing is read from the student's block itself: its
+patches are gathered from its *input* at the sampled positions. So a block never runs uncorrected.
+
+Regressors are the patches, or coordinates of the block's outputs W p where these are enough. Where
+the columns are fewer than their rows, as ten samples of an image of one pixel are, they span less
+than the whole space, and a ridge leaves everything outside of the span alone. Then x are the
+coordinates in an orthonormal basis of the span, and nothing is lost (``BlockColumns.in_span``).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from fskd_onnx.errors import MatchError
+from fskd_onnx.fitting.adapters import BlockRegressors
+from fskd_onnx.fitting.block_plan import BlockPlan
+from fskd_onnx.fitting.column_chunk import ColumnChunk, Floats
+from fskd_onnx.fitting.teacher_pass import TeacherPass
+from fskd_onnx.linalg.backends import Array
+from fskd_onnx.linalg.ridge import span
+from fskd_onnx.linalg.threads import parallel_map
+from fskd_onnx.passes.analysis.geometry import Geometry
+from fskd_onnx.passes.analysis.linear import Linear
+from fskd_onnx.runtime.gather import column_type
+from fskd_onnx.runtime.segment_runner import Stage
+from fskd_onnx.runtime.tensor_store import StoredTensor
+from fskd_onnx.timing import StageTimer
+
+# Products of larger chunks are no faster. Columns that fit the second are kept for the next time
+# they are asked for; those of blocks with more are gathered anew each time.
+_CHUNK_BYTES = 2**26
+_KEPT_BYTES = 2**29
+
+
+@dataclass(frozen=True)
+class BlockRequest:
+    """What is gathered for a block.
+
+    Attributes:
+        plan: the block.
+        linear: the student's block, as it is now.
+        channels: teacher channel of each target, divided evenly among the groups.
+        residual: whether the error is seen behind the sum that the plan names.
+        needs_patches: whether the regressors are patches; else they are coordinates of the outputs.
+        keep_zeros: whether zeros of the kernel have to stay.
+        across_groups: whether the outputs of all groups are the regressors of all targets, as they
+            are while channels are not known.
+    """
+
+    plan: BlockPlan
+    linear: Linear
+    channels: NDArray[np.intp]
+    residual: bool = False
+    needs_patches: bool = True
+    keep_zeros: bool = False
+    across_groups: bool = False
+
+
+class BlockColumns:
+    """The columns of one block at the current stage of the student.
+
+    Attributes:
+        request: what is gathered.
+        regressors: the block as a map of them.
+    """
+
+    def __init__(
+        self, stage: Stage, teacher: TeacherPass, request: BlockRequest, timer: StageTimer
+    ) -> None:
+        """Look at the first batch.
+
+        Args:
+            stage: of the student; its stop holds the block's input, and the shortcut.
+            teacher: gives the columns of the teacher's block.
+            request: what to gather.
+            timer: counts the time of the first batch, and of the basis of a span, as "capture".
+
+        Raises:
+            MatchError: student and teacher differ in their positions.
+        """
+        self._stage = stage
+        self._batches = teacher.batches
+        self._gather_columns = teacher.gather
+        self.request = request
+        self._timer = timer
+        self._chunks: list[ColumnChunk] | None = None
+        linear, groups = request.linear, request.linear.groups
+        with timer("capture"):
+            self._columns = teacher.columns(request.plan.index)
+            first = stage.tensors(0)[linear.input.name]
+        self._geometry = Geometry.of(linear, first.shape())
+        self._check_positions(first.shape()[0])
+        taps = self._geometry.taps_inside
+        inside = np.tile(taps, linear.shape[2] // len(taps))
+        basis: Array | None = None
+        if not inside.all():
+            basis = np.tile(np.eye(len(inside))[:, inside], (groups, 1, 1))
+        block_map = linear.matrix[..., inside]
+        # What the patches are multiplied with as soon as they are gathered, in their precision.
+        self._projection: Floats | None = None
+        kind = column_type(first.element_type())
+        of_outputs = not (request.needs_patches or request.across_groups)
+        if request.across_groups:
+            self._projection = block_map.astype(kind)
+        elif of_outputs:
+            block_map, coordinates = span(block_map)
+            self._projection = coordinates.astype(kind)
+            basis = None
+        bias = linear.bias.reshape(groups, -1)
+        self.regressors = BlockRegressors(block_map, bias, basis, of_outputs, request.keep_zeros)
+        columns = sum(part.columns for part in self._columns.values())
+        n, m = block_map.shape[1:]
+        # Groups of them, and how many in each.
+        self._regressor_shape = (1, groups * n) if request.across_groups else (groups, m)
+        per_column = 8 * math.prod(self._regressor_shape)
+        per_column += 4 * len(request.channels) * (3 if request.residual else 1)
+        self._keep = per_column * columns <= _KEPT_BYTES
+        self._fewer_than_unknowns = columns < m
+
+    def in_span(self) -> BlockColumns:
+        """Return the same columns in coordinates of their span, where that are fewer.
+
+        A map of these regressors says nothing about what the columns do not span: zeros of a kernel
+        would not stay there.
+        """
+        if self.request.keep_zeros or not (self._fewer_than_unknowns and self._keep):
+            return self
+        reduced = copy.copy(self)
+        with self._timer("capture"):
+            chunks = list(self.chunks())
+            x = np.concatenate([chunk.x for chunk in chunks], axis=2)
+            # Householder reflections, so the basis is orthonormal even where columns are equal.
+            bases, coordinates = zip(
+                *(scipy.linalg.qr(part, mode="economic") for part in x), strict=True
+            )
+            basis = np.stack(bases)
+            ends = np.cumsum([len(chunk) for chunk in chunks])[:-1]
+            parts = np.split(np.stack(coordinates), ends, axis=2)
+            reduced._chunks = [
+                replace(chunk, x=part) for chunk, part in zip(chunks, parts, strict=True)
+            ]
+        old = self.regressors
+        of_patches = None
+        if not old.of_outputs:
+            of_patches = basis if old.basis is None else old.basis @ basis
+        reduced.regressors = replace(old, block_map=old.block_map @ basis, basis=of_patches)
+        return reduced
+
+    def chunks(self, first_fold: bool = False) -> Iterable[ColumnChunk]:
+        """Return all chunks, fold after fold; only those of the first fold, if that is enough.
+
+        They are a list where they are kept, else an iterator.
+        """
+        first = self._batches[0].fold
+        if self._chunks is None and self._keep:
+            self._chunks = list(self._gathered(list(self._columns)))
+        if self._chunks is not None:
+            return [c for c in self._chunks if not first_fold or c.fold == first]
+        return self._gathered(
+            [i for i in self._columns if not first_fold or self._batches[i].fold == first]
+        )
+
+    def _gathered(self, batches: list[int]) -> Iterable[ColumnChunk]:
+        """Gather the columns of some batches, at once where all of them may be in memory."""
+        shares = self._divided(batches)
+        if not self._keep:
+            return map(self._gather, shares)
+        for index in batches:
+            self._stage.tensors(index)  # runs what has not run yet, one batch after another
+        chunks = [self._empty(share) for share in shares]
+        parts = [part for pair in zip(chunks, shares, strict=True) for part in self._parts(*pair)]
+        list(parallel_map(self._fill, parts))
+        return chunks
+
+    def _divided(self, batches: list[int]) -> list[list[int]]:
+        """Divide batches into those whose columns are one chunk: of a fold, few enough."""
+        per_column = 8 * math.prod(self._regressor_shape)
+        shares: list[list[int]] = []
+        size, fold = 0, -1
+        for index in batches:
+            if self._batches[index].fold != fold or size > _CHUNK_BYTES:
+                shares.append([])
+                size, fold = 0, self._batches[index].fold
+            shares[-1].append(index)
+            size += per_column * self._columns[index].columns
+        return shares
+
+    def _gather(self, share: list[int]) -> ColumnChunk:
+        chunk = self._empty(share)
+        for part in self._parts(chunk, share):
+            self._fill(part)
+        return chunk
+
+    def _empty(self, share: list[int]) -> ColumnChunk:
+        """Allocate the columns of some batches."""
+        first, columns = self._columns[share[0]], sum(self._columns[i].columns for i in share)
+        groups = self._regressor_shape[0]
+        shape = (groups, len(self.request.channels) // groups, columns)
+        targets = np.empty(shape, column_type(first.targets.element_type))
+        residual = None
+        if self.request.residual and first.sums is not None:
+            residual = np.empty_like(targets), np.empty_like(targets)
+        return ColumnChunk(
+            fold=self._batches[share[0]].fold,
+            x=np.empty((*self._regressor_shape, columns)),
+            targets=targets,
+            residual=residual,
+        )
+
+    def _parts(self, chunk: ColumnChunk, share: list[int]) -> Iterator[tuple[int, ColumnChunk]]:
+        """Yield each batch with its part of a chunk."""
+        end = 0
+        for index in share:
+            start, end = end, end + self._columns[index].columns
+            yield index, chunk.part(slice(start, end))
+
+    def _fill(self, item: tuple[int, ColumnChunk]) -> None:
+        """Gather the columns of one batch."""
+        index, part = item
+        tensors, teacher = self._stage.tensors(index), self._columns[index]
+        linear, last = self.request.linear, self.request.linear.channels_last
+        at, inside = self._geometry.patches(teacher.positions)
+        taps = self._geometry.taps_inside
+        at, inside = at[taps], inside[taps]
+        mask = None if inside.all() else inside
+        source = tensors[linear.input.name], last, teacher.count, at, mask
+        if self._projection is None:
+            self._gather_columns(*source, out=part.x.reshape(-1, len(part)))
+        else:
+            patches = self._gather_columns(*source)
+            patches = patches.reshape(linear.groups, -1, len(part))
+            part.x[...] = (self._projection @ patches).reshape(part.x.shape)
+
+        def align(stored: StoredTensor, out: Floats) -> None:
+            value = stored.value()  # what it gives is on loan, and has to live until it is copied
+            out[...] = value.numpy()[self.request.channels].reshape(out.shape)
+
+        align(teacher.targets, part.targets)
+        if part.residual is not None and teacher.sums is not None:
+            sums, shortcut = part.residual
+            align(teacher.sums, sums)
+            name = str(self.request.plan.epilogue.shortcut)
+            position, out = teacher.positions[np.newaxis], shortcut.reshape(-1, len(part))
+            self._gather_columns(tensors[name], last, teacher.count, position, out=out)
+
+    def _check_positions(self, rows: int) -> None:
+        shape = self._columns[0].shape
+        spatial = self.request.plan.partner.spatial_shape(shape)
+        if math.prod(spatial) != self._geometry.positions or rows != shape[0]:
+            raise MatchError(
+                f"its output has {self._geometry.output_shape or 1} positions, "
+                f"the teacher's has {spatial or 1}"
+            )

@@ -1,0 +1,114 @@
+"""The samples of a run as inputs of networks: each is read once, then kept.
+
+Networks run on batches, and the same batches serve matching, selection and all fits. So samples are
+kept as the batches that they first run in; a batch is read when somebody asks for one of its
+samples. Who needs other samples together gets copies of rows of these batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime import OrtValue
+
+from fskd_onnx.runtime.tensor_store import StoredTensor, TensorStore, upload
+from fskd_onnx.samples.batches import Batch
+from fskd_onnx.samples.reader import SampleReader
+
+
+@dataclass(frozen=True)
+class _DecodedBatch:
+    """The samples of one batch, read when one of its inputs is first asked for."""
+
+    batch: Batch
+    samples: SampleReader
+    store: TensorStore
+    device: str
+
+    @cached_property
+    def inputs(self) -> dict[str, StoredTensor]:
+        size, count = len(self.batch.samples), self.batch.count
+        arrays = self.samples.take(self.batch.samples[:count])
+        if size > count:  # the padding repeats samples of the batch
+            rows = np.resize(np.arange(count), size)
+            arrays = {name: array[rows] for name, array in arrays.items()}
+        values = upload(arrays, self.device)
+        return {name: self.store.keep(value) for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One input of a batch that may not have been read yet."""
+
+    decoded: _DecodedBatch
+    name: str
+    shape: tuple[int, ...]
+    element_type: int
+
+    def value(self) -> OrtValue:
+        return self.decoded.inputs[self.name].value()
+
+
+class DecodedSamples:
+    """Samples of given batches, each read once and kept; a ``SampleReader``.
+
+    Attributes:
+        inputs: the model's inputs.
+        shapes: shape of one sample of each input.
+        store: keeps what was read.
+    """
+
+    def __init__(
+        self, samples: SampleReader, batches: Iterable[Batch], store: TensorStore, device: str
+    ) -> None:
+        """Plan; nothing is read yet.
+
+        Args:
+            samples: where they are read from.
+            batches: which samples run together; no two share a sample.
+            store: keeps what was read.
+            device: where sessions read it.
+        """
+        self.inputs, self.shapes = samples.inputs, samples.shapes
+        self.store = store
+        self._batches: dict[bytes, _DecodedBatch] = {}
+        self._located: dict[int, tuple[_DecodedBatch, int]] = {}
+        for batch in batches:
+            decoded = _DecodedBatch(batch, samples, store, device)
+            self._batches[batch.samples.tobytes()] = decoded
+            for row, sample in enumerate(batch.samples[: batch.count].tolist()):
+                self._located[sample] = decoded, row
+
+    def feeds(self, batch: Batch) -> list[StoredTensor]:
+        """Return the inputs of one of the batches, in order; they are read when asked for a value.
+
+        Args:
+            batch: one of those of the constructor, whatever its fold.
+        """
+        decoded = self._batches[batch.samples.tobytes()]
+        return [
+            _Input(
+                decoded,
+                spec.name,
+                (len(batch.samples), *self.shapes[spec.name]),
+                onnx.helper.np_dtype_to_tensor_dtype(spec.dtype),
+            )
+            for spec in self.inputs
+        ]
+
+    def take(self, indices: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+        """Return copies of some samples: per input, stacked along a new first axis."""
+        located = [self._located[sample] for sample in indices.tolist()]
+        taken = {}
+        for spec in self.inputs:
+            # The values live as long as the arrays that refer to their memory.
+            values = {id(b): b.inputs[spec.name].value() for b, _ in located}
+            arrays = {key: value.numpy() for key, value in values.items()}
+            taken[spec.name] = np.stack([arrays[id(b)][row] for b, row in located])
+        return taken
