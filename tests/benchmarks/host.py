@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from fskd_onnx.linalg.backends import backend
-from fskd_onnx.runtime.column_sampling import Gatherer
+from fskd_onnx.runtime.gather import Gatherer
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.session_run import run
 from fskd_onnx.runtime.tensor_store import upload

@@ -51,7 +51,7 @@ def select(
     timer = StageTimer()
     with TensorStore() as store:
         decoded = DecodedSamples(loaded, batches, store, runtime.device)
-        selection = select_targets(*graphs, matching, runtime, decoded, batches, timer)
+        selection = select_targets(graphs[0], graphs[1], matching, runtime, decoded, batches, timer)
     # The teacher's run is "capture", the choice is "solve"; nothing is timed apart from these.
     assert timer.spent("solve") > 0
     assert (timer.spent("capture") > 0) == (selection is not None)
