@@ -1,4 +1,4 @@
-"""Say how far long work has come, to whoever asked to be told; silent otherwise."""
+"""Report the progress of long work to an observer; without one, nothing is reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 
 
 class Observer(Protocol):
-    """What wants to be told; called from the thread that works, so it should return soon."""
+    """Receives progress; called from the thread that works, so it should return soon."""
 
     def start(self, stage: str, samples: int) -> None:
         """A stage begins, such as "block 3 of 13"; it runs ``samples``."""
@@ -33,13 +33,13 @@ _OBSERVER: ContextVar[Observer] = ContextVar("observer", default=_SILENT)
 
 
 def observer() -> Observer:
-    """Return who is to be told."""
+    """Return the observer of the present work."""
     return _OBSERVER.get()
 
 
 @contextmanager
-def told_to(listener: Observer) -> Iterator[None]:
-    """Tell an observer of all work in a ``with`` block."""
+def observed_by(listener: Observer) -> Iterator[None]:
+    """Report all work in a ``with`` block to an observer."""
     token = _OBSERVER.set(listener)
     try:
         yield
@@ -48,11 +48,11 @@ def told_to(listener: Observer) -> Iterator[None]:
 
 
 @contextmanager
-def within(text: str) -> Iterator[None]:
+def with_prefix(text: str) -> Iterator[None]:
     """Put a text in front of the stages of a ``with`` block."""
     listener = observer()
 
-    class Within:
+    class Prefixed:
         """Passes everything on."""
 
         def start(self, stage: str, samples: int) -> None:
@@ -61,7 +61,7 @@ def within(text: str) -> Iterator[None]:
         def advance(self, samples: int) -> None:
             listener.advance(samples)
 
-    with told_to(Within()):
+    with observed_by(Prefixed()):
         yield
 
 
@@ -96,5 +96,5 @@ def shown_on(console: Console) -> Iterator[None]:
 
     with Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task("", total=1, rate="", visible=False)
-        with told_to(Bar()):
+        with observed_by(Bar()):
             yield

@@ -49,7 +49,7 @@ def test_the_two_packages_are_installed_and_nothing_else(wheel: zipfile.ZipFile)
 def test_the_wheel_holds_the_licence_and_the_command(wheel: zipfile.ZipFile) -> None:
     metadata = {name.split(".dist-info/")[-1]: name for name in wheel.namelist()}
     assert "licenses/LICENSE" in metadata
-    assert "fskd-onnx = fskd_onnx.cli.app:main" in wheel.read(metadata["entry_points.txt"]).decode()
+    assert "fskd-onnx = fskd_onnx.cli:main" in wheel.read(metadata["entry_points.txt"]).decode()
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fskd_onnx.progress import observer, shown_on, told_to, within
+from fskd_onnx.progress import observed_by, observer, shown_on, with_prefix
 
 
 def shown(terminal: bool, quiet: bool = False) -> str:
@@ -38,8 +38,8 @@ def test_stages_may_be_named_by_what_they_are_part_of() -> None:
         def advance(self, samples: int) -> None:
             told.append(("", samples))
 
-    with told_to(Listener()):
-        with within("trial 2 of 5, "):
+    with observed_by(Listener()):
+        with with_prefix("trial 2 of 5, "):
             observer().start("block 1 of 2", 30)
             observer().advance(10)
         observer().start("the last block", 20)

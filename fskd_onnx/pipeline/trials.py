@@ -20,7 +20,7 @@ from fskd_onnx.options import FitOptions, TargetsName
 from fskd_onnx.passes import export
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
-from fskd_onnx.progress import within
+from fskd_onnx.progress import with_prefix
 from fskd_onnx.reporting.agreement import agreement, squared_errors
 from fskd_onnx.results import Agreement, BlockReport
 from fskd_onnx.runtime.forward import Outputs
@@ -65,7 +65,7 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
     outputs: defaultdict[str, list[Outputs]] = defaultdict(list)
     for number, trial in enumerate(trials, 1):
         text = f"trial {number} of {len(trials)}, " if len(trials) > 1 else ""
-        with within(text):
+        with with_prefix(text):
             for fitted in fits(problem, trial, options, timer):
                 last[fitted.targets] = fitted
                 with timer("verify"):

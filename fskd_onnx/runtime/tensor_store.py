@@ -64,9 +64,9 @@ class TensorStore:
                 # Sessions hand out slices of an arena that is never smaller than the largest
                 # moment needed; a copy lets the arena serve the next batch.
                 value = OrtValue.ortvalue_from_numpy(download(value), device)
-            held: StoredTensor = _InMemory(value)
-            weakref.finalize(held, self._release, size)
-            return held
+            in_memory = _InMemory(value)
+            weakref.finalize(in_memory, self._release, size)
+            return in_memory
         try:
             if self._folder is None:
                 self._folder = tempfile.TemporaryDirectory(prefix="fskd-onnx-")
@@ -80,9 +80,9 @@ class TensorStore:
                 f"activations past the memory limit cannot be written to {tempfile.gettempdir()} "
                 f"({error.strerror or error}); make room, set TMPDIR or raise --memory-limit"
             ) from error
-        held = _InFile(path, array.dtype, array.shape, value.element_type(), device)
-        weakref.finalize(held, path.unlink, missing_ok=True)
-        return held
+        in_file = _InFile(path, array.dtype, array.shape, value.element_type(), device)
+        weakref.finalize(in_file, path.unlink, missing_ok=True)
+        return in_file
 
     def __enter__(self) -> TensorStore:
         """Return itself."""

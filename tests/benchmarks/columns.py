@@ -1,6 +1,6 @@
 """How many columns a regression needs: ``python -m tests.benchmarks.columns``.
 
-A column is one position of one sample. ``fskd_onnx.runtime.column_sampling`` draws so many for each
+A column is one position of one sample. ``fskd_onnx.runtime.column_sampling`` takes so many for each
 unknown of a block, and 4,096 at least; here are 5, 20, 100 and all there are, with two draws of 500
 samples each, so that what columns matter can be told from what samples matter. Accuracy, and
 agreement with the teacher's answers, are on training images outside of the samples; the test images

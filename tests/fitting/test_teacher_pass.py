@@ -15,7 +15,7 @@ from onnxruntime import OrtValue
 
 from fskd_onnx.fitting import teacher_pass
 from fskd_onnx.fitting.teacher_pass import TargetColumns, TeacherPass
-from fskd_onnx.progress import told_to
+from fskd_onnx.progress import observed_by
 from fskd_onnx.runtime import collector, column_sampling
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.providers import Runtime, open_runtime
@@ -179,7 +179,7 @@ def test_a_second_student_starts_from_the_front_and_sees_the_same(
             pass
 
     seen: list[list[bytes]] = []
-    with told_to(Listener()), opened(runtime, teacher, samples) as teacher_run:
+    with observed_by(Listener()), opened(runtime, teacher, samples) as teacher_run:
         for noise in (0.1, 0.2):
             student = network("image", noise)
             runner = teacher_run.runner_of(gs.import_onnx(student))

@@ -23,7 +23,7 @@ import pytest
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
-from fskd_onnx.progress import told_to
+from fskd_onnx.progress import observed_by
 from fskd_onnx.runtime import segment_runner, session_run
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.providers import Runtime, open_runtime
@@ -337,7 +337,7 @@ def test_an_observer_hears_of_every_sample_that_a_stage_asks_for(
         def advance(self, samples: int) -> None:
             advanced.append(samples)
 
-    with told_to(Listener()), opened(runtime, model, samples) as run:
+    with observed_by(Listener()), opened(runtime, model, samples) as run:
         for number, name in enumerate(STOPS):
             asked = run.indices[number:]
             with run.runner.next_stage(f"up to {name}", asked) as stage:
