@@ -1,12 +1,12 @@
-"""The linear nodes of a network and what stands between them: what pairing sees besides weights.
+"""The linear nodes of a network and what stands around them: what pairing compares besides weights.
 
 Nothing here depends on names, or on the order in which a file lists its nodes::
 
-    x ─▶ Conv ─▶ BN ─▶ Relu ─▶ Conv ─┬─▶ Add ─▶       one: behind an input, ahead an activation
-          (one)               (other)└─▶ Concat ─▶    other: ahead a sum and a Concat
+    x ─▶ Conv ─▶ BN ─▶ Relu ─▶ Conv ─┬─▶ Add ─▶     one: its input is the network's, an activation
+          (one)               (other)└─▶ Concat ─▶  reads its output; other: a sum and a Concat do
 
-What only moves values about or scales channels (Identity, Reshape, BatchNormalization, a Mul by a
-constant) is looked through: exporters and optimizers disagree on it.
+Operators that only move values about or scale channels (Identity, Reshape, BatchNormalization, a
+Mul by a constant) are looked through: exporters and optimizers disagree on them.
 """
 
 from __future__ import annotations
@@ -21,46 +21,13 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.matching.receptive_field import ReceptiveField, widest
-from fskd_onnx.passes.analysis.linear import CONVOLUTIONS, Linear, find_linear
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.nodes import is_standard
+from fskd_onnx.passes.analysis.operators import operator_of
 from fskd_onnx.passes.analysis.segments import reads
 from fskd_onnx.passes.analysis.shapes import infer_shapes
 
 T = TypeVar("T")
-
-_LOOKED_THROUGH = {
-    "BatchNormalization",
-    "Cast",
-    "Dropout",
-    "Flatten",
-    "Identity",
-    "Pad",
-    "Reshape",
-    "Squeeze",
-    "Transpose",
-    "Unsqueeze",
-}
-_SCALES = {"Add", "Div", "Mul", "Sub"}
-_POOLS = {
-    "AveragePool",
-    "GlobalAveragePool",
-    "GlobalLpPool",
-    "GlobalMaxPool",
-    "LpPool",
-    "MaxPool",
-    "ReduceMax",
-    "ReduceMean",
-    "ReduceSum",
-}
-_ACTIVATIONS = {
-    *("Celu", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "LogSoftmax"),
-    *("Mish", "PRelu", "Relu", "Selu", "Sigmoid", "Softmax", "Softplus", "Swish", "Tanh"),
-}
-_KINDS = {
-    **dict.fromkeys(("Add", "Sub", "Sum", "Mean"), "sum"),
-    **dict.fromkeys(("Mul", "Div"), "product"),
-    **dict.fromkeys(_POOLS, "pool"),
-    **dict.fromkeys(_ACTIVATIONS, "activation"),
-}
 
 
 @dataclass(frozen=True)
@@ -98,21 +65,23 @@ class BlockContext:
 
     Attributes:
         linear: the node.
-        behind: kinds of what its input comes from: "input", "linear", "activation", "sum", ...
-        ahead: kinds of what reads its output; "output" for an output of the network.
-        slots: places in Concats that its output takes before another linear node reads it.
-        sees: receptive field, how many positions of the network's input it sees along each axis.
-        seen: how many of its positions an output of the network, or a global pool, sees.
-        site: what has to agree with a partner's.
+        input_kinds: of the nearest nodes that its input comes from: "input", "linear",
+            "activation", "sum", ...
+        output_kinds: of the nearest nodes that read its output; "output" for the network's.
+        concat_slots: which inputs of Concats its output is, up to the next linear nodes.
+        input_field: its receptive field along each axis, in positions of the network's input.
+        output_field: the receptive field of the network's output, or of a global pool, in
+            positions of its output.
+        signature: what has to agree with a partner's.
     """
 
     linear: Linear
-    behind: frozenset[str]
-    ahead: frozenset[str]
-    slots: frozenset[int]
-    sees: tuple[float, ...]
-    seen: tuple[float, ...]
-    site: BlockSignature
+    input_kinds: frozenset[str]
+    output_kinds: frozenset[str]
+    concat_slots: frozenset[int]
+    input_field: tuple[float, ...]
+    output_field: tuple[float, ...]
+    signature: BlockSignature
 
     @cached_property
     def op(self) -> str:
@@ -142,11 +111,11 @@ class BlockGraph:
     """The linear nodes of a network.
 
     Attributes:
-        bones: in a topological order.
+        blocks: in a topological order.
         before: (n, n) whether the first's output reaches the second's input.
     """
 
-    bones: tuple[BlockContext, ...]
+    blocks: tuple[BlockContext, ...]
     before: NDArray[np.bool_]
 
 
@@ -155,19 +124,21 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
     views = [view for view in find_linear(graph) if isinstance(view, Linear)]
     up, down = _Upstream(graph, views), _Downstream(graph, views)
     shapes = infer_shapes(graph)
-    bones = tuple(
+    blocks = tuple(
         BlockContext(
             linear=view,
-            behind=up.kinds[id(view.input)],
-            ahead=down.kinds[id(view.output)],
-            slots=down.slots[id(view.output)],
-            sees=up.fields[id(view.output)].size,
-            seen=down.fields[id(view.output)].size,
-            site=BlockSignature(
-                convolves=view.op in CONVOLUTIONS,
+            input_kinds=up.kinds[id(view.input)],
+            output_kinds=down.kinds[id(view.output)],
+            concat_slots=down.slots[id(view.output)],
+            input_field=up.fields[id(view.output)].size,
+            output_field=down.fields[id(view.output)].size,
+            signature=BlockSignature(
+                convolves=view.is_convolution,
                 inputs=up.ends[id(view.input)],
                 outputs=down.ends[id(view.output)],
-                extent=_extent(view, shapes.get(view.output.name)),
+                extent=None
+                if (shape := shapes.get(view.output.name)) is None
+                else view.spatial_shape(shape),
             ),
         )
         for view in views
@@ -175,7 +146,7 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
     before = np.zeros((len(views), len(views)), dtype=bool)
     for number, view in enumerate(views):
         before[list(up.linears[id(view.input)]), number] = True
-    return BlockGraph(bones, before)
+    return BlockGraph(blocks, before)
 
 
 class _Upstream:
@@ -257,7 +228,7 @@ class _Downstream:
                 kinds = frozenset({_kind(node)})
             field = widest(self.fields[r] for r in results if r in self.fields).backward(node)
             for slot, tensor in enumerate(reads(node)):
-                taken = slots | {slot} if node.op == "Concat" else slots
+                taken = slots | {slot} if is_standard(node, "Concat") else slots
                 self._add(tensor, kinds, ends, taken, field)
             for tensor in node.outputs:
                 self._add(tensor, frozenset(), frozenset(), frozenset(), ReceptiveField())
@@ -278,19 +249,13 @@ class _Downstream:
 
 
 def _is_looked_through(node: gs.Node) -> bool:
-    if node.op in _SCALES:
-        return any(isinstance(tensor, gs.Constant) for tensor in node.inputs)
-    return node.op in _LOOKED_THROUGH
+    operator = operator_of(node)
+    reads_constant = any(isinstance(tensor, gs.Constant) for tensor in node.inputs)
+    return operator.is_looked_through or (operator.scales and reads_constant)
 
 
 def _kind(node: gs.Node) -> str:
-    return _KINDS.get(node.op, str(node.op))
-
-
-def _extent(linear: Linear, shape: tuple[int | None, ...] | None) -> tuple[int | None, ...] | None:
-    if shape is None:
-        return None
-    return shape[1:-1] if linear.channel_axis == -1 else shape[2:]
+    return operator_of(node).kind or str(node.op)
 
 
 def _union(sets: Iterable[frozenset[T]]) -> frozenset[T]:

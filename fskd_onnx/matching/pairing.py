@@ -1,18 +1,17 @@
-"""Which block of the teacher a block of the student stands for, or why for none.
+"""Which block of the teacher a block of the student stands for, or why none does.
 
-Names say nothing here until all else has been heard: an exporter, an optimizer or a pruning tool
-may have given new ones. What counts is, in this order,
+Names count last: an exporter, an optimizer or a pruning tool may have given new ones. Evidence is
+taken in this order:
 
 * what is possible at all: outputs of the same extent, reached from the same inputs of the network,
   reaching the same outputs of it;
 * weights that are slices of the teacher's (``fskd_onnx.matching.weight_overlap``);
-* the kind of the node and what stands in front of it and behind it
-  (``fskd_onnx.matching.block_graph``), and so its place among all others, since the
-  alignment keeps the order of data flow (``fskd_onnx.matching.alignment``);
-* and where that leaves several places: how alike activations are, then names in common.
+* the kind of the node and of the nodes around it (``fskd_onnx.matching.block_graph``), and with it
+  the order of data flow, which the alignment keeps (``fskd_onnx.matching.alignment``);
+* where that leaves several candidates: how alike activations are, then names in common.
 
-The last linear node of a decomposed block is the one that the block's activation follows, so that
-is where the teacher's block output comes to lie; its inner nodes have no partner.
+The last linear node of a decomposed block is the one in front of the block's activation, so it is
+paired with the teacher's block; the inner nodes have no partner.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ Similarity = Callable[[Mapping[str, Sequence[str]]], Mapping[tuple[str, str], fl
 """Tells how alike activations are, 0..1, for some tensors of the student and the teacher's in
 question for each."""
 
-# Where the node of the same name has this much in common, nobody looks further.
+# Where the node of the same name has this much in common, no other node is compared.
 _CONCLUSIVE = 0.95
 # Below this chance may have found a slice.
 _CHANCE = 0.3
@@ -51,7 +50,7 @@ _SLICE = 2.0
 # Nodes less alike than this are rather left out.
 _LEAST_ALIKE = 0.5
 _WIDER = -1.0
-# Of evidence that is only heard among places that are as good as each other.
+# Of evidence that only counts among candidates that are as good as each other.
 _ALIKE_ACTIVATIONS = 2.0
 _SAME_NAME = 1.0
 
@@ -64,7 +63,7 @@ class Partner:
         student: name of the student's linear node.
         teacher: the teacher's block output, or None where the block has no partner.
         evidence: what it was found by.
-        confidence: 0..1, its share among all places that it could have.
+        confidence: 0..1, its share among all candidates.
         reason: why it has no partner; empty where it has one.
         channels: teacher channel of each student channel, where that is given from outside.
     """
@@ -89,7 +88,7 @@ def pair_blocks(
         teacher: the original network.
         student: the compressed network.
         given: pairs that are not to be questioned, by the name of the student's node.
-        similarity: asked where weights and structure leave several places.
+        similarity: asked where weights and structure leave several candidates.
 
     Returns:
         One for each linear node of the student, in the order of its nodes.
@@ -109,25 +108,27 @@ class _Pairing:
         self._overlaps = _overlaps(student, teacher)
         likeness = np.zeros(self._overlaps.shape)
         for i, j in np.argwhere(np.isfinite(self._overlaps)):
-            likeness[i, j] = _likeness(student.bones[i], teacher.bones[j])
+            likeness[i, j] = _likeness(student.blocks[i], teacher.blocks[j])
         evidence = _SLICE * self._overlaps + likeness - _LEAST_ALIKE
         self._alignment = Alignment(evidence, student.before, teacher.before)
         self._evidence: dict[int, Evidence] = {}
 
     def run(self, graph: gs.Graph, similarity: Similarity | None) -> tuple[Partner, ...]:
-        """Hear all evidence in its order."""
+        """Pair nodes by one kind of evidence after another."""
         self._take_given()
         for pair in self._alignment.settle():
             found = self._overlaps[pair.student, pair.teacher] > 0
             self._evidence[pair.student] = Evidence.WEIGHTS if found else Evidence.STRUCTURE
         if similarity is not None:
-            self._settle(_ALIKE_ACTIVATIONS * self._alikeness(similarity), Evidence.ACTIVATIONS)
+            self._settle(
+                _ALIKE_ACTIVATIONS * self._activation_similarity(similarity), Evidence.ACTIVATIONS
+            )
         self._settle(_SAME_NAME * self._names_in_common(), Evidence.NAMES)
-        while self._settle_twins():
+        while self._settle_interchangeable():
             self._settle(np.zeros(self._overlaps.shape), Evidence.STRUCTURE)
         found = {
-            bone.linear.name: self._partner(number)
-            for number, bone in enumerate(self._student.bones)
+            block.linear.name: self._partner(number)
+            for number, block in enumerate(self._student.blocks)
         }
         views = find_linear(graph)
         return tuple(
@@ -138,9 +139,9 @@ class _Pairing:
         )
 
     def _take_given(self) -> None:
-        outputs = {bone.linear.output.name: j for j, bone in enumerate(self._teacher.bones)}
-        for number, bone in enumerate(self._student.bones):
-            partner = self._given.get(bone.linear.name)
+        outputs = {block.linear.output.name: j for j, block in enumerate(self._teacher.blocks)}
+        for number, block in enumerate(self._student.blocks):
+            partner = self._given.get(block.linear.name)
             if partner is not None and partner.teacher is not None:
                 self._alignment.fix(number, outputs[partner.teacher], 1.0)
             elif partner is not None:
@@ -150,71 +151,69 @@ class _Pairing:
         for pair in self._alignment.settle(bonus):
             self._evidence[pair.student] = evidence
 
-    def _alikeness(self, similarity: Similarity) -> Floats:
-        """Return how alike activations are where several places are as good as each other."""
-        mine, theirs = self._student.bones, self._teacher.bones
+    def _activation_similarity(self, similarity: Similarity) -> Floats:
+        """Return how alike activations are, where several candidates are as good as each other."""
+        outputs = {j: block.linear.output.name for j, block in enumerate(self._teacher.blocks)}
         rivals = {i: found for i, found in self._alignment.rivals().items() if len(found) > 1}
         alike = np.zeros(self._overlaps.shape)
+        own = {i: self._student.blocks[i].linear.output.name for i in rivals}
         if rivals:
-            name = {j: theirs[j].linear.output.name for found in rivals.values() for j in found}
-            asked = {
-                mine[i].linear.output.name: [name[j] for j in found] for i, found in rivals.items()
-            }
-            answers = similarity(asked)
+            answers = similarity(
+                {own[i]: [outputs[j] for j in found] for i, found in rivals.items()}
+            )
             for i, found in rivals.items():
                 for j in found:
-                    alike[i, j] = answers[mine[i].linear.output.name, name[j]]
+                    alike[i, j] = answers[own[i], outputs[j]]
         return alike
 
     def _names_in_common(self) -> Floats:
         shared = np.zeros(self._overlaps.shape)
-        names = [_names(bone.linear) for bone in self._teacher.bones]
+        names = [_names(block.linear) for block in self._teacher.blocks]
         for i, rivals in self._alignment.rivals().items():
-            own = _names(self._student.bones[i].linear)
+            own = _names(self._student.blocks[i].linear)
             for j in rivals:
                 shared[i, j] = bool(own & names[j])
         return shared
 
-    def _settle_twins(self) -> bool:
-        """Give one of several nodes that nothing tells apart one of as many places."""
+    def _settle_interchangeable(self) -> bool:
+        """Pair one of several nodes that nothing tells apart with one of as many candidates."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, rivals in self._alignment.rivals().items():
             groups.setdefault(tuple(rivals), []).append(i)
-        for places, nodes in groups.items():
-            apart = not (
+        for candidates, nodes in groups.items():
+            unordered = not (
                 self._student.before[np.ix_(nodes, nodes)].any()
-                or self._teacher.before[np.ix_(places, places)].any()
+                or self._teacher.before[np.ix_(candidates, candidates)].any()
             )
-            if len(places) == len(nodes) > 1 and apart:
-                i = min(nodes, key=lambda node: _content(self._student.bones[node]))
-                j = min(places, key=lambda place: _content(self._teacher.bones[place]))
-                self._alignment.fix(i, j, 1 / len(places))
+            if len(candidates) == len(nodes) > 1 and unordered:
+                i = min(nodes, key=lambda node: _content(self._student.blocks[node]))
+                j = min(candidates, key=lambda node: _content(self._teacher.blocks[node]))
+                self._alignment.fix(i, j, 1 / len(candidates))
                 self._evidence[i] = Evidence.STRUCTURE
                 return True
         return False
 
     def _partner(self, number: int) -> Partner:
-        name = self._student.bones[number].linear.name
+        name = self._student.blocks[number].linear.name
         if name in self._given:
             return self._given[name]
         pair = self._alignment.pairs.get(number)
         if pair is None:
             return Partner(name, None, reason=self._why_alone(number))
-        output = self._teacher.bones[pair.teacher].linear.output.name
+        output = self._teacher.blocks[pair.teacher].linear.output.name
         return Partner(name, output, self._evidence[number], pair.certainty)
 
     def _why_alone(self, number: int) -> str:
         rivals = self._alignment.rivals()
-        places = rivals.get(number, [])
-        others = [i for i, found in rivals.items() if i != number and set(found) & set(places)]
-        if len(places) == 1 and others:
-            bones = (self._student.bones[i].linear.name for i in others)
-            names = ", ".join(f"'{name}'" for name in bones)
-            place = self._teacher.bones[places[0]].linear.name
-            return f"the teacher's '{place}' fits it as well as others of the student ({names})"
-        if len(places) > 1:
-            names = ", ".join(f"'{self._teacher.bones[j].linear.name}'" for j in places)
-            return f"{len(places)} places in the teacher fit it as well as each other ({names})"
+        candidates = rivals.get(number, [])
+        others = [i for i, found in rivals.items() if i != number and set(found) & set(candidates)]
+        names = [self._teacher.blocks[j].linear.name for j in candidates]
+        if len(candidates) == 1 and others:
+            quoted = ", ".join(f"'{self._student.blocks[i].linear.name}'" for i in others)
+            return f"the teacher's '{names[0]}' fits it as well as others of the student ({quoted})"
+        if len(candidates) > 1:
+            quoted = ", ".join(f"'{name}'" for name in names)
+            return f"{len(names)} places in the teacher fit it as well as each other ({quoted})"
         end = self._end_of_block(number)
         if end is not None:
             return f"it is an inner node of the block that ends at '{end}'"
@@ -235,60 +234,58 @@ class _Pairing:
             for j in in_front:
                 between &= self._teacher.before[pairs[j].teacher]
             if not between.any():
-                return str(self._student.bones[i].linear.name)
+                return str(self._student.blocks[i].linear.name)
         return None
 
 
 def _overlaps(student: BlockGraph, teacher: BlockGraph) -> Floats:
     """Return how much of a node's weights is found in another's; -inf where they cannot pair."""
-    imprints = [KernelWeights.of(bone.linear) for bone in student.bones]
-    sieve = KeyFilter(imprints)
+    weights = [KernelWeights.of(block.linear) for block in student.blocks]
+    key_filter = KeyFilter(weights)
 
     @cache
-    def register(number: int) -> KernelIndex:
-        return KernelIndex(KernelWeights.of(teacher.bones[number].linear), sieve)
+    def index(number: int) -> KernelIndex:
+        return KernelIndex(KernelWeights.of(teacher.blocks[number].linear), key_filter)
 
     @cache
-    def places_at(site: BlockSignature) -> list[int]:
-        return [j for j, bone in enumerate(teacher.bones) if site.agrees(bone.site)]
+    def candidates_for(signature: BlockSignature) -> list[int]:
+        return [j for j, block in enumerate(teacher.blocks) if signature.agrees(block.signature)]
 
     def score(one: int, other: int) -> float:
-        sure = overlap(imprints[one], register(other))
-        return max(0.0, sure - _CHANCE) / (1 - _CHANCE)
+        found = overlap(weights[one], index(other))
+        return max(0.0, found - _CHANCE) / (1 - _CHANCE)
 
-    names = [_names(bone.linear) for bone in teacher.bones]
-    found = np.full((len(student.bones), len(teacher.bones)), -np.inf)
-    for i, one in enumerate(student.bones):
-        places = places_at(one.site)
-        # Names only say where to look first; what is seen there decides.
+    names = [_names(block.linear) for block in teacher.blocks]
+    scores = np.full((len(student.blocks), len(teacher.blocks)), -np.inf)
+    for i, one in enumerate(student.blocks):
+        candidates = candidates_for(one.signature)
+        # Names only say where to look first; weights decide.
         own = _names(one.linear)
-        namesakes = [j for j in places if own & names[j]]
+        namesakes = [j for j in candidates if own & names[j]]
         if len(namesakes) == 1:
-            there = score(i, namesakes[0])
-            if there >= _CONCLUSIVE:
-                found[i, places] = 0.0
-                found[i, namesakes] = there
+            best = score(i, namesakes[0])
+            if best >= _CONCLUSIVE:
+                scores[i, candidates] = 0.0
+                scores[i, namesakes] = best
                 continue
-        for j in places:
-            found[i, j] = score(i, j)
-    return found
+        for j in candidates:
+            scores[i, j] = score(i, j)
+    return scores
 
 
 def _likeness(one: BlockContext, other: BlockContext) -> float:
     """Return how alike two nodes and their surroundings are, 1 at most."""
-    narrower = one.width / other.width
-    width = 1.0 if narrower == 1 else narrower / 2 if narrower < 1 else _WIDER
-    kernel = one.kernel_shape == other.kernel_shape
-    reach = max(0.5 * kernel, 0.8 * (one.sees == other.sees), 0.8 * (one.seen == other.seen))
-    if one.sees == other.sees and one.seen == other.seen:
-        reach = 1.0
+    ratio = one.width / other.width
+    width = 1.0 if ratio == 1 else ratio / 2 if ratio < 1 else _WIDER
+    same_fields = (one.input_field == other.input_field) + (one.output_field == other.output_field)
+    fields = (0.5 * (one.kernel_shape == other.kernel_shape), 0.8, 1.0)[same_fields]
     return (
-        0.3 * _in_common(one.ahead, other.ahead)
-        + 0.25 * reach
+        0.3 * _in_common(one.output_kinds, other.output_kinds)
+        + 0.25 * fields
         + 0.2 * width
         + 0.1 * (one.op == other.op)
-        + 0.07 * _in_common(one.behind, other.behind)
-        + 0.05 * (one.slots == other.slots)
+        + 0.07 * _in_common(one.input_kinds, other.input_kinds)
+        + 0.05 * (one.concat_slots == other.concat_slots)
         + 0.03 * (one.grouping == other.grouping)
     )
 
@@ -305,6 +302,6 @@ def _names(linear: Linear) -> set[tuple[str, str]]:
     }
 
 
-def _content(bone: BlockContext) -> bytes:
+def _content(block: BlockContext) -> bytes:
     """Return what orders nodes without a look at names or at the order in a file."""
-    return bone.linear.matrix.tobytes() + bone.linear.bias.tobytes()
+    return block.linear.matrix.tobytes() + block.linear.bias.tobytes()

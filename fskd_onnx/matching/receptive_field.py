@@ -16,9 +16,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from fskd_onnx.passes.analysis.linear import CONVOLUTIONS
-
-_WINDOWS = (*CONVOLUTIONS, "AveragePool", "LpPool", "MaxPool")
+from fskd_onnx.passes.analysis.operators import operator_of
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,16 @@ def widest(fields: Iterable[ReceptiveField]) -> ReceptiveField:
 
 def _axes(field: ReceptiveField, node: gs.Node) -> Iterable[tuple[float, float, int, float, int]]:
     """Yield size, step, kernel, stride and dilation of each axis that a window moves along."""
+    operator = operator_of(node)
+    if not operator.has_window:
+        return
     kernel = node.attrs.get("kernel_shape")
-    if kernel is None and node.op in CONVOLUTIONS:
+    if kernel is None and len(node.inputs) > 1:
         kernel = (node.inputs[1].shape or ())[2:]
-    if node.op not in _WINDOWS or not kernel:
+    if not kernel:
         return
     ones = [1] * len(kernel)
     strides, dilations = (node.attrs.get(name) or ones for name in ("strides", "dilations"))
-    transposed = node.op == "ConvTranspose"
     for axis, (k, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True)):
         size, step = (part[axis] if axis < len(part) else 1.0 for part in (field.size, field.step))
-        yield size, step, k, 1 / stride if transposed else float(stride), dilation
+        yield size, step, k, 1 / stride if operator.is_transposed else float(stride), dilation

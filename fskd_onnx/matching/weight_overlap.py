@@ -1,4 +1,4 @@
-"""How much of a student's weights is a slice of a teacher's, while nobody knows which slice.
+"""How much of a student's weights is a slice of a teacher's, before it is known which slice.
 
 Two ways to see it, on a few rows of the student's weights:
 
@@ -9,8 +9,8 @@ Two ways to see it, on a few rows of the student's weights:
   key that a factor leaves as it is (of a 1x1 kernel, by its value). A key may be found anywhere by
   chance, but the kernels of one row are all found in one row of the teacher only if they come from
   there: what counts is the fraction that the best row has, above what chance gives the best of all.
-  What all of the student's nodes ask for is known ahead, so a sieve lets few of the teacher's keys
-  through, and only those are sorted.
+  The keys of all of the student's samples are known ahead, so a filter drops most of the teacher's
+  keys, and only the rest is sorted.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _ULPS = 8
 _MOST_HITS = 64
 # What chance explains up to here says too little.
 _CHANCE = 0.6
-# Keys that share all but the last bits fall into one hole, and few of the holes are to be open.
-_BITS_OF_A_HOLE = 6
-_HOLES_PER_KEY = 32
+# Keys that share all but the last bits fall into one bucket, and few of the buckets are marked.
+_BITS_OF_A_BUCKET = 6
+_BUCKETS_PER_KEY = 32
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class KernelWeights:
         if self.rows.shape[2] == 1:
             return np.ascontiguousarray(self.rows[..., 0])
         lengths = np.sqrt(np.einsum("ijk,ijk->ij", self.rows, self.rows))
-        return _divided(_peaks(self.rows), lengths)
+        return _divide(_peaks(self.rows), lengths)
 
     @cached_property
     def keys(self) -> Integers:
@@ -100,55 +100,55 @@ class KernelWeights:
 
 
 class KeyFilter:
-    """Lets through what may be near any of the keys that nodes of a student ask for."""
+    """Selects the numbers whose keys may be near any key in the samples of a student's nodes."""
 
     def __init__(self, students: Iterable[KernelWeights]) -> None:
-        """Open the holes that the keys of their samples fall into."""
+        """Mark the buckets that the keys of their samples fall into."""
         asked = (student.sample.keys.reshape(-1) for student in students)
         keys = np.concatenate([np.empty(0, np.int64), *asked])
-        # A hole is wider than what counts as near, so the ends of that say it all.
+        # A bucket is wider than what counts as near, so both ends of that are enough.
         near = keys[:, np.newaxis] + np.array([-_ULPS, _ULPS])
         bits = np.where(near < 0, -near - 2**31, near).astype(np.int32)
-        self._mask = 2 ** math.ceil(math.log2(_HOLES_PER_KEY * max(len(keys), 1))) - 1
-        self._open = np.zeros(self._mask + 1, bool)
-        self._open[self._holes(bits)] = True
+        self._mask = 2 ** math.ceil(math.log2(_BUCKETS_PER_KEY * max(len(keys), 1))) - 1
+        self._marked = np.zeros(self._mask + 1, bool)
+        self._marked[self._buckets(bits)] = True
 
     def __call__(self, numbers: Floats) -> NDArray[np.intp]:
-        """Return the positions of the numbers, of one axis, that come through."""
-        return np.flatnonzero(self._open.take(self._holes(numbers.view(np.int32))))
+        """Return the positions of the numbers, of one axis, that are selected."""
+        return np.flatnonzero(self._marked.take(self._buckets(numbers.view(np.int32))))
 
-    def _holes(self, bits: NDArray[np.int32]) -> NDArray[np.int32]:
-        holes = bits >> _BITS_OF_A_HOLE
-        holes &= self._mask
-        return holes
+    def _buckets(self, bits: NDArray[np.int32]) -> NDArray[np.int32]:
+        buckets = bits >> _BITS_OF_A_BUCKET
+        buckets &= self._mask
+        return buckets
 
 
 @dataclass(frozen=True)
 class KernelIndex:
-    """The weights of a teacher's node, in order for what students ask for.
+    """The weights of a teacher's node, indexed by keys.
 
     Attributes:
-        imprint: the weights.
-        sieve: lets through the keys that are asked for.
+        weights: the weights.
+        key_filter: selects the keys that are worth indexing.
     """
 
-    imprint: KernelWeights
-    sieve: KeyFilter
+    weights: KernelWeights
+    key_filter: KeyFilter
 
     @cached_property
     def rows(self) -> int:
         """Number of rows up to the last that is not dead, but at least one."""
-        numbers = self.imprint.numbers
+        numbers = self.weights.numbers
         alive = (row for row in reversed(range(len(numbers))) if numbers[row].any())
         return next(alive, 0) + 1
 
     @cached_property
     def index(self) -> Integers:
         """Keys and the rows they are found in, as one sorted number each; zeros are left out."""
-        numbers = self.imprint.numbers.reshape(-1)
-        places = self.sieve(numbers)
-        keys = _keys(numbers[places])
-        rows = places // self.imprint.rows.shape[1]
+        numbers = self.weights.numbers.reshape(-1)
+        positions = self.key_filter(numbers)
+        keys = _keys(numbers[positions])
+        rows = positions // self.weights.rows.shape[1]
         return np.sort(((keys << 32) | rows)[keys != 0])
 
 
@@ -158,10 +158,10 @@ def overlap(student: KernelWeights, teacher: KernelIndex) -> float:
     Nodes that cannot be compared have nothing in common.
 
     Args:
-        student: one of those that the teacher's sieve was made for.
+        student: one of those that the filter of the teacher's index was made for.
         teacher: the teacher's weights.
     """
-    whole = teacher.imprint
+    whole = teacher.weights
     (n, inputs, taps), (n_all, inputs_all, _) = student.rows.shape, whole.rows.shape
     if student.kernel_shape != whole.kernel_shape or n > n_all or inputs > inputs_all:
         return 0.0
@@ -193,13 +193,13 @@ def _found_in_one_row(keys: Integers, index: Integers, rows: int) -> float:
     chance = often + np.sqrt(2 * math.log(max(rows, 2)) * often * (1 - often) / asked)
     sure = np.where(chance < _CHANCE, np.maximum(best - chance, 0.0), 0.0)
     found_in = sure / np.maximum(1 - chance, 1 - _CHANCE)
-    told = telling.any(axis=1)
-    return float(found_in[told].mean()) if told.any() else 0.0
+    compared = telling.any(axis=1)
+    return float(found_in[compared].mean()) if compared.any() else 0.0
 
 
 def _directions(rows: Floats) -> Floats:
     flat = rows.reshape(len(rows), -1)
-    return _divided(flat, np.linalg.norm(flat, axis=1, keepdims=True))
+    return _divide(flat, np.linalg.norm(flat, axis=1, keepdims=True))
 
 
 def _peaks(rows: Floats) -> Floats:
@@ -219,5 +219,5 @@ def _keys(numbers: Floats) -> Integers:
     return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
 
-def _divided(values: Floats, lengths: Floats) -> Floats:
+def _divide(values: Floats, lengths: Floats) -> Floats:
     return np.divide(values, lengths, out=np.zeros_like(values), where=lengths > 0)

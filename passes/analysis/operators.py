@@ -67,6 +67,7 @@ class Operator:
         scales: whether with a constant it scales or shifts channels, and belongs to the linear node
             in front of it.
         has_window: whether a window moves over positions, by ``kernel_shape`` and ``strides``.
+        is_transposed: whether it moves over the output, not over the input.
         low: it is the identity from this bound on, and constant below; -inf for none.
         high: it is the identity up to this bound, and constant above; inf for none.
         states_bounds: whether the node itself states these two bounds.
@@ -79,6 +80,7 @@ class Operator:
     is_looked_through: bool = False
     scales: bool = False
     has_window: bool = False
+    is_transposed: bool = False
     low: float = -math.inf
     high: float = math.inf
     states_bounds: bool = False
@@ -154,7 +156,7 @@ OPERATORS = {
     "Softmax": Operator(_MIXED, Kind.ACTIVATION),
     # Linear nodes: what is not fitted is not known (``linear.find_linear`` views the others).
     "Conv": Operator(has_window=True),
-    "ConvTranspose": Operator(has_window=True),
+    "ConvTranspose": Operator(has_window=True, is_transposed=True),
     # Over positions.
     "AveragePool": Operator(_POSITIONS, Kind.POOL, has_window=True),
     "GlobalAveragePool": Operator(_POSITIONS, Kind.POOL),

@@ -43,22 +43,22 @@ NETWORK = """g (float[N,3,8,8] x, float[N,2] u) => (float[N,5] z, float[N,4] v)
 }"""
 
 
-def skeleton(model: onnx.ModelProto) -> BlockGraph:
+def block_graph(model: onnx.ModelProto) -> BlockGraph:
     graph = gs.import_onnx(model)
     return find_block_graph(graph.toposort())
 
 
-def bones(found: BlockGraph) -> dict[str, BlockContext]:
-    return {bone.linear.name: bone for bone in found.bones}
+def blocks(found: BlockGraph) -> dict[str, BlockContext]:
+    return {block.linear.name: block for block in found.blocks}
 
 
 def attributes(name: str) -> dict[str, Any]:
-    """Give one attribute of all bones of the network above."""
-    return {n: attrgetter(name)(bone) for n, bone in bones(skeleton(build(NETWORK))).items()}
+    """Give one attribute of all blocks of the network above."""
+    return {n: attrgetter(name)(block) for n, block in blocks(block_graph(build(NETWORK))).items()}
 
 
 def test_what_stands_behind_and_ahead() -> None:
-    behind = {name: set(kinds) for name, kinds in attributes("behind").items()}
+    behind = {name: set(kinds) for name, kinds in attributes("input_kinds").items()}
     assert behind == {
         "one": {"input"},
         "two": {"activation"},
@@ -66,7 +66,7 @@ def test_what_stands_behind_and_ahead() -> None:
         "four": {"pool"},
         "five": {"input"},
     }
-    ahead = {name: set(kinds) for name, kinds in attributes("ahead").items()}
+    ahead = {name: set(kinds) for name, kinds in attributes("output_kinds").items()}
     assert ahead == {
         "one": {"activation"},
         "two": {"sum", "Concat"},
@@ -77,7 +77,7 @@ def test_what_stands_behind_and_ahead() -> None:
 
 
 def test_places_in_concats() -> None:
-    slots = {name: set(places) for name, places in attributes("slots").items()}
+    slots = {name: set(places) for name, places in attributes("concat_slots").items()}
     # Through the Add, the first; by itself, the second. The first node's Relu goes there as well.
     assert slots["two"] == {0, 1}
     assert slots["three"] == slots["four"] == slots["five"] == set()
@@ -85,23 +85,23 @@ def test_places_in_concats() -> None:
 
 
 def test_receptive_fields_from_both_ends() -> None:
-    assert attributes("sees")["one"] == (3, 3)
-    assert attributes("sees")["two"] == (3, 3)
-    assert attributes("sees")["three"] == (7, 7)
-    assert attributes("seen")["two"] == (3, 3)
-    assert attributes("seen")["one"] == (3, 3)
-    assert attributes("seen")["three"] == ()
+    assert attributes("input_field")["one"] == (3, 3)
+    assert attributes("input_field")["two"] == (3, 3)
+    assert attributes("input_field")["three"] == (7, 7)
+    assert attributes("output_field")["two"] == (3, 3)
+    assert attributes("output_field")["one"] == (3, 3)
+    assert attributes("output_field")["three"] == ()
 
 
 def test_inputs_and_outputs_that_are_reached() -> None:
-    inputs = {name: set(positions) for name, positions in attributes("site.inputs").items()}
+    inputs = {name: set(positions) for name, positions in attributes("signature.inputs").items()}
     assert inputs == {"one": {0}, "two": {0}, "three": {0}, "four": {0}, "five": {1}}
-    outputs = {name: set(positions) for name, positions in attributes("site.outputs").items()}
+    outputs = {name: set(positions) for name, positions in attributes("signature.outputs").items()}
     assert outputs == {"one": {0}, "two": {0}, "three": {0}, "four": {0}, "five": {1}}
 
 
 def test_extents_of_block_outputs() -> None:
-    assert attributes("site.extent") == {
+    assert attributes("signature.extent") == {
         "one": (4, 4),
         "two": (4, 4),
         "three": (2, 2),
@@ -114,19 +114,19 @@ def test_an_unknown_extent_is_none() -> None:
     model = build("""g (float[N,3,H,8] x) => (float[N,4,A,B] z) <float[4,3,3,3] w> {
         [only] z = Conv (x, w)
     }""")
-    assert bones(skeleton(model))["only"].site.extent == (None, 6)
+    assert blocks(block_graph(model))["only"].signature.extent == (None, 6)
 
 
 def test_channels_on_the_last_axis_leave_the_others_as_extent() -> None:
     model = build("""g (float[N,7,3] x) => (float[N,7,4] z) <float[3,4] w> {
         [only] z = MatMul (x, w)
     }""")
-    assert bones(skeleton(model))["only"].site.extent == (7,)
+    assert blocks(block_graph(model))["only"].signature.extent == (7,)
 
 
 def test_who_is_in_front_of_whom() -> None:
-    found = skeleton(build(NETWORK))
-    names = [bone.linear.name for bone in found.bones]
+    found = block_graph(build(NETWORK))
+    names = [block.linear.name for block in found.blocks]
     before = {(names[i], names[k]) for i, k in np.argwhere(found.before).tolist()}
     chain = ["one", "two", "three", "four"]
     assert before == {(a, b) for i, a in enumerate(chain) for b in chain[i + 1 :]}
@@ -141,13 +141,16 @@ def test_a_bias_by_an_add_is_part_of_its_node() -> None:
     }}"""
     with_bias = build(text.format(middle="y = Add (b, h)"))
     without = build(text.format(middle="y = Identity (h)"))
-    found = [bones(skeleton(model)) for model in (with_bias, without)]
+    found = [blocks(block_graph(model)) for model in (with_bias, without)]
     assert found[0]["one"].linear.bias_node is not None
     for name in ("one", "two"):
-        for field in ("behind", "ahead", "slots", "site"):
+        for field in ("input_kinds", "output_kinds", "concat_slots", "signature"):
             assert getattr(found[0][name], field) == getattr(found[1][name], field)
     for one in found:
-        assert (set(one["one"].ahead), set(one["two"].behind)) == ({"activation"}, {"activation"})
+        assert (set(one["one"].output_kinds), set(one["two"].input_kinds)) == (
+            {"activation"},
+            {"activation"},
+        )
 
 
 @pytest.mark.parametrize(
@@ -168,9 +171,9 @@ def test_what_moves_values_about_or_scales_them_is_looked_through(between: str) 
         {between}
         [two] z = Conv (y, k)
     }}""")
-    found = bones(skeleton(model))
-    assert found["one"].ahead == {"linear"}
-    assert found["two"].behind == {"linear"}
+    found = blocks(block_graph(model))
+    assert found["one"].output_kinds == {"linear"}
+    assert found["two"].input_kinds == {"linear"}
 
 
 def test_a_gate_counts_as_a_product() -> None:
@@ -185,47 +188,50 @@ def test_a_gate_counts_as_a_product() -> None:
         y = Mul (h, s)
         [three] z = Conv (y, k)
     }""")
-    found = bones(skeleton(model))
-    assert found["one"].ahead == {"pool", "product"}
-    assert found["three"].behind == {"product"}
+    found = blocks(block_graph(model))
+    assert found["one"].output_kinds == {"pool", "product"}
+    assert found["three"].input_kinds == {"product"}
 
 
 def test_names_and_the_order_of_nodes_say_nothing() -> None:
     model = Canonicalize()(onnx.load(DEMO / "teacher.onnx")).model
-    own = skeleton(model)
-    numbers = {bone.linear.name: number for number, bone in enumerate(own.bones)}
+    own = block_graph(model)
+    numbers = {block.linear.name: number for number, block in enumerate(own.blocks)}
     for seed in (1, 2):
         student = renamed(model, seed)
-        other = skeleton(student.model)
-        order = [numbers[student.old[bone.linear.name]] for bone in other.bones]
+        other = block_graph(student.model)
+        order = [numbers[student.old[block.linear.name]] for block in other.blocks]
         assert sorted(order) == list(range(len(order)))
-        for bone, number in zip(other.bones, order, strict=True):
+        for block, number in zip(other.blocks, order, strict=True):
             for field in FIELDS:
-                assert getattr(bone, field) == getattr(own.bones[number], field)
+                assert getattr(block, field) == getattr(own.blocks[number], field)
         np.testing.assert_array_equal(other.before, own.before[np.ix_(order, order)])
 
 
-FIELDS = ("behind", "ahead", "slots", "sees", "seen", "site")
+FIELDS = (
+    *("input_kinds", "output_kinds", "concat_slots"),
+    *("input_field", "output_field", "signature"),
+)
 
 
 @pytest.mark.parametrize("kind", DECOMPOSITIONS)
 def test_the_end_of_a_decomposed_block_sees_what_the_whole_does(kind: str) -> None:
     teacher = Canonicalize()(onnx.load(DEMO / "teacher.onnx")).model
     student, ends = decomposed(teacher, DECOMPOSITIONS[kind], is_spatial)
-    whole = {bone.linear.output.name: bone for bone in skeleton(teacher).bones}
-    found = bones(skeleton(student))
+    whole = {block.linear.output.name: block for block in block_graph(teacher).blocks}
+    found = blocks(block_graph(student))
     for name, output in ends.items():
-        for field in ("ahead", "slots", "sees", "seen", "site"):
+        for field in ("output_kinds", "concat_slots", "input_field", "output_field", "signature"):
             assert getattr(found[name], field) == getattr(whole[output], field)
 
 
 def test_a_graph_without_linear_nodes() -> None:
-    found = skeleton(build("g (float[N,4] x) => (float[N,4] z) { z = Relu (x) }"))
-    assert found.bones == ()
+    found = block_graph(build("g (float[N,4] x) => (float[N,4] z) { z = Relu (x) }"))
+    assert found.blocks == ()
     assert found.before.shape == (0, 0)
 
 
-def test_sites_agree_as_far_as_they_are_known() -> None:
+def test_signatures_agree_as_far_as_they_are_known() -> None:
     one = BlockSignature(True, frozenset({0}), frozenset({0, 1}), (4, None))
     for other, agrees in [
         (one, True),
@@ -240,7 +246,7 @@ def test_sites_agree_as_far_as_they_are_known() -> None:
         assert one.agrees(other) == other.agrees(one) == agrees
 
 
-def test_the_site_of_a_node_is_where_it_stands() -> None:
-    bone = bones(skeleton(build(NETWORK)))["three"]
-    assert bone.site == BlockSignature(True, frozenset({0}), frozenset({0}), (2, 2))
-    assert not bones(skeleton(build(NETWORK)))["four"].site.convolves
+def test_the_signature_of_a_node() -> None:
+    block = blocks(block_graph(build(NETWORK)))["three"]
+    assert block.signature == BlockSignature(True, frozenset({0}), frozenset({0}), (2, 2))
+    assert not blocks(block_graph(build(NETWORK)))["four"].signature.convolves

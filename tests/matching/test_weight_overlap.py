@@ -25,7 +25,7 @@ SHAPES: list[tuple[int, int, tuple[int, ...]]] = [
 WIDE = [shape for shape in SHAPES if shape[1] > 3]
 
 
-def imprint(rows: NDArray[np.floating], kernel: tuple[int, ...]) -> KernelWeights:
+def kernel_weights(rows: NDArray[np.floating], kernel: tuple[int, ...]) -> KernelWeights:
     return KernelWeights(kernel, np.ascontiguousarray(rows, np.float32))
 
 
@@ -47,7 +47,7 @@ def found_in(student: KernelWeights, teacher: KernelWeights, *others: KernelWeig
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_same_weights_are_found_whole(shape: tuple[int, int, tuple[int, ...]]) -> None:
-    own = imprint(drawn(shape, 0), shape[2])
+    own = kernel_weights(drawn(shape, 0), shape[2])
     assert found_in(own, own) == pytest.approx(1)
 
 
@@ -56,8 +56,8 @@ def test_the_same_weights_are_found_whole(shape: tuple[int, int, tuple[int, ...]
 @settings(max_examples=5)
 def test_slices_of_rows_are_found(shape: tuple[int, int, tuple[int, ...]], seed: int) -> None:
     rows = drawn(shape, seed)
-    student = imprint(rows[half(len(rows), seed)], shape[2])
-    assert found_in(student, imprint(rows, shape[2])) == pytest.approx(1)
+    student = kernel_weights(rows[half(len(rows), seed)], shape[2])
+    assert found_in(student, kernel_weights(rows, shape[2])) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("shape", WIDE)
@@ -68,7 +68,7 @@ def test_slices_of_rows_and_inputs_are_found(
 ) -> None:
     rows = drawn(shape, seed)
     kept = rows[half(len(rows), seed)][:, half(shape[1], seed + 1)]
-    assert found_in(imprint(kept, shape[2]), imprint(rows, shape[2])) > 0.95
+    assert found_in(kernel_weights(kept, shape[2]), kernel_weights(rows, shape[2])) > 0.95
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -79,7 +79,7 @@ def test_a_few_units_in_the_last_place_do_not_matter(
     kept = rows[half(len(rows), 1)][:, half(shape[1], 2)]
     signs = np.random.default_rng(3).choice([-2, 2], kept.shape)
     near = kept + signs * np.spacing(np.abs(kept))
-    assert found_in(imprint(near, shape[2]), imprint(rows, shape[2])) > 0.9
+    assert found_in(kernel_weights(near, shape[2]), kernel_weights(rows, shape[2])) > 0.9
 
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if np.prod(s[2], dtype=int) > 1])
@@ -92,7 +92,7 @@ def test_a_factor_per_row_does_not_matter(
     if fewer_inputs:
         kept = kept[:, half(shape[1], 2)]
     factors = np.random.default_rng(3).uniform(0.1, 5, (len(kept), 1, 1))
-    assert found_in(imprint(kept * factors, shape[2]), imprint(rows, shape[2])) > 0.95
+    assert found_in(kernel_weights(kept * factors, shape[2]), kernel_weights(rows, shape[2])) > 0.95
 
 
 @pytest.mark.parametrize("shape", WIDE)
@@ -101,7 +101,7 @@ def test_a_factor_per_row_does_not_matter_where_inputs_were_kept(
 ) -> None:
     rows = drawn(shape, 0)
     factors = np.random.default_rng(3).uniform(0.1, 5, (len(rows), 1, 1))
-    assert found_in(imprint(rows * factors, shape[2]), imprint(rows, shape[2])) > 0.99
+    assert found_in(kernel_weights(rows * factors, shape[2]), kernel_weights(rows, shape[2])) > 0.99
 
 
 @pytest.mark.parametrize("shape", WIDE)
@@ -111,7 +111,7 @@ def test_noise_leaves_most_of_a_row(
 ) -> None:
     rows = drawn(shape, 0)
     noisy = (rows + strength * drawn(shape, 1))[half(len(rows), 2)]
-    found = found_in(imprint(noisy, shape[2]), imprint(rows, shape[2]))
+    found = found_in(kernel_weights(noisy, shape[2]), kernel_weights(rows, shape[2]))
     # The cosine that is left, less a margin for what chance explains.
     assert found > 1 / np.sqrt(1 + strength**2) - 0.1
     assert found < 1
@@ -127,8 +127,8 @@ def test_chance_finds_little(
     student = drawn(shape, seed)[half(shape[0], seed)]
     if fewer_inputs:
         student = student[:, half(shape[1], seed)]
-    teacher = imprint(drawn(shape, seed + 100), shape[2])
-    assert 0 <= found_in(imprint(student, shape[2]), teacher) < 0.3
+    teacher = kernel_weights(drawn(shape, seed + 100), shape[2])
+    assert 0 <= found_in(kernel_weights(student, shape[2]), teacher) < 0.3
 
 
 @pytest.mark.parametrize("shape", [(64, 32, (3, 3)), (128, 64, (1, 1)), (100, 256, ())])
@@ -140,7 +140,7 @@ def test_chance_finds_little_among_few_values(
         return np.round(drawn(shape, seed) * levels / 4).clip(-levels, levels)
 
     student = quantized(0)[half(shape[0], 0)][:, half(shape[1], 1)]
-    found = found_in(imprint(student, shape[2]), imprint(quantized(1), shape[2]))
+    found = found_in(kernel_weights(student, shape[2]), kernel_weights(quantized(1), shape[2]))
     assert 0 <= found < 0.3
 
 
@@ -149,8 +149,8 @@ def test_slices_of_quantized_weights_are_found(
     shape: tuple[int, int, tuple[int, ...]],
 ) -> None:
     rows = np.round(drawn(shape, 0) * 30).clip(-127, 127)
-    whole = imprint(rows, shape[2])
-    assert found_in(imprint(rows[half(len(rows), 1)], shape[2]), whole) == pytest.approx(1)
+    whole = kernel_weights(rows, shape[2])
+    assert found_in(kernel_weights(rows[half(len(rows), 1)], shape[2]), whole) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("fewer_inputs", [False, True])
@@ -159,30 +159,32 @@ def test_zeros_have_nothing_in_common_with_anything(fewer_inputs: bool) -> None:
     zeros = np.zeros_like(rows)
     few = zeros[:, :4] if fewer_inputs else zeros
     for teacher in (rows, zeros):
-        assert found_in(imprint(few, (3, 3)), imprint(teacher, (3, 3))) == 0
+        assert found_in(kernel_weights(few, (3, 3)), kernel_weights(teacher, (3, 3))) == 0
     few = rows[:, :4] if fewer_inputs else rows
-    assert found_in(imprint(few, (3, 3)), imprint(zeros, (3, 3))) == 0
+    assert found_in(kernel_weights(few, (3, 3)), kernel_weights(zeros, (3, 3))) == 0
 
 
 def test_dead_kernels_are_not_asked_for() -> None:
     rows = drawn((32, 16, (3, 3)), 0)
     rows[:, ::3] = 0
     student = rows[::2][:, :12]
-    assert found_in(imprint(student, (3, 3)), imprint(rows, (3, 3))) == pytest.approx(1)
+    assert found_in(kernel_weights(student, (3, 3)), kernel_weights(rows, (3, 3))) == pytest.approx(
+        1
+    )
 
 
 def test_what_is_larger_or_of_another_kernel_has_nothing_in_common() -> None:
     rows = drawn((16, 8, (3, 3)), 0)
-    own = imprint(rows, (3, 3))
-    assert found_in(own, imprint(rows[:8], (3, 3))) == 0
-    assert found_in(own, imprint(rows[:, :4], (3, 3))) == 0
-    assert found_in(own, imprint(rows, (1, 9))) == 0
-    assert found_in(own, imprint(rows[..., :1], (1, 1))) == 0
+    own = kernel_weights(rows, (3, 3))
+    assert found_in(own, kernel_weights(rows[:8], (3, 3))) == 0
+    assert found_in(own, kernel_weights(rows[:, :4], (3, 3))) == 0
+    assert found_in(own, kernel_weights(rows, (1, 9))) == 0
+    assert found_in(own, kernel_weights(rows[..., :1], (1, 1))) == 0
 
 
 def test_keys_keep_the_order_of_the_numbers() -> None:
     values = np.array([-3.0, -1.5, -1e-30, 0.0, 1e-30, 0.5, 0.5, 2.0], np.float32)
-    keys = imprint(values.reshape(1, -1, 1), (1, 1)).keys[0]
+    keys = kernel_weights(values.reshape(1, -1, 1), (1, 1)).keys[0]
     assert (np.diff(keys) >= 0).all()
     assert keys[3] == 0
     assert keys[5] == keys[6]
@@ -193,12 +195,12 @@ def test_neighbouring_numbers_have_neighbouring_keys() -> None:
     values = np.array([-2.5, -1e-3, 1e-3, 0.7, 2.5], np.float32)
     above = np.nextafter(values, np.float32(np.inf))
     rows = np.stack([values, above])[..., np.newaxis]
-    keys = imprint(rows, (1, 1)).keys
+    keys = kernel_weights(rows, (1, 1)).keys
     np.testing.assert_array_equal(keys[1] - keys[0], 1)
 
 
 def test_negative_zero_is_zero() -> None:
-    assert imprint(np.full((1, 1, 1), -0.0, np.float32), (1, 1)).keys[0, 0] == 0
+    assert kernel_weights(np.full((1, 1, 1), -0.0, np.float32), (1, 1)).keys[0, 0] == 0
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,7 @@ def test_negative_zero_is_zero() -> None:
         ("float[5,6] w> { z = MatMul (x, w) }", (6, 5, 1), ()),
     ],
 )
-def test_an_imprint_of_a_node_has_a_row_per_channel(
+def test_the_weights_of_a_node_has_a_row_per_channel(
     text: str, shape: tuple[int, ...], kernel: tuple[int, ...]
 ) -> None:
     model = build(f"g (float[N,4,5,5] x) => (float[N,A,B,C] z) <{text}")
@@ -229,8 +231,8 @@ def test_what_others_ask_for_changes_nothing(
     rows = drawn(shape, seed)
     kept = rows[half(len(rows), seed)][:, half(shape[1], seed + 1)]
     noisy = kept * (1 + np.float32(1e-6) * drawn(shape, seed + 2)[: len(kept), : kept.shape[1]])
-    student, teacher = imprint(noisy, shape[2]), imprint(rows, shape[2])
-    others = [imprint(drawn(other, seed + 3), other[2]) for other in SHAPES]
+    student, teacher = kernel_weights(noisy, shape[2]), kernel_weights(rows, shape[2])
+    others = [kernel_weights(drawn(other, seed + 3), other[2]) for other in SHAPES]
     assert found_in(student, teacher, *others) == found_in(student, teacher)
 
 
@@ -242,10 +244,10 @@ floats = st.floats(width=32, allow_nan=False)
     others=st.lists(floats, max_size=20),
     steps=st.integers(-8, 8),
 )
-def test_a_sieve_lets_all_through_that_is_near_what_is_asked_for(
+def test_a_filter_keeps_all_that_is_near_a_key(
     asked: list[float], others: list[float], steps: int
 ) -> None:
-    student = imprint(np.array(asked, np.float32).reshape(1, -1, 1), ())
+    student = kernel_weights(np.array(asked, np.float32).reshape(1, -1, 1), ())
     keys = student.keys[0] + steps
     near = np.where(keys < 0, -keys - 2**31, keys).astype(np.int32).view(np.float32)
     numbers = np.concatenate([np.array(others, np.float32), near])
@@ -253,9 +255,9 @@ def test_a_sieve_lets_all_through_that_is_near_what_is_asked_for(
     assert set(range(len(others), len(numbers))) <= set(through.tolist())
 
 
-def test_a_sieve_holds_most_back() -> None:
+def test_a_filter_drops_most() -> None:
     student, teacher = drawn((8, 32, (1, 1)), 0), drawn((512, 512, (1, 1)), 1)
-    through = KeyFilter([imprint(student, (1, 1))])(teacher.reshape(-1))
+    through = KeyFilter([kernel_weights(student, (1, 1))])(teacher.reshape(-1))
     assert len(through) < teacher.size / 10
 
 
@@ -264,7 +266,7 @@ def test_the_number_of_a_kernel_is_its_first_largest_weight_at_unit_length(
     seed: int, levels: int
 ) -> None:
     rows = np.round(drawn((6, 5, (3, 3)), seed) * levels)
-    found = imprint(rows, (3, 3)).numbers
+    found = kernel_weights(rows, (3, 3)).numbers
     for kernel, number in zip(rows.reshape(-1, 9), found.reshape(-1), strict=True):
         length = np.linalg.norm(kernel)
         peak = kernel[np.abs(kernel).argmax()]
@@ -275,7 +277,7 @@ def test_the_number_of_a_kernel_is_its_first_largest_weight_at_unit_length(
 def test_dead_rows_at_the_end_do_not_count(dead: list[int], rows: int) -> None:
     weights = drawn((6, 4, (3, 3)), 0)
     weights[list(dead)] = 0
-    teacher = imprint(weights, (3, 3))
+    teacher = kernel_weights(weights, (3, 3))
     assert KernelIndex(teacher, KeyFilter([teacher])).rows == rows
 
 
