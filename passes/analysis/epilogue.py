@@ -51,7 +51,7 @@ class Epilogue:
     def forgive(self, prediction: NDArray[F], target: NDArray[F]) -> NDArray[F]:
         """Return targets that ask for nothing beyond a bound where the teacher lies beyond it.
 
-        See ``fskd_onnx.fitting.block_data.BlockData.hidden``.
+        See ``fskd_onnx.fitting.block_data.BlockData.relu_aware_moments``.
         """
         low, high = self._bounds(target)
         if low is not None:
