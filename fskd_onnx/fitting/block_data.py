@@ -68,7 +68,7 @@ class BlockData:
         targets = ColumnChunk.of_sum if residual else ColumnChunk.of_output
         return self._sum(lambda chunk: CrossMoments.of(chunk.x, targets(chunk, rows)))
 
-    def activation_aware(
+    def relu_aware_moments(
         self, fitted: AffineMap, epilogue: Epilogue, rows: Rows
     ) -> list[CrossMoments]:
         """Return the cross part of each fold with targets that allow for the activation behind.

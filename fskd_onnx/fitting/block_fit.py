@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +82,7 @@ def fit_block(data: BlockData, families: Families, epilogue: Epilogue) -> BlockF
         whole = _join(folds, data.cross_moments(all_rows, best.residual))
         steps = _repeat(data, whole, family, best.ridge, epilogue, all_rows)
         _, targets = next(itertools.islice(steps, best.repeats, None))
-    moments = Moments(plain.moments.of_x, family.cross_moments(reduce(add, targets)))
+    moments = Moments(plain.moments.of_x, family.cross_moments(sum_moments(targets)))
     return BlockFit(
         family,
         family.ridge(moments.of_x).solver(best.ridge)(moments),
@@ -168,8 +166,8 @@ def _repeat(
     while True:
         fitted = solve(rest)
         yield fitted, targets
-        targets = data.activation_aware(family.as_block_map(fitted), epilogue, rows)
-        rest = Moments(rest.of_x, family.cross_moments(reduce(add, targets[1:])))
+        targets = data.relu_aware_moments(family.as_block_map(fitted), epilogue, rows)
+        rest = Moments(rest.of_x, family.cross_moments(sum_moments(targets[1:])))
 
 
 def _join(folds: Sequence[Moments], targets: Sequence[CrossMoments]) -> list[Moments]:

@@ -17,12 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fskd_onnx.linalg.backends import Array, backend
 from fskd_onnx.passes.analysis.affine import AffineMap
+
+S = TypeVar("S", "GramMoments", "CrossMoments", "Moments")
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,6 @@ def _outer(a: Array, b: Array) -> Array:
     return a[:, :, np.newaxis] * b[:, np.newaxis, :]
 
 
-def sum_moments(folds: Sequence[Moments]) -> Moments:
-    """Sum over the columns of all folds."""
+def sum_moments(folds: Sequence[S]) -> S:
+    """Sum over the columns of all folds: moments, or one part of them."""
     return reduce(add, folds)

@@ -385,7 +385,7 @@ def test_what_the_activation_hides_is_no_error(
     with opened(Block(residual=residual, groups=2, columns=columns)) as case:
         fitted = case.own.of_targets(some)
         folds = case.truth()
-        found = case.data.activation_aware(fitted, epilogue, some)
+        found = case.data.relu_aware_moments(fitted, epilogue, some)
         for of_y, truth in zip(found, folds, strict=True):
             u, t, shortcut = seen(truth, fitted, some, residual)
             expected = np.where(t >= high, np.maximum(u, high), t)
@@ -423,7 +423,7 @@ def test_an_exact_prediction_leaves_targets_and_no_error() -> None:
         folds = case.moments()
         epilogue = Epilogue(low=0.0)
         aligned = case.own.of_targets(CHANNELS % WIDTH)
-        targets = case.data.activation_aware(aligned, epilogue, case.rows)
+        targets = case.data.relu_aware_moments(aligned, epilogue, case.rows)
         for found, plain in zip(targets, folds, strict=True):
             assert_cross(found, plain.of_y, 1e-6)
         scale = float(folds[0].of_y.square_y.sum())
@@ -469,7 +469,7 @@ def test_chunks_and_what_is_kept_change_nothing(
     def summed() -> tuple[list[Moments], float]:
         with opened(block) as case:
             variants = case.variants()
-            aware = case.data.activation_aware(case.own, epilogue, case.rows)
+            aware = case.data.relu_aware_moments(case.own, epilogue, case.rows)
             error = case.data.error(case.own, epilogue, case.rows)
             variants.append(joined(variants[0], aware))
             return [fold for folds in variants for fold in folds], error
@@ -575,7 +575,7 @@ def test_predictions_in_a_subspace_are_those_in_the_whole_space(outputs: bool) -
     results = []
     for in_span in (False, True):
         with opened(block, in_span=in_span) as case:
-            aware = case.data.activation_aware(case.own, epilogue, case.rows)
+            aware = case.data.relu_aware_moments(case.own, epilogue, case.rows)
             error = case.data.error(case.own, epilogue, case.rows)
             results.append((error, [part.square_y for part in aware]))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)

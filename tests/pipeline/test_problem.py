@@ -1,16 +1,13 @@
-"""What a fit starts from: folds that share no sample, samples that no block is fitted on."""
+"""What a fit starts from is loaded in the order of its stages, or refused in one sentence."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fskd_onnx import FitOptions, RunOptions
 from fskd_onnx.errors import MatchError, ModelError, SamplesError
 from fskd_onnx.pipeline.problem import FitProblem, LoadedModel, prepare
-from fskd_onnx.pipeline.splits import SampleSplit
 from fskd_onnx.runtime.tensor_store import TensorStore
 from tests.helpers import Array, assert_close, build, run
 
@@ -37,65 +34,11 @@ def problem(count: int, batch_size: int | None = None, seed: int = 0, n: str = "
     return prepare(TEACHER, student, samples(count), FitOptions(run), TensorStore())
 
 
-def folds(split: SampleSplit) -> list[set[int]]:
-    """The samples of each fold; each of them has to run once."""
-    members: dict[int, list[int]] = {}
-    for batch in split.batches:
-        members.setdefault(batch.fold, []).extend(batch.samples[: batch.count].tolist())
-    assert all(len(set(part)) == len(part) for part in members.values())
-    return [set(members[fold]) for fold in range(len(members))]
-
-
-@given(
-    st.integers(3, 90),
-    st.none() | st.integers(1, 20),
-    st.integers(0, 3),
-    st.sampled_from(["N", "1", "4"]),
-)
-@settings(max_examples=40, deadline=None)
-def test_every_sample_is_in_one_fold_or_held_out(
-    count: int, batch_size: int | None, seed: int, n: str
-) -> None:
-    found = problem(count, batch_size, seed, n)
-    assert found.count == count
-    for split in (*found.splits.trials, found.splits.final):
-        held_out = set(split.held_out.tolist())
-        parts = folds(split)
-        everything = [*parts, held_out]
-        assert set().union(*everything) == set(range(count))
-        assert sum(map(len, everything)) == count
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
-        for batch in split.batches:
-            assert not held_out & set(batch.samples.tolist())  # padding repeats the batch's own
-            assert len(batch.samples) == (batch.count if n == "N" else int(n))
-            assert n != "N" or batch_size is None or len(batch.samples) <= batch_size
-
-
-@given(st.integers(3, 54))
-@settings(max_examples=10, deadline=None)
-def test_of_few_samples_every_fold_is_held_out_in_turn(count: int) -> None:
-    found = problem(count)
-    assert sorted(found.held_out) == list(range(count))
-    assert len(found.splits.trials) == min(5, count)
-    assert len(found.splits.final.held_out) == 0
-    parts = [set(trial.held_out.tolist()) for trial in found.splits.trials]
-    assert folds(found.splits.final) == parts
-    for index, trial in enumerate(found.splits.trials):
-        assert folds(trial) == parts[:index] + parts[index + 1 :]
-
-
-@pytest.mark.parametrize(("count", "held_out"), [(55, 6), (80, 8)])
-def test_of_many_samples_a_tenth_is_held_out(count: int, held_out: int) -> None:
-    found = problem(count)
-    assert found.splits.trials == (found.splits.final,)
-    assert len(found.held_out) == held_out
-    assert len(folds(found.splits.final)) == 5
-
-
 def test_the_seed_decides() -> None:
     one, same, other = problem(60, seed=3), problem(60, seed=3), problem(60, seed=4)
     np.testing.assert_array_equal(one.held_out, same.held_out)
-    assert folds(one.splits.final) == folds(same.splits.final)
+    for batch, again in zip(one.splits.batches, same.splits.batches, strict=True):
+        np.testing.assert_array_equal(batch.samples, again.samples)
     assert set(one.held_out) != set(other.held_out)
 
 
@@ -112,7 +55,26 @@ def test_fewer_than_three_samples_are_refused(count: int) -> None:
 def test_three_samples_are_enough() -> None:
     for trial in problem(3).splits.trials:
         assert len(trial.held_out) == 1
-        assert [len(part) for part in folds(trial)] == [1, 1]
+        assert [(batch.count, batch.fold) for batch in trial.batches] == [(1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "n", "sizes"), [(None, "N", {10, 11}), (4, "N", {3, 4}), (4, "2", {2})]
+)
+def test_batches_are_as_large_as_options_and_models_say(
+    batch_size: int | None, n: str, sizes: set[int]
+) -> None:
+    found = problem(60, batch_size, n=n)
+    assert {len(batch.samples) for batch in found.splits.final.batches} == sizes
+
+
+def test_moved_copies_are_fitted_on_too() -> None:
+    image = build("g (float[N,1,6,6] x) => (float[N,2,4,4] z) <float[2,1,3,3] w> {z = Conv(x, w)}")
+    x = np.random.default_rng(0).random((60, 1, 6, 6)).astype(np.float32)
+    options = FitOptions(RunOptions(("cpu",)), augment=("rotate",), augment_copies=2)
+    found = prepare(image, image, x, options, TensorStore())
+    fitted = np.concatenate([b.samples[: b.count] for b in found.splits.final.batches])
+    assert sorted(fitted % 60) == sorted(np.tile(np.setdiff1d(np.arange(60), found.held_out), 3))
 
 
 def test_inputs_may_be_named_differently() -> None:
