@@ -1,6 +1,6 @@
 """What a fit makes of every form of a graph: ``python -m tests.coverage --write``.
 
-Prints the tables of ``COVERAGE.md``, or writes them there. It takes minutes: the graphs of the model
+Prints the tables of ``COVERAGE.md``, or writes them there. It takes minutes: graphs of the model
 zoo are as wide as they are. ``test_coverage.py`` runs the same fits with a quarter of these widths,
 checks what has to hold of each, and compares every row with the document.
 """

@@ -31,7 +31,7 @@ from fskd_onnx.runtime.session_run import run
 from fskd_onnx.runtime.tensor_store import upload
 from fskd_onnx.serialization.interface import input_specs, output_names
 from models.build import student_path, teacher_path
-from tests.benchmarks.accuracy import STUDENTS
+from tests.benchmarks.cells import STUDENTS
 from tests.helpers import ZOO, zoo_model
 from tests.students import DECOMPOSITIONS, decomposed, is_spatial, renamed, with_noise
 

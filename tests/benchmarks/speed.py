@@ -35,6 +35,7 @@ from fskd_onnx.samples.batches import default_batch_size
 from fskd_onnx.serialization.model_files import ModelSource, load_model
 from models.data import draw_samples, load, normalise
 from tests.benchmarks import shapes
+from tests.benchmarks.markers import write_between
 from tests.benchmarks.paper import paper_fit
 
 Floats = NDArray[np.float32]
@@ -205,7 +206,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="leave out what takes minutes")
     parser.add_argument("--only", default="", help="only networks whose name begins so")
     parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="write the table between its markers"
+        "--write", type=Path, metavar="FILE", help="write the table between its markers, speed"
     )
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -218,14 +219,10 @@ def main() -> None:
         if case.network.startswith(arguments.only):
             rows.append(_measure_apart(case).row(case))
             print(rows[-1], flush=True)
-    if arguments.readme is not None:
-        # Imported here: it needs PyTorch, which cases do without.
-        from tests.benchmarks.accuracy import write_readme
-
-        command = "python -m tests.benchmarks.speed --readme README.md"
-        write_readme(
-            arguments.readme, "\n".join([*rows, "", f"Printed by `{command}`.", ""]), "speed"
-        )
+    if arguments.write is not None:
+        command = f"python -m tests.benchmarks.speed --write {arguments.write}"
+        text = "\n".join([*rows, "", f"Printed by `{command}`.", ""])
+        write_between(arguments.write, "speed", text)
 
 
 if __name__ == "__main__":

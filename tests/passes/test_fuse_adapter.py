@@ -283,7 +283,7 @@ def test_demo_networks(name: str) -> None:
 def test_model_zoo(name: str) -> None:
     model = zoo_model(name)
     canonical = Canonicalize()(model).model
-    explicit, fused = insert_and_fuse(canonical, random_adapters(canonical, widest=256))
+    explicit, fused = insert_and_fuse(canonical, random_adapters(canonical, widest=64))
     check(fused)
     feeds = random_feeds(model)
     assert_close(run(canonical, feeds), run(model, feeds))

@@ -1,0 +1,191 @@
+"""What a method does, seen on small networks: the key of its entries in the table of accuracy.
+
+Fits (and the paper's algorithm) are run on the demo's networks, with a few samples, where every
+fold is judged in turn, and with more, where one part is held out. What is kept of each: a digest of
+the fitted file, the held-out error of its output, and family, ridge, status and errors of each
+block. So a change of the code that alters no fit changes no key, one that rounds otherwise changes
+nothing but digests, and one that alters fits is seen; `tests.benchmarks.cells.same_outcome`
+compares. Errors below `EXACT`, where ridge and status are drawn from rounding, count as none.
+
+Training on few samples would round its way to other numbers on any other processor. Its key is the
+text of its code without comments, docstrings and imports, the channels that it is given, and its
+settings; and so is that of fine-tuning, without channels.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from PIL import Image
+
+from fskd_onnx import FitOptions, FitReport, compare, fit
+from models import train
+from models.build import DEMO
+from models.data import normalise
+from tests.benchmarks import gradient
+from tests.benchmarks.cells import Outcome
+from tests.benchmarks.methods import FITS, kept_channels
+from tests.benchmarks.paper import paper_fit
+
+EXACT = 1e-9
+"""Relative errors of blocks below it are rounding: the epsilon of float32, squared, is 1e-14."""
+
+WITHIN = 1e-5
+"""Errors that differ by less, relative, are the same. With other kernels of BLAS (those for
+processors without AVX2) all files of `PROBES` get other bytes, and errors move by 7e-7 at most; a
+fit that differs in anything but rounding, a fold drawn otherwise, moves them by 1e-3 and more."""
+
+WITHIN_PAPER = 1e-3
+"""The same for the paper's algorithm, whose least squares in float32 have no ridge: with those
+kernels errors move by 2e-4."""
+
+_DIGITS = 9
+_HELD_OUT = 100
+
+
+class Probe(NamedTuple):
+    """A small fit.
+
+    Attributes:
+        teacher: a file of the demo, without its suffix.
+        student: likewise.
+        samples: how many of the demo's, the first ones.
+    """
+
+    teacher: str
+    student: str
+    samples: int
+
+
+PROBES = (
+    Probe("vgg16_small", "vgg16_small_D", 10),
+    Probe("vgg16_small", "vgg16_small_D", 60),
+    Probe("teacher", "student", 60),
+)
+
+
+@functools.cache
+def outcome(method: str) -> Outcome:
+    """Give what a method does; takes seconds.
+
+    Args:
+        method: one of `tests.benchmarks.cells.METHODS`.
+    """
+    match method:
+        case "untouched":
+            return {}
+        case "paper":
+            found = {_name(probe): _paper(probe) for probe in PROBES}
+            return {"within": WITHIN_PAPER, "probes": found}
+        case "gradient":
+            kept = [sorted(_kept(probe).items()) for probe in PROBES]
+            channels = _digest(json.dumps(kept).encode())
+            settings = dataclasses.asdict(gradient.FewSample())
+            return {"code": training_code(), "channels": channels, "settings": _plain(settings)}
+        case "fine-tune":
+            settings = dataclasses.asdict(gradient.FINE_TUNE_ALL)
+            return {"code": training_code(), "settings": _plain(settings)}
+        case _:
+            options = FITS[method]
+            found = {_name(probe): _fit(probe, options) for probe in PROBES}
+            return {"within": WITHIN, "probes": found}
+
+
+def _name(probe: Probe) -> str:
+    return f"{probe.student}, {probe.samples} samples"
+
+
+def _fit(probe: Probe, options: FitOptions) -> Outcome:
+    run = dataclasses.replace(options.run, providers=("cpu",))
+    result = fit(
+        DEMO / f"{probe.teacher}.onnx",
+        DEMO / f"{probe.student}.onnx",
+        normalise(_images()[: probe.samples]),
+        dataclasses.replace(options, run=run),
+    )
+    return {"sha256": _sha(result.model), "numbers": numbers(result.report)}
+
+
+def numbers(report: FitReport) -> list[object]:
+    """Give the held-out error of the output, then choices and errors of each block."""
+    blocks = [
+        [block.student, "exact"]
+        if block.error_before is not None and block.error_before < EXACT
+        else [
+            *(block.student, block.status, block.adapter, block.ridge),
+            *(_rounded(block.error_before), _rounded(block.error_after)),
+        ]
+        for block in report.blocks
+    ]
+    return [_rounded(report.after.relative_mse), *blocks]
+
+
+def _paper(probe: Probe) -> Outcome:
+    teacher, student = (DEMO / f"{name}.onnx" for name in probe[:2])
+    fitted = paper_fit(teacher, student, normalise(_images()[: probe.samples]))
+    found = compare(teacher, fitted, normalise(_images()[-_HELD_OUT:]))
+    return {"sha256": _sha(fitted), "numbers": [_rounded(found.agreement.relative_mse)]}
+
+
+def _kept(probe: Probe) -> Mapping[str, tuple[int, ...]]:
+    return kept_channels(*(DEMO / f"{name}.onnx" for name in probe[:2]))
+
+
+@functools.cache
+def _images() -> NDArray[np.uint8]:
+    files = sorted((DEMO / "samples").iterdir())
+    return np.stack([np.asarray(Image.open(file), np.uint8) for file in files])
+
+
+def training_code() -> str:
+    """Give a digest of the code of training."""
+    modules = (gradient, train)
+    texts = [code_of(_source(module.__file__)) for module in modules]
+    return _digest("".join(texts).encode())
+
+
+def code_of(source: str) -> str:
+    """Give what a module does: its syntax tree without docstrings, comments and imports."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            body[:] = [statement for statement in body if not _is_idle(statement)]
+    return ast.dump(tree)
+
+
+def _is_idle(node: ast.AST) -> bool:
+    text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return text or isinstance(node, ast.Import | ast.ImportFrom)
+
+
+def _source(file: str | None) -> str:
+    return Path(str(file)).read_text(encoding="utf-8")
+
+
+def _plain(settings: Mapping[str, object]) -> object:
+    """Give settings as JSON reads them."""
+    return json.loads(json.dumps(settings))
+
+
+def _rounded(error: float | None) -> float | None:
+    """Keep the digits that are compared, and some."""
+    return None if error is None else float(f"{error:.{_DIGITS}g}")
+
+
+def _sha(model: onnx.ModelProto) -> str:
+    return _digest(model.SerializeToString(deterministic=True))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
