@@ -87,7 +87,7 @@ def test_each_reader_counts_alike_whatever_its_scale() -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 3), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_properties(seed: int, channels: int, readers: int, data: st.DataObject) -> None:
     """Distinct and ascending; nested; the same under a permutation and under scales."""
     evidence = random_evidence(seed, channels, readers)

@@ -68,7 +68,7 @@ def test_one_value_per_channel_folds(op: str, node: str) -> None:
         assert not FoldAffine()(result.model).changed
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_chains_fold_whole(data: st.DataObject) -> None:
     op = data.draw(st.sampled_from([op for op in LINEAR if op != "ConvTranspose"]))

@@ -338,7 +338,7 @@ def networks(draw: st.DrawFn) -> str:
     return head + "{" + "\n".join(lines) + "}"
 
 
-@settings(derandomize=True, max_examples=40, deadline=None, database=None)
+@settings(derandomize=True, max_examples=40, database=None)
 @given(text=networks(), seed=st.integers(0, 99))
 def test_random_networks(text: str, seed: int) -> None:
     model = build(text, seed=seed)

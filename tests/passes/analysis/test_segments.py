@@ -245,7 +245,7 @@ def test_model_zoo_block_by_block(name: str) -> None:
     assert_segments_are_the_graph(model, [(linear.input.name,) for linear in blocks])
 
 
-@settings(derandomize=True, max_examples=40, deadline=None, database=None)
+@settings(derandomize=True, max_examples=40, database=None)
 @given(data=st.data())
 def test_random_graphs(data: st.DataObject) -> None:
     # x0, x1 ─▶ (Add | Relu | Split ...)* ─▶ any tensors as stops, in any order
