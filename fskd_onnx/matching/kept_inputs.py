@@ -66,6 +66,8 @@ class KeptInputs:
             return None
         own[0] = np.where(channels < 0, UNKNOWN, classes)
         whole[0] = np.where(whole[0] < 0, UNKNOWN, self._teacher_class[whole[0]])
+        if np.array_equal(own, whole):
+            return np.arange(own.shape[1])  # all, as in most blocks of most students
         return _found(*_keys(own, whole))
 
 

@@ -34,7 +34,7 @@ class CoupledChannels:
         self._layouts: dict[int, Layout | None] = {}
         for one, other in channels.ties:
             self._merge(one, other)
-        for labels in channels.fixed:
+        for labels in {id(labels): labels for labels in channels.fixed}.values():
             self._fixed |= self._spaces(labels)
 
     def layout(self, tensor: str) -> Layout | None:

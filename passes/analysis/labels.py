@@ -119,6 +119,7 @@ class Labels:
             new: the new one.
             same: how many of the first axes are known to stay, even if their extents are not known.
         """
+        old, new = _resolved(old, new), _resolved(new, old)
         while same < min(len(old), len(new)) and old[same] == new[same] is not None:
             same += 1
         if all(axis < same for axis in self.axes):
@@ -187,6 +188,15 @@ class Labels:
 
     def _map(self, change: Callable[[Indices], Indices], axes: frozenset[int]) -> Labels:
         return Labels(change(self.channels), change(self.positions), axes)
+
+
+def _resolved(shape: Shape, other: Shape) -> Shape:
+    """Fill in the only unknown extent of a shape from another shape of as many elements."""
+    known = math.prod(extent for extent in shape if extent is not None)
+    if shape.count(None) != 1 or None in other or not known:
+        return shape
+    missing = math.prod(extent for extent in other if extent is not None) // known
+    return tuple(missing if extent is None else extent for extent in shape)
 
 
 def _groups(old: Shape, new: Shape, same: int) -> Iterator[tuple[list[int], list[int]]]:
