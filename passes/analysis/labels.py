@@ -161,8 +161,9 @@ class Labels:
         """
         if axis not in self.axes or self.shape[axis] != extent:
             return None
+        first = [axis, *(a for a in range(self.rank) if a != axis)]
         parts = (self.channels, self.positions)
-        return np.stack([np.moveaxis(part, axis, 0).reshape(extent, -1) for part in parts])
+        return np.array([part.transpose(first).reshape(extent, -1) for part in parts])
 
     def _expanded(self, extents: Mapping[int, int | None]) -> Labels | None:
         """Repeat labels along axes to their full extents, and count the positions."""
