@@ -33,7 +33,7 @@ from fskd_onnx.passes.analysis.shapes import Shape, infer_shapes
 
 
 @dataclass(frozen=True)
-class Channels:
+class ChannelFlow:
     """The channels of a network's linear nodes, and where they are carried.
 
     Attributes:
@@ -57,7 +57,7 @@ class Channels:
         return np.arange(self.starts[block], self.starts[block + 1])
 
 
-def propagate(graph: gs.Graph, linears: Iterable[Linear]) -> Channels:
+def propagate(graph: gs.Graph, linears: Iterable[Linear]) -> ChannelFlow:
     """Follow channels through a canonical graph.
 
     Args:
@@ -111,7 +111,7 @@ class _Walk:
     """What is found so far."""
 
     def __init__(self, shapes: _Shapes) -> None:
-        self.found = Channels()
+        self.found = ChannelFlow()
         self._labels = self.found.labels
         self._shapes = shapes
 
@@ -203,21 +203,19 @@ class _Walk:
         return result
 
     def _tied(self, one: Labels, other: Labels) -> Labels | None:
-        """Return the labels of two tensors that are merged; None where axes differ."""
+        """Return the labels of two tensors that are merged; None where that cannot be told."""
         if one is other:
             return one
         if one.axes != other.axes:
             return None
         if one.shape == other.shape:
+            if not np.array_equal(one.positions, other.positions):
+                return None  # flattened in another order
             self.found.ties.append((one, other))
             if (one.channels >= 0).all():
                 return one
-            known = one.channels >= 0
-            channels, positions = (
-                np.where(known, *parts)
-                for parts in ((one.channels, other.channels), (one.positions, other.positions))
-            )
-            return Labels(channels, positions, one.axes)
+            channels = np.where(one.channels >= 0, one.channels, other.channels)
+            return Labels(channels, one.positions, one.axes)
         try:
             shape = np.broadcast_shapes(one.shape, other.shape)
         except ValueError:

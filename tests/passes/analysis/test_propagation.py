@@ -13,7 +13,7 @@ import pytest
 from fskd_onnx.passes import Canonicalize
 from fskd_onnx.passes.analysis.labels import Labels
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
-from fskd_onnx.passes.analysis.propagation import Channels, propagate
+from fskd_onnx.passes.analysis.propagation import ChannelFlow, propagate
 from fskd_onnx.passes.analysis.shapes import infer_shapes
 from tests.helpers import build, run, zoo_model
 
@@ -91,7 +91,7 @@ PARAMETERS = "".join(
 )
 
 
-def followed(nodes: str, batch: str = "2", **sizes: str) -> tuple[Channels, onnx.ModelProto]:
+def followed(nodes: str, batch: str = "2", **sizes: str) -> tuple[ChannelFlow, onnx.ModelProto]:
     """Follow the channels of y and u through some nodes."""
     height, width = sizes.get("height", "4"), sizes.get("width", "6")
     model = build(
