@@ -56,7 +56,7 @@ class ActivationSimilarity:
         self._gather = Gatherer(runtime)
         views = (view for graph in self._graphs for view in find_linear(graph))
         linears = [view for view in views if isinstance(view, Linear)]
-        self._last = {v.output.name: v.channel_axis == -1 for v in linears}
+        self._last = {v.output.name: v.channels_last for v in linears}
 
     def __call__(self, asked: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], float]:
         """Compare block outputs.

@@ -127,11 +127,11 @@ class _Blocks:
         self._partners = {partner.student: partner for partner in partners}
         self._known = known
         linears = {view.name: view for view in self._views if isinstance(view, Linear)}
-        self._channels_of = (
+        self._flows = (
             propagate(teacher, self._teacher.values()),
             propagate(student, linears.values()),
         )
-        self._spaces = CoupledChannels(self._channels_of[1])
+        self._spaces = CoupledChannels(self._flows[1])
         self._outputs = {name: view.output.name for name, view in linears.items()}
         carried = (self._spaces.carried(output.name) for output in student.outputs)
         self._of_outputs = frozenset[int]().union(*carried)
@@ -146,7 +146,7 @@ class _Blocks:
         Args:
             of_spaces: channels of some spaces, for blocks whose own weights do not tell.
         """
-        kept = KeptInputs(*self._channels_of)
+        kept = KeptInputs(*self._flows)
         pairs = []
         for view in self._views:
             pair = self._match(view, kept, of_spaces)

@@ -2,8 +2,8 @@
 
 Channels are followed through both networks (``fskd_onnx.passes.analysis.propagation``). An input of
 a student's block carries a channel of an earlier block; that is matched with a channel of the
-teacher; and where the teacher's block reads that channel is the input looked for. Channels that are
-tied (the two operands of an Add) count as the same on either side.
+teacher; and where the teacher's block reads that channel is the input looked for. Where it reads
+none of them, channels that are tied (the two operands of an Add) count as the same.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from scipy.sparse.csgraph import connected_components
 
 from fskd_onnx.passes.analysis.labels import UNKNOWN, Indices
 from fskd_onnx.passes.analysis.linear import Linear
-from fskd_onnx.passes.analysis.propagation import Channels
+from fskd_onnx.passes.analysis.propagation import ChannelFlow
 
 
 class KeptInputs:
     """The channels that are matched so far."""
 
-    def __init__(self, teacher: Channels, student: Channels) -> None:
+    def __init__(self, teacher: ChannelFlow, student: ChannelFlow) -> None:
         """Start with no channel matched."""
         self._teacher, self._student = teacher, student
         self._teacher_class, self._student_class = _classes(teacher), _classes(student)
-        # The teacher's class of each channel of the student, and of each class of its channels.
+        # The teacher's channel of each channel of the student, and of each class of its channels.
         self._of_channel = np.full(len(self._student_class), UNKNOWN)
         self._of_class = self._of_channel.copy()
 
@@ -40,7 +40,7 @@ class KeptInputs:
             channels: (width,) the teacher's channel of each of its own.
         """
         own = self._student.of_block(student.output.name)
-        found = self._teacher_class[self._teacher.of_block(teacher.output.name)[channels]]
+        found = self._teacher.of_block(teacher.output.name)[channels]
         self._of_channel[own] = found
         classes = self._student_class[own]
         new = self._of_class[classes] == UNKNOWN
@@ -59,19 +59,27 @@ class KeptInputs:
         own, whole = _read(self._student, student), _read(self._teacher, teacher)
         if own is None or whole is None or own.shape[2] != whole.shape[2]:
             return None
-        channels = own[0]
-        classes = self._of_channel[channels]
-        classes = np.where(classes < 0, self._of_class[self._student_class[channels]], classes)
-        if (classes[channels >= 0] < 0).any():
+        known = own[0] >= 0
+        if (~known).sum() != (whole[0] < 0).sum():
+            return None  # which of the unknown ones are left cannot be told
+        found = np.where(known, self._of_channel[own[0]], UNKNOWN)
+        if (found >= 0)[known].all():
+            inputs = _places(found, own[1], *whole)
+            if inputs is not None:
+                return inputs
+        found = np.where(found < 0, self._of_class[self._student_class[own[0]]], found)
+        if (found < 0)[known].any():
             return None
-        own[0] = np.where(channels < 0, UNKNOWN, classes)
-        whole[0] = np.where(whole[0] < 0, UNKNOWN, self._teacher_class[whole[0]])
-        return _found(*_keys(own, whole))
+        classes = np.where(known, self._teacher_class[found], UNKNOWN)
+        of_whole = np.where(whole[0] < 0, UNKNOWN, self._teacher_class[whole[0]])
+        if len(np.unique(of_whole)) < len(np.unique(whole[0])):
+            return None  # several of its channels are tied to each other
+        return _places(classes, own[1], of_whole, whole[1])
 
 
-def _read(channels: Channels, linear: Linear) -> Indices | None:
+def _read(flow: ChannelFlow, linear: Linear) -> Indices | None:
     """Return channels and positions of each input of a block, (2, inputs, labels of each)."""
-    labels = channels.labels.get(linear.input.name)
+    labels = flow.labels.get(linear.input.name)
     if labels is None:
         return None
     groups, _, p = linear.shape
@@ -79,10 +87,10 @@ def _read(channels: Channels, linear: Linear) -> Indices | None:
     return labels.along_axis(axis, groups * p // math.prod(linear.kernel_shape))
 
 
-def _classes(channels: Channels) -> Indices:
+def _classes(flow: ChannelFlow) -> Indices:
     """Return the class of each channel: channels that are tied have the same."""
-    count = channels.starts[-1]
-    ties = [(one.channels.reshape(-1), other.channels.reshape(-1)) for one, other in channels.ties]
+    count = flow.starts[-1]
+    ties = [(one.channels.reshape(-1), other.channels.reshape(-1)) for one, other in flow.ties]
     if not ties:
         return np.arange(count)
     ends = np.concatenate([np.stack(tie) for tie in ties], axis=1)
@@ -92,25 +100,26 @@ def _classes(channels: Channels) -> Indices:
     return classes.astype(np.intp)
 
 
-def _keys(own: Indices, whole: Indices) -> tuple[Indices, Indices]:
-    """Return a number for each input, the same for the same labels."""
-    rows = np.concatenate([own, whole], axis=1)
+def _places(
+    channels: Indices, positions: Indices, among: Indices, positions_among: Indices
+) -> Indices | None:
+    """Return where labels are among others, all (inputs, labels of each); None if one is not there.
+
+    The n-th of equal labels is where the n-th of them is.
+    """
+    own, others = np.array([channels, positions]), np.array([among, positions_among])
+    if np.array_equal(own, others):
+        return np.arange(len(channels))  # as in most blocks of most students
+    rows = np.concatenate([own, others], axis=1)
     if rows.shape[2] == 1:
-        channels, positions = rows[..., 0]
-        keys = (channels + 1) * (positions.max(initial=0) + 1) + positions
+        numbers = (rows[0, :, 0] + 1) * (rows[1].max() + 1) + rows[1, :, 0]
     else:
         flat = np.moveaxis(rows, 1, 0).reshape(rows.shape[1], -1)
-        keys = np.unique(flat, axis=0, return_inverse=True)[1].reshape(-1)
-    return keys[: own.shape[1]], keys[own.shape[1] :]
-
-
-def _found(keys: Indices, among: Indices) -> Indices | None:
-    """Return where each key is among others, the n-th of a kind where the n-th is."""
-    count = len(among) + 1
-    wanted, there = (part * count + np.minimum(_repeats(part), count - 1) for part in (keys, among))
-    order = np.argsort(there)
-    places = order[np.minimum(np.searchsorted(there, wanted, sorter=order), len(there) - 1)]
-    return places if np.array_equal(there[places], wanted) else None
+        numbers = np.unique(flat, axis=0, return_inverse=True)[1].reshape(-1)
+    keys = [part * rows.shape[1] + _repeats(part) for part in np.split(numbers, [len(channels)])]
+    order = np.argsort(keys[1])
+    places = order[np.minimum(np.searchsorted(keys[1], keys[0], sorter=order), len(order) - 1)]
+    return places if np.array_equal(keys[1][places], keys[0]) else None
 
 
 def _repeats(keys: Indices) -> Indices:

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.analysis.labels import Labels
 from fskd_onnx.passes.analysis.linear import Linear
-from fskd_onnx.passes.analysis.propagation import Channels, propagate
+from fskd_onnx.passes.analysis.propagation import ChannelFlow, propagate
 
 Layout = tuple[int, ...]
 
@@ -25,16 +25,16 @@ Layout = tuple[int, ...]
 class CoupledChannels:
     """The channel spaces of a network, numbered."""
 
-    def __init__(self, channels: Channels) -> None:
+    def __init__(self, flow: ChannelFlow) -> None:
         """Merge the spaces of channels that are tied, and fix those that cannot be chosen."""
-        self._channels = channels
-        self._starts = np.array(channels.starts)
-        self._parents = list(range(len(channels.blocks)))
+        self._flow = flow
+        self._starts = np.array(flow.starts)
+        self._parents = list(range(len(flow.blocks)))
         self._fixed: set[int] = set()
         self._layouts: dict[int, Layout | None] = {}
-        for one, other in channels.ties:
+        for one, other in flow.ties:
             self._merge(one, other)
-        for labels in channels.fixed:
+        for labels in {id(labels): labels for labels in flow.fixed}.values():
             self._fixed |= self._spaces(labels)
 
     def layout(self, tensor: str) -> Layout | None:
@@ -43,18 +43,18 @@ class CoupledChannels:
         A flattened tensor carries each channel several times in a row. None where a tensor carries
         anything else, or nothing that can be told.
         """
-        labels = self._channels.labels.get(tensor)
+        labels = self._flow.labels.get(tensor)
         spaces = None if labels is None else self._whole_spaces(labels)
         return None if spaces is None else tuple(map(self.root, spaces))
 
     def carried(self, tensor: str) -> set[int]:
         """Return the spaces that a tensor carries any channels of."""
-        labels = self._channels.labels.get(tensor)
+        labels = self._flow.labels.get(tensor)
         return set() if labels is None else set(map(self.root, self._spaces(labels)))
 
     def of_block(self, output: str) -> int:
         """Return the space of a block, by the name of its output."""
-        return self.root(self._channels.blocks[output])
+        return self.root(self._flow.blocks[output])
 
     def free(self, space: int) -> bool:
         """Whether other channels may be chosen for a space."""
@@ -66,7 +66,7 @@ class CoupledChannels:
 
     def reads_whole_spaces(self, linear: Linear) -> bool:
         """Whether a linear node reads spaces as wholes, or nothing that can be told."""
-        labels = self._channels.labels.get(linear.input.name)
+        labels = self._flow.labels.get(linear.input.name)
         if labels is None:
             return True
         axis = linear.channel_axis % labels.rank
@@ -81,7 +81,7 @@ class CoupledChannels:
     def _merge(self, one: Labels, other: Labels) -> None:
         layouts = self._whole_spaces(one), self._whole_spaces(other)
         widths = [None if spaces is None else self._widths(spaces) for spaces in layouts]
-        if None in widths or widths[0] != widths[1] or one.positions.max() != other.positions.max():
+        if None in widths or widths[0] != widths[1]:
             self._fixed |= self._spaces(one) | self._spaces(other)
             return
         for pair in zip(*(spaces for spaces in layouts if spaces is not None), strict=True):
@@ -97,7 +97,7 @@ class CoupledChannels:
         return set(np.unique(np.searchsorted(self._starts, known, "right") - 1).tolist())
 
     def _whole_spaces(self, labels: Labels) -> Layout | None:
-        if id(labels) not in self._layouts:  # labels live as long as the channels
+        if id(labels) not in self._layouts:  # labels live as long as the flow
             self._layouts[id(labels)] = self._read(labels)
         return self._layouts[id(labels)]
 

@@ -119,6 +119,7 @@ class Labels:
             new: the new one.
             same: how many of the first axes are known to stay, even if their extents are not known.
         """
+        old, new = _resolved(old, new), _resolved(new, old)
         while same < min(len(old), len(new)) and old[same] == new[same] is not None:
             same += 1
         if all(axis < same for axis in self.axes):
@@ -160,8 +161,9 @@ class Labels:
         """
         if axis not in self.axes or self.shape[axis] != extent:
             return None
+        first = [axis, *(a for a in range(self.rank) if a != axis)]
         parts = (self.channels, self.positions)
-        return np.stack([np.moveaxis(part, axis, 0).reshape(extent, -1) for part in parts])
+        return np.array([part.transpose(first).reshape(extent, -1) for part in parts])
 
     def _expanded(self, extents: Mapping[int, int | None]) -> Labels | None:
         """Repeat labels along axes to their full extents, and count the positions."""
@@ -187,6 +189,15 @@ class Labels:
 
     def _map(self, change: Callable[[Indices], Indices], axes: frozenset[int]) -> Labels:
         return Labels(change(self.channels), change(self.positions), axes)
+
+
+def _resolved(shape: Shape, other: Shape) -> Shape:
+    """Fill in the only unknown extent of a shape from another shape of as many elements."""
+    known = math.prod(extent for extent in shape if extent is not None)
+    if shape.count(None) != 1 or None in other or not known:
+        return shape
+    missing = math.prod(extent for extent in other if extent is not None) // known
+    return tuple(missing if extent is None else extent for extent in shape)
 
 
 def _groups(old: Shape, new: Shape, same: int) -> Iterator[tuple[list[int], list[int]]]:

@@ -68,6 +68,7 @@ class Operator:
             in front of it.
         has_window: whether a window moves over positions, by ``kernel_shape`` and ``strides``.
         is_transposed: whether it moves over the output, not over the input.
+        is_global: whether it leaves one position of each channel.
         low: it is the identity from this bound on, and constant below; -inf for none.
         high: it is the identity up to this bound, and constant above; inf for none.
         states_bounds: whether the node itself states these two bounds.
@@ -81,6 +82,7 @@ class Operator:
     scales: bool = False
     has_window: bool = False
     is_transposed: bool = False
+    is_global: bool = False
     low: float = -math.inf
     high: float = math.inf
     states_bounds: bool = False
@@ -159,9 +161,9 @@ OPERATORS = {
     "ConvTranspose": Operator(has_window=True, is_transposed=True),
     # Over positions.
     "AveragePool": Operator(_POSITIONS, Kind.POOL, has_window=True),
-    "GlobalAveragePool": Operator(_POSITIONS, Kind.POOL),
-    "GlobalLpPool": Operator(_POSITIONS, Kind.POOL),
-    "GlobalMaxPool": Operator(_POSITIONS, Kind.POOL),
+    "GlobalAveragePool": Operator(_POSITIONS, Kind.POOL, is_global=True),
+    "GlobalLpPool": Operator(_POSITIONS, Kind.POOL, is_global=True),
+    "GlobalMaxPool": Operator(_POSITIONS, Kind.POOL, is_global=True),
     "LpPool": Operator(_POSITIONS, Kind.POOL, has_window=True),
     "MaxPool": Operator(_POSITIONS, Kind.POOL, has_window=True),
     "Resize": Operator(_POSITIONS),

@@ -16,8 +16,9 @@ them), they are *fixed*: nobody may choose others for them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -32,7 +33,7 @@ from fskd_onnx.passes.analysis.shapes import Shape, infer_shapes
 
 
 @dataclass(frozen=True)
-class Channels:
+class ChannelFlow:
     """The channels of a network's linear nodes, and where they are carried.
 
     Attributes:
@@ -56,14 +57,14 @@ class Channels:
         return np.arange(self.starts[block], self.starts[block + 1])
 
 
-def propagate(graph: gs.Graph, linears: Iterable[Linear]) -> Channels:
+def propagate(graph: gs.Graph, linears: Iterable[Linear]) -> ChannelFlow:
     """Follow channels through a canonical graph.
 
     Args:
         graph: the network, its nodes in a topological order.
         linears: the linear nodes whose channels to follow; all others are unknown operators.
     """
-    walk = _Walk(infer_shapes(graph))
+    walk = _Walk(_Shapes(graph))
     blocks = {id(linear.node): linear for linear in linears}
     biases = {id(linear.bias_node) for linear in blocks.values()}
     for node in graph.nodes:
@@ -81,11 +82,36 @@ def is_depthwise(linear: Linear) -> bool:
     return linear.groups > 1 and linear.groups == linear.width and one_input
 
 
+class _Shapes(Mapping[str, Shape]):
+    """The shapes of tensors; inferred when the first is asked for that is not set."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self._graph = graph
+        self._set: dict[str, Shape] = {}
+
+    @cached_property
+    def _inferred(self) -> dict[str, Shape]:
+        return infer_shapes(self._graph)
+
+    def __getitem__(self, name: str) -> Shape:
+        return self._set[name] if name in self._set else self._inferred[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inferred | self._set)
+
+    def __len__(self) -> int:
+        return len(self._inferred | self._set)
+
+    def set(self, name: str, shape: Shape) -> None:
+        """Set a shape that needs no inference."""
+        self._set[name] = shape
+
+
 class _Walk:
     """What is found so far."""
 
-    def __init__(self, shapes: Mapping[str, Shape]) -> None:
-        self.found = Channels()
+    def __init__(self, shapes: _Shapes) -> None:
+        self.found = ChannelFlow()
         self._labels = self.found.labels
         self._shapes = shapes
 
@@ -140,6 +166,9 @@ class _Walk:
         if axes is Axes.REDUCED:
             return [_reduced(node, labels)]
         if axes is Axes.POSITIONS:
+            if operator_of(node).is_global:
+                ones = (1,) * (labels.rank - 2)
+                self._shapes.set(node.outputs[0].name, (None, *labels.shape[1:2], *ones))
             return [labels if labels.axes == {1} else None] * len(node.outputs)
         if axes is Axes.MIXED:
             self.fix(first)
@@ -148,9 +177,13 @@ class _Walk:
 
     def _broadcast(self, node: gs.Node) -> Labels | None:
         """Tie what is at the same place of several inputs."""
-        shapes = [self._shape(tensor) for tensor in node.inputs]
         operands = [self._labels.get(tensor.name) for tensor in node.inputs]
-        ranks = [len(shape) for shape in shapes if shape is not None]
+        others = [
+            self._shape(tensor)
+            for tensor, labels in zip(node.inputs, operands, strict=True)
+            if labels is None
+        ]
+        ranks = [len(shape) for shape in others if shape is not None]
         rank = max([*ranks, *(labels.rank for labels in operands if labels is not None)], default=0)
         result: Labels | None = None
         for labels in operands:
@@ -161,9 +194,7 @@ class _Walk:
                     return None
         if result is None:
             return None
-        for shape, labels in zip(shapes, operands, strict=True):
-            if labels is not None:
-                continue
+        for shape in others:
             extents = {_extent(shape, axis - rank) for axis in result.axes}
             if extents - {1} and 1 in (result.shape[axis] for axis in result.axes):
                 return None  # one channel may become several
@@ -172,21 +203,19 @@ class _Walk:
         return result
 
     def _tied(self, one: Labels, other: Labels) -> Labels | None:
-        """Return the labels of two tensors that are merged; None where axes differ."""
+        """Return the labels of two tensors that are merged; None where that cannot be told."""
         if one is other:
             return one
         if one.axes != other.axes:
             return None
         if one.shape == other.shape:
+            if not np.array_equal(one.positions, other.positions):
+                return None  # flattened in another order
             self.found.ties.append((one, other))
             if (one.channels >= 0).all():
                 return one
-            known = one.channels >= 0
-            channels, positions = (
-                np.where(known, *parts)
-                for parts in ((one.channels, other.channels), (one.positions, other.positions))
-            )
-            return Labels(channels, positions, one.axes)
+            channels = np.where(one.channels >= 0, one.channels, other.channels)
+            return Labels(channels, one.positions, one.axes)
         try:
             shape = np.broadcast_shapes(one.shape, other.shape)
         except ValueError:

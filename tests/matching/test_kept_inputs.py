@@ -10,7 +10,10 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from fskd_onnx.matching.channels import match_models
+from fskd_onnx.matching.kept_inputs import KeptInputs
 from fskd_onnx.passes import Canonicalize
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.propagation import propagate
 from fskd_onnx.results import BlockPair, Evidence
 from tests.helpers import build, initializers, run
 
@@ -147,6 +150,20 @@ def test_channels_are_not_followed_through_an_operator_that_is_not_known() -> No
     assert found(teacher, student)["last"].evidence is not Evidence.WEIGHTS
 
 
+def test_parts_that_are_not_known_are_not_guessed() -> None:
+    # The student keeps other channels than the first of what the unknown operator gives.
+    nodes = 'e = Einsum <equation = "nchw->nchw"> (y) r = Concat <axis = 1> (y, e)'
+    teacher = network(nodes, 8, 16)
+    w, kept = initializers(teacher), [4, 5, 6, 7]
+    left = [*kept, *(8 + channel for channel in kept)]
+    student = with_weights(network(nodes, 4, 8), w=w["w"][kept], b=w["b"][kept], k=w["k"][:, left])
+    graphs = [gs.import_onnx(Canonicalize()(model).model) for model in (teacher, student)]
+    views = [[view for view in find_linear(graph) if isinstance(view, Linear)] for graph in graphs]
+    inputs = KeptInputs(*map(propagate, graphs, views))
+    inputs.add(views[1][0], views[0][0], np.array(kept))
+    assert inputs.inputs(views[1][1], views[0][1]) is None
+
+
 def test_a_stream_is_known_by_any_of_its_blocks() -> None:
     # x ─▶ Conv ─▶ y ─▶ + ─▶ s ─▶ Conv ─▶ z, the sum's first operand being matched by nothing
     # └──▶ Conv ─▶ k ─▶ ┘
@@ -164,3 +181,25 @@ def test_a_stream_is_known_by_any_of_its_blocks() -> None:
     assert (pairs["one"].evidence, pairs["two"].evidence) == (Evidence.STREAM, Evidence.WEIGHTS)
     assert pairs["one"].channels == pairs["two"].channels == tuple(kept)
     assert pairs["last"].evidence is Evidence.WEIGHTS
+
+
+def test_channels_that_are_tied_to_each_other_are_not_mistaken() -> None:
+    # x ─▶ Conv ─▶ y ─┬─▶ Conv ─▶ z
+    #                 ├─▶ + ─▶ s ─▶ Conv ─▶ v, channel j of y being added to channel 7 - j
+    #                 └─▶ reversed ─▶ ┘
+    text = """g (float[N,3,4,4] x) => (float[N,5,4,4] z, float[N,5,4,4] v)
+      <float[{n},3,3,3] w, float[5,{n},1,1] k, float[5,{n},1,1] o, int64[1] last, int64[1] end,
+      int64[1] axis> {{
+        [first] y = Conv <pads = [1,1,1,1]> (x, w)
+        r = Slice (y, last, end, axis, last)
+        s = Add (y, r)
+        [direct] z = Conv (y, k)
+        [behind] v = Conv (s, o)
+    }}"""
+    numbers = {"last": [-1], "end": [-100], "axis": [1]}
+    teacher, fresh = (build(text.format(n=n), numbers) for n in (8, 4))
+    w, kept = initializers(teacher), [7, 1, 6, 0]
+    student = with_weights(fresh, w=w["w"][kept], k=w["k"][:, kept], o=w["o"][:, kept])
+    pairs = found(teacher, student)
+    assert pairs["first"].channels == tuple(kept)
+    assert pairs["direct"].evidence is pairs["behind"].evidence is Evidence.WEIGHTS

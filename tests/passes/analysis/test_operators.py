@@ -210,6 +210,7 @@ PROPERTIES = {
     },
     "scales": {"Add", "Div", "Mul", "Sub"},
     "has_window": {"AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool"},
+    "is_global": {"GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"},
     "is_transposed": {"ConvTranspose"},
     "states_bounds": {"Clip"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,12 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
+from fskd_onnx.passes import Canonicalize
 from fskd_onnx.passes.analysis.labels import Labels
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
-from fskd_onnx.passes.analysis.propagation import Channels, propagate
+from fskd_onnx.passes.analysis.propagation import ChannelFlow, propagate
 from fskd_onnx.passes.analysis.shapes import infer_shapes
-from tests.helpers import build, run
+from tests.helpers import build, run, zoo_model
 
 # Behind a block y of eight channels, (2, 8, 4, 6), and one u of three: nodes that make r.
 FOLLOWED = [
@@ -89,7 +91,7 @@ PARAMETERS = "".join(
 )
 
 
-def followed(nodes: str, batch: str = "2", **sizes: str) -> tuple[Channels, onnx.ModelProto]:
+def followed(nodes: str, batch: str = "2", **sizes: str) -> tuple[ChannelFlow, onnx.ModelProto]:
     """Follow the channels of y and u through some nodes."""
     height, width = sizes.get("height", "4"), sizes.get("width", "6")
     model = build(
@@ -190,3 +192,16 @@ def test_a_constant_in_a_concat_is_of_no_channel() -> None:
     labels = labels_of("r = Concat <axis = 1> (u, plane, u)")
     assert labels is not None
     assert labels.channels.reshape(-1).tolist() == [8, 9, 10, -1, -1, 8, 9, 10]
+
+
+@pytest.mark.parametrize("name", ["shufflenet", "squeezenet"])
+def test_every_block_of_a_network_of_the_model_zoo_reads_labels(name: str) -> None:
+    graph = gs.import_onnx(Canonicalize()(zoo_model(name)).model)
+    linears = [view for view in find_linear(graph) if isinstance(view, Linear)]
+    channels = propagate(graph, linears)
+    first, *others = linears
+    assert first.input.name not in channels.labels
+    for linear in others:
+        labels = channels.labels[linear.input.name]
+        groups, _, p = linear.shape
+        assert labels.along_axis(1, groups * p // math.prod(linear.kernel_shape)) is not None
