@@ -13,11 +13,11 @@ of the same columns have a cross part of their own and share the Gram part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from operator import add
-from typing import TypeVar
+from operator import add, sub
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,28 @@ from numpy.typing import NDArray
 from fskd_onnx.linalg.backends import Array, backend
 from fskd_onnx.passes.analysis.affine import AffineMap
 
-S = TypeVar("S", "GramMoments", "CrossMoments", "Moments")
+
+class Sums:
+    """Sums over columns. All fields are sums, so two of these add up field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        """Sum over the columns of both."""
+        return self._combined(add, other)
+
+    def __sub__(self, other: Self) -> Self:
+        """Sum over the columns of this one without those of the other, which it must contain."""
+        return self._combined(sub, other)
+
+    def _combined(self, operator: Callable[[Any, Any], Any], other: Self) -> Self:
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return type(self)(*(operator(mine, theirs) for mine, theirs in pairs))
+
+
+S = TypeVar("S", bound=Sums)
 
 
 @dataclass(frozen=True)
-class GramMoments:
+class GramMoments(Sums):
     """Sums over columns that depend on the regressors alone.
 
     Attributes:
@@ -48,18 +65,6 @@ class GramMoments:
         x = x.astype(np.float64, copy=False)
         return GramMoments(x.shape[2], backend().multiply(x, x), x.sum(axis=2))
 
-    def __add__(self, other: GramMoments) -> GramMoments:
-        """Sum over the columns of both."""
-        return GramMoments(
-            self.count + other.count, self.gram + other.gram, self.sum_x + other.sum_x
-        )
-
-    def __sub__(self, other: GramMoments) -> GramMoments:
-        """Sum over the columns of this one without those of the other, which it must contain."""
-        return GramMoments(
-            self.count - other.count, self.gram - other.gram, self.sum_x - other.sum_x
-        )
-
     @property
     def mean_x(self) -> Array:
         """(groups, m) mean regressors."""
@@ -77,7 +82,7 @@ class GramMoments:
 
 
 @dataclass(frozen=True)
-class CrossMoments:
+class CrossMoments(Sums):
     """Sums over columns that depend on the targets.
 
     Attributes:
@@ -101,18 +106,6 @@ class CrossMoments:
         y = y.astype(np.float64, copy=False)
         return CrossMoments(backend().multiply(y, x), y.sum(axis=2), np.einsum("gnk,gnk->gn", y, y))
 
-    def __add__(self, other: CrossMoments) -> CrossMoments:
-        """Sum over the columns of both."""
-        return CrossMoments(
-            self.cross + other.cross, self.sum_y + other.sum_y, self.square_y + other.square_y
-        )
-
-    def __sub__(self, other: CrossMoments) -> CrossMoments:
-        """Sum over the columns of this one without those of the other, which it must contain."""
-        return CrossMoments(
-            self.cross - other.cross, self.sum_y - other.sum_y, self.square_y - other.square_y
-        )
-
     def mapped(self, matrix: Array) -> CrossMoments:
         """Return the moments of the regressors ``matrix`` (groups, r, m) times x."""
         return CrossMoments(self.cross @ np.swapaxes(matrix, 1, 2), self.sum_y, self.square_y)
@@ -123,7 +116,7 @@ class CrossMoments:
 
 
 @dataclass(frozen=True)
-class Moments:
+class Moments(Sums):
     """Sums over the columns of one fold, or of several.
 
     Attributes:
@@ -145,14 +138,6 @@ class Moments:
         # Cast once: the regressors are a factor of both products.
         x = x.astype(np.float64, copy=False)
         return Moments(GramMoments.of(x), CrossMoments.of(x, y))
-
-    def __add__(self, other: Moments) -> Moments:
-        """Sum over the columns of both."""
-        return Moments(self.of_x + other.of_x, self.of_y + other.of_y)
-
-    def __sub__(self, other: Moments) -> Moments:
-        """Sum over the columns of this one without those of the other, which it must contain."""
-        return Moments(self.of_x - other.of_x, self.of_y - other.of_y)
 
     @property
     def count(self) -> int:

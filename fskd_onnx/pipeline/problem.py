@@ -27,7 +27,7 @@ from fskd_onnx.runtime.forward import Outputs, forward
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.augment import Augmented
-from fskd_onnx.samples.batches import default_batch_size
+from fskd_onnx.samples.batches import default_batch_size, plan_batches
 from fskd_onnx.samples.reader import SampleReader, Samples
 from fskd_onnx.samples.sources import SampleSource, load_samples
 from fskd_onnx.serialization.interface import check_same_interface, fixed_batch_size, input_specs
@@ -133,10 +133,9 @@ def prepare(
     run = options.run
     networks = _load_networks(teacher, student)
     loaded = _load_samples(samples, networks[0], run)
-    source, copies = _augment(loaded, options)
-    splits = _split(loaded, copies, networks, run)
+    splits = _split(loaded, networks, options)
     runtime = open_runtime(run.providers)
-    decoded = DecodedSamples(source, splits.batches, store, runtime.device)
+    decoded = _decode(loaded, splits, options, store, runtime)
     partners = _pair(networks, runtime, decoded, splits, options.map)
     matching = _match(networks, partners)
     return FitProblem(
@@ -175,18 +174,25 @@ def _load_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -
     return loaded
 
 
-def _augment(loaded: Samples, options: FitOptions) -> tuple[SampleReader, int]:
-    """Return the samples with moved copies behind, and how many there are of each."""
-    if not options.augment:
-        return loaded, 1
-    return Augmented(loaded, options.augment, options.run.seed), options.augment_copies + 1
-
-
-def _split(loaded: Samples, copies: int, networks: Networks, run: RunOptions) -> Splits:
-    """Divide the samples, into batches of a size that both networks take."""
-    size = run.batch_size or default_batch_size(loaded.shapes)
+def _split(loaded: Samples, networks: Networks, options: FitOptions) -> Splits:
+    """Divide the samples and their copies, into batches of a size that both networks take."""
+    size = options.run.batch_size or default_batch_size(loaded.shapes)
     fixed = fixed_batch_size([s for network in networks for s in input_specs(network.model)])
-    return split_samples(len(loaded), copies, run.seed, size, fixed)
+    copies = options.augment_copies + 1 if options.augment else 1
+    return split_samples(len(loaded), copies, options.run.seed, size, fixed)
+
+
+def _decode(
+    loaded: Samples, splits: Splits, options: FitOptions, store: TensorStore, runtime: Runtime
+) -> DecodedSamples:
+    """Return the samples, with moved copies behind where these are asked for, read once."""
+    source: SampleReader = loaded
+    if options.augment:
+        # Copies are made on the host, in many batches; all of them are made of one reading.
+        alone = plan_batches([np.arange(len(loaded))], default_batch_size(loaded.shapes), None)
+        read_once = DecodedSamples(loaded, alone, store, "cpu")
+        source = Augmented(read_once, options.augment, options.run.seed)
+    return DecodedSamples(source, splits.batches, store, runtime.device)
 
 
 def _pair(

@@ -85,6 +85,10 @@ class DecodedSamples:
             for row, sample in enumerate(batch.samples[: batch.count].tolist()):
                 self._located[sample] = decoded, row
 
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self._located)
+
     def feeds(self, batch: Batch) -> list[StoredTensor]:
         """Return the inputs of one of the batches, in order; they are read when asked for a value.
 

@@ -13,7 +13,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from fskd_onnx.errors import SamplesError
-from fskd_onnx.samples.reader import Samples
+from fskd_onnx.samples.reader import SizedReader
 from fskd_onnx.serialization.interface import InputSpec
 
 Matrix = NDArray[np.float64]
@@ -70,7 +70,7 @@ class Augmented:
 
     def __init__(
         self,
-        samples: Samples,
+        samples: SizedReader,
         moves: Sequence[str],
         seed: int,
     ) -> None:

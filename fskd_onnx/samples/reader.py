@@ -34,6 +34,13 @@ class SampleReader(Protocol):
         """Return some samples: per input, stacked along a new first axis."""
 
 
+class SizedReader(SampleReader, Protocol):
+    """A reader whose samples are numbered from 0 on, without a gap."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+
 class Samples:
     """Samples of a model, each with all of its inputs.
 

@@ -465,9 +465,12 @@ def test_where_anything_is_kept_changes_no_byte(
     assert fitted(None) == whole
 
 
+@pytest.mark.parametrize("augment", [(), ("rotate",)])
 @pytest.mark.parametrize("count", [12, 70])
 @pytest.mark.parametrize("name", ["chain", "fixed batch"])
-def test_each_sample_is_read_once(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_sample_is_read_once(
+    name: str, count: int, augment: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For pairing, selection, all fits and all verdicts together."""
     read: list[int] = []
     take = Samples.take
@@ -481,7 +484,8 @@ def test_each_sample_is_read_once(name: str, count: int, monkeypatch: pytest.Mon
     # Weights say nothing of the student's blocks, so activations have to.
     teacher, student = network.teacher(), network.student(seed=1)
     with suppress(NoImprovementError):
-        fit(teacher, student, network.samples(count), FitOptions(CPU))
+        options = FitOptions(CPU, augment=augment, augment_copies=1)
+        fit(teacher, student, network.samples(count), options)
     assert sorted(read) == list(range(count))
 
 
