@@ -16,7 +16,7 @@ import pytest
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
 TEACHER, SAMPLES, TEST = DEMO / "teacher.onnx", DEMO / "samples", DEMO / "test.npz"
-FEW = ("--preprocess", "fashion-mnist", "--max-samples", "40")
+FEW = ("--preprocess", "fashion-mnist", "--max-samples", "56")
 PRESETS = ("imagenet", "caffe", "inception", "raw", "unit", "fashion-mnist")
 
 # Stable: a script that reads a report relies on all of them.
@@ -166,7 +166,7 @@ def test_the_report_has_the_stable_keys(fitted: Fitted) -> None:
         assert sorted(part) == sorted(keys.split()), path
     assert (report["teacher"], report["student"]) == (str(TEACHER), str(fitted.student))
     assert report["output"] == str(fitted.output)
-    assert report["samples"]["count"] == 40
+    assert report["samples"]["count"] == 56
     assert report["parameters"]["fused"] <= report["parameters"]["student"]
     ends = report["end_to_end"]
     assert ends["after"]["relative_mse"] < ends["before"]["relative_mse"]
@@ -293,7 +293,7 @@ def test_compare_without_labels_shows_agreement_only() -> None:
     assert (done.returncode, said(done)) == (0, [])
     facts = dict(line.split("  ", 1) for line in done.stdout.splitlines())
     facts = {name: fact.strip() for name, fact in facts.items()}
-    assert facts == {"samples": "40", "relative mse": "0", "top-1 agreement": "100.0%"}
+    assert facts == {"samples": "56", "relative mse": "0", "top-1 agreement": "100.0%"}
 
 
 def test_compare_with_labels_shows_accuracies() -> None:

@@ -31,7 +31,7 @@ class Form:
     sizes: Mapping[str, int] = field(default_factory=dict)
     student: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
     adapter: str = "auto"
-    count: int = 12
+    count: int = 56
     fails: str = ""
 
     def pair(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:

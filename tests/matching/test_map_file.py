@@ -254,7 +254,7 @@ def test_of_many_names_a_few_are_listed(tmp_path: Path) -> None:
 
 def fitted(path: Path, **options: Any) -> FitResult:
     settings = FitOptions(CPU, map=str(path), **options)
-    return fit(*models(), NETWORK.samples(40), settings)
+    return fit(*models(), NETWORK.samples(56), settings)
 
 
 def test_a_fit_leaves_alone_what_the_map_says(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_map_of_all_channels_fits_as_without(tmp_path: Path) -> None:
     path = tmp_path / "map.json"
     path.write_text(matching_to_json(match(*models())), encoding="utf-8")
     with_map = fitted(path)
-    without = fit(*models(), NETWORK.samples(40), FitOptions(CPU))
+    without = fit(*models(), NETWORK.samples(56), FitOptions(CPU))
     assert with_map.model.SerializeToString() == without.model.SerializeToString()
 
 
@@ -307,7 +307,7 @@ def test_a_block_of_other_positions_is_kept(tmp_path: Path) -> None:
     network = NETWORKS["chain"]
     path = write(tmp_path / "map.json", {"student": "c1", "teacher": "y2"})
     settings = FitOptions(CPU, map=str(path))
-    result = fit(network.teacher(), network.student(), network.samples(40), settings)
+    result = fit(network.teacher(), network.student(), network.samples(56), settings)
     block = next(block for block in result.report.blocks if block.student == "c1")
     assert block.status == "kept"
     assert block.reason == "its output has (6, 6) positions, the teacher's has (2, 2)"
@@ -356,7 +356,7 @@ def test_the_commands_save_and_take_a_map(tmp_path: Path) -> None:
     )
     for path, model in zip((teacher, student), models(), strict=True):
         onnx.save_model(model, path)
-    np.savez(samples, x=NETWORK.samples(40)["x"])
+    np.savez(samples, x=NETWORK.samples(56)["x"])
     saved, again = tmp_path / "map.json", tmp_path / "again.json"
     done = fskd_onnx("match", teacher, student, "--json", saved)
     assert (done.returncode, said(done)) == (0, [])

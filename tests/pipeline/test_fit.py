@@ -435,7 +435,7 @@ def test_a_shortcut_that_is_broadcast() -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_solvers_agree(name: str, adapter: str) -> None:
     network = NETWORKS[name]
-    teacher, student, samples = network.teacher(), network.student(), network.samples(24)
+    teacher, student, samples = network.teacher(), network.student(), network.samples(56)
     numpy, torch = (
         initializers(fit(teacher, student, dict(samples), options).model)
         for options in (
@@ -453,7 +453,7 @@ def test_where_anything_is_kept_changes_no_byte(
     name: str, adapter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = NETWORKS[name]
-    teacher, student, samples = network.teacher(), network.student(), network.samples(24)
+    teacher, student, samples = network.teacher(), network.student(), network.samples(56)
 
     def fitted(limit: int | None) -> bytes:
         options = FitOptions(replace(CPU, memory_limit=limit), adapter)
@@ -515,8 +515,8 @@ def test_samples_count_towards_the_memory_limit(monkeypatch: pytest.MonkeyPatch)
 def test_inputs_of_a_student_may_have_other_names() -> None:
     network = NETWORKS["two inputs, two outputs"]
     renamed = replace(network, text=network.text.replace(" x", " left").replace("(x", "(left"))
-    plain = fit_to(network.teacher(), network.student(), network.samples(24))
-    result = fit_to(network.teacher(), renamed.student(), network.samples(24))
+    plain = fit_to(network.teacher(), network.student(), network.samples(56))
+    result = fit_to(network.teacher(), renamed.student(), network.samples(56))
     assert initializers(result.model).keys() == initializers(plain.model).keys()
     for name, value in initializers(result.model).items():
         np.testing.assert_array_equal(value, initializers(plain.model)[name])
