@@ -1,5 +1,5 @@
 # make demo        the main job on models/demo, then accuracies on 2,000 test images
-# make test        pytest (all tests; those of models/ need PyTorch)
+# make test        pytest, side by side (all tests; those of models/ need PyTorch)
 # make lint        ruff, rules and format; make format mends what it can
 # make typecheck   mypy, strict
 # make bench-accuracy, make bench-speed   the tables of tests/benchmarks/; BENCH passes options
@@ -55,7 +55,7 @@ typecheck: $(VENV)/.installed-dev
 	@ln -s $(CURDIR)/models $(CURDIR)/tests $(CURDIR)/pyproject.toml build/typed/
 	cd build/typed && $(abspath $(BIN))/mypy --cache-dir $(CURDIR)/.mypy_cache fskd_onnx models tests
 
-# Hours, both; the trained teachers, and every cell that is done, stay in the cache.
+# Hours, both; trained teachers stay in the cache, accuracies in docs/accuracy.json.
 bench-accuracy: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.accuracy $(BENCH)
 

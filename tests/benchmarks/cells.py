@@ -226,14 +226,17 @@ def _position(place: Place) -> tuple[int, int, int]:
 
 
 def _line(place: Place, entry: Entry) -> dict[str, object]:
-    """Give an entry as the file has it: without what has its default."""
+    """Give an entry as the file has it: without what has its default, to four decimals."""
     where = {**place._asdict(), "student": " ".join(place.student)}
     found = {
         part.name: getattr(entry, part.name)
         for part in dataclasses.fields(entry)
         if getattr(entry, part.name) != part.default
     }
-    return where | found
+    if entry.each:
+        found["each"] = [round(one, 4) for one in entry.each]
+    short = {key: round(part, 4) for key, part in found.items() if isinstance(part, float)}
+    return where | found | short
 
 
 def _broken(value: Any, indent: int = 0) -> str:
