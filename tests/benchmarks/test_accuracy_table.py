@@ -78,7 +78,7 @@ def test_outcomes_are_the_same_to_the_byte_or_but_for_rounding() -> None:
 
 
 def test_a_fit_of_a_probe_says_what_was_chosen() -> None:
-    probe = probes.Probe("vgg16_small", "vgg16_small_D", 12)
+    probe = probes.Probe("vgg16_small", "vgg16_small_D", 60)
     found = probes._fit(probe, methods.FITS["pointwise"])
     again = probes._fit(probe, methods.FITS["pointwise"])
     assert found == again
