@@ -144,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_between(given.write, "results", printed)
     if given.summary is not None:
         short = Table(STUDENTS, (SUMMARY_SAMPLES,), SUMMARY_METHODS, cells, stale)
-        write_between(given.summary, "summary", short.summary())
+        printed = f"{short.summary()}\nPrinted by `{command} --summary {given.summary}`.\n"
+        write_between(given.summary, "summary", printed)
 
 
 if __name__ == "__main__":
