@@ -94,7 +94,8 @@ def _classes(flow: ChannelFlow) -> Indices:
     if not ties:
         return np.arange(count)
     ends = np.concatenate([np.stack(tie) for tie in ties], axis=1)
-    ends = ends[:, (ends >= 0).all(axis=0)]
+    # SciPy before 1.12 reads indices of 32 bits only.
+    ends = ends[:, (ends >= 0).all(axis=0)].astype(np.int32)
     graph = coo_array((np.ones(ends.shape[1], np.int8), ends), (count, count))
     classes: NDArray[np.int32] = connected_components(graph, directed=False)[1]
     return classes.astype(np.intp)
