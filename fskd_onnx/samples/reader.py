@@ -76,7 +76,8 @@ class Samples:
         self.source_indices = draw(self.source_count, max_samples, seed)
         first_part, first_index = self._locate(self.source_indices[0])
         self._first_name = first_part.describe(first_index)
-        self.shapes = {spec.name: first_part.read(spec, first_index).shape for spec in self.inputs}
+        self._first = {spec.name: first_part.read(spec, first_index) for spec in self.inputs}
+        self.shapes = {name: sample.shape for name, sample in self._first.items()}
 
     def __len__(self) -> int:
         """Return how many samples were drawn."""
@@ -96,9 +97,8 @@ class Samples:
                 first one.
             PreprocessError: an image does not fit the model's input.
         """
-        located = [self._locate(index) for index in self.source_indices[indices]]
         return {
-            spec.name: np.stack([self._read(spec, part, index) for part, index in located])
+            spec.name: np.stack([self._read(spec, index) for index in indices.tolist()])
             for spec in self.inputs
         }
 
@@ -122,7 +122,10 @@ class Samples:
         part = self._parts[position]
         return part, int(source_index - self._ends[position]) + part.count
 
-    def _read(self, spec: InputSpec, part: SourcePart, index: int) -> NDArray[Any]:
+    def _read(self, spec: InputSpec, sample_index: int) -> NDArray[Any]:
+        if sample_index == 0:  # it is decoded already, for its shape
+            return self._first[spec.name]
+        part, index = self._locate(self.source_indices[sample_index])
         sample = part.read(spec, index)
         expected = self.shapes[spec.name]
         if sample.shape != expected:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fskd_onnx.errors import SamplesError
-from fskd_onnx.samples.reader import draw
+from fskd_onnx.samples.reader import Samples, draw
 from fskd_onnx.samples.sources import load_samples
 from fskd_onnx.serialization.interface import InputSpec
 
@@ -51,3 +51,27 @@ def test_labels_follow_the_draw(tmp_path: Path) -> None:
 def test_a_draw_of_nothing_is_refused() -> None:
     with pytest.raises(SamplesError, match="at least one sample"):
         load_samples(random(2, 6), VECTOR, max_samples=0)
+
+
+class CountedPart:
+    """One part of three samples that counts how often each is decoded."""
+
+    count = 3
+
+    def __init__(self) -> None:
+        self.reads: list[int] = []
+
+    def describe(self, index: int) -> str:
+        return f"sample {index}"
+
+    def read(self, spec: InputSpec, index: int) -> np.ndarray:
+        self.reads.append(index % 3)
+        return random(3, 6)[index]
+
+
+def test_each_sample_is_decoded_once_when_it_is_taken_once() -> None:
+    part = CountedPart()
+    samples = Samples([part], VECTOR, None, 0)
+    assert part.reads == [0]  # for the shapes
+    np.testing.assert_array_equal(samples.take(np.array([2, 0, 1]))["x"], random(3, 6)[[2, 0, 1]])
+    assert sorted(part.reads) == [0, 1, 2]
