@@ -19,10 +19,7 @@ from numpy.typing import NDArray
 from fskd_onnx.fitting.adapters import is_sparse
 from fskd_onnx.matching.channels import Channels
 from fskd_onnx.passes.analysis.affine import AffineMap
-from fskd_onnx.passes.analysis.coupled_channels import (
-    CoupledChannels,
-    find_coupled_channels,
-)
+from fskd_onnx.passes.analysis.coupled_channels import find_coupled_channels
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.propagation import is_depthwise
 from fskd_onnx.results import Matching
@@ -61,7 +58,7 @@ class ChannelSpaces:
             matching: the blocks' pairs.
         """
         self.blocks = _pair_up(student, teacher, matching)
-        self._coupled: CoupledChannels = find_coupled_channels(
+        self._coupled = find_coupled_channels(
             student, {name: block.student for name, block in self.blocks.items()}
         )
         found: defaultdict[int, set[Extent]] = defaultdict(set)
@@ -72,15 +69,14 @@ class ChannelSpaces:
         self.extents = {
             space: max(extents, key=lambda e: e.teacher) for space, extents in found.items()
         }
-        self._bound: set[int] = set()
         for block in self.blocks.values():
             space = self.output(block)
-            for tensor in self._bound_tensors(block, found[space] if space is not None else set()):
-                self._bound.update(self._coupled.layout(tensor) or ())
+            for tensor in self._fixed_tensors(block, found[space] if space is not None else set()):
+                self._coupled.fix(tensor)
 
     def free(self, space: int) -> bool:
         """Whether the channels of a space may be chosen anew."""
-        return self._coupled.free(space) and space not in self._bound
+        return self._coupled.free(space)
 
     def inputs(self, block: LinearPair) -> tuple[int, ...] | None:
         """Return the spaces that a block reads, in order; None where that cannot be told."""
@@ -145,7 +141,7 @@ class ChannelSpaces:
             return None
         return AffineMap(matrix[:, inputs].reshape(1, len(outputs), -1), bias[np.newaxis])
 
-    def _bound_tensors(self, block: LinearPair, extents: set[Extent]) -> list[str]:
+    def _fixed_tensors(self, block: LinearPair, extents: set[Extent]) -> list[str]:
         """Return the tensors of a block whose channels cannot be chosen.
 
         Args:

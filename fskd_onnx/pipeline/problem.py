@@ -136,8 +136,9 @@ def prepare(
     splits = _split(loaded, networks, options)
     runtime = open_runtime(run.providers)
     decoded = _decode(loaded, splits, options, store, runtime)
-    partners = _pair(networks, runtime, decoded, splits, options.map)
-    matching = _match(networks, partners)
+    graphs = networks[0].graph(), networks[1].graph()
+    partners = _pair(graphs, runtime, decoded, splits, options.map)
+    matching = _match(networks, graphs, partners)
     return FitProblem(
         teacher=networks[0],
         student=networks[1],
@@ -152,6 +153,7 @@ def prepare(
 
 
 Networks = tuple[LoadedModel, LoadedModel]
+Graphs = tuple[gs.Graph, gs.Graph]
 
 
 def _load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
@@ -196,14 +198,14 @@ def _decode(
 
 
 def _pair(
-    networks: Networks,
+    graphs: Graphs,
     runtime: Runtime,
     samples: DecodedSamples,
     splits: Splits,
     block_map: str | None,
 ) -> tuple[Partner, ...]:
     """Pair the student's blocks with the teacher's, those of the map first."""
-    teacher, student = (network.graph() for network in networks)
+    teacher, student = graphs
     return pair_blocks(
         teacher,
         student,
@@ -212,9 +214,9 @@ def _pair(
     )
 
 
-def _match(networks: Networks, partners: tuple[Partner, ...]) -> Matching:
+def _match(networks: Networks, graphs: Graphs, partners: tuple[Partner, ...]) -> Matching:
     """Pair the channels of paired blocks; there has to be a block that can be fitted."""
-    matching = match_channels(networks[0].graph(), networks[1].graph(), partners)
+    matching = match_channels(*graphs, partners)
     if not matching.usable:
         first = next(iter(matching.pairs), None)
         why = f" ('{first.student}': {first.reason})" if first is not None else ""

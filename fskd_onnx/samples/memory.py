@@ -20,7 +20,25 @@ class DataReader(Protocol):
         """Return the next batch by input name; None or an empty one at the end."""
 
 
-class ArraysInMemory:
+class _Batches:
+    """What the formats in memory share: their items are batches of arrays by input name."""
+
+    def open(
+        self,
+        items: Sequence[Mapping[str, Any]],
+        inputs: tuple[InputSpec, ...],
+        preprocess: Preprocess,
+    ) -> list[ArrayPart]:
+        """Open the batches, see `SampleFormat.open`."""
+        parts = []
+        for number, batch in enumerate(items):
+            name = "the samples" if len(items) == 1 else f"batch {number} of the samples"
+            arrays: dict[str, NDArray[Any]] = by_input(batch, inputs, name)
+            parts.append(ArrayPart.of(name, arrays.copy, inputs, preprocess))
+        return parts
+
+
+class ArraysInMemory(_Batches):
     """One array, or arrays by input name, see `SampleFormat`."""
 
     name = "arrays"
@@ -32,17 +50,8 @@ class ArraysInMemory:
             return [{UNNAMED: source}]
         return [source] if isinstance(source, Mapping) else None
 
-    def open(
-        self,
-        items: Sequence[Mapping[str, Any]],
-        inputs: tuple[InputSpec, ...],
-        preprocess: Preprocess,
-    ) -> list[ArrayPart]:
-        """Open the arrays, see `SampleFormat.open`."""
-        return _open_batches(items, inputs, preprocess)
 
-
-class DataReaders:
+class DataReaders(_Batches):
     """Objects with ``get_next()``, see `DataReader`; all their batches are read at once."""
 
     name = "data readers"
@@ -57,23 +66,3 @@ class DataReaders:
         while batch := get_next():
             batches.append(batch)
         return batches
-
-    def open(
-        self,
-        items: Sequence[Mapping[str, Any]],
-        inputs: tuple[InputSpec, ...],
-        preprocess: Preprocess,
-    ) -> list[ArrayPart]:
-        """Open the batches, see `SampleFormat.open`."""
-        return _open_batches(items, inputs, preprocess)
-
-
-def _open_batches(
-    batches: Sequence[Mapping[str, Any]], inputs: tuple[InputSpec, ...], preprocess: Preprocess
-) -> list[ArrayPart]:
-    parts = []
-    for number, batch in enumerate(batches):
-        name = "the samples" if len(batches) == 1 else f"batch {number} of the samples"
-        arrays: dict[str, NDArray[Any]] = by_input(batch, inputs, name)
-        parts.append(ArrayPart.of(name, arrays.copy, inputs, preprocess))
-    return parts

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting import adapters
@@ -29,24 +28,13 @@ from fskd_onnx.linalg.ridge import CrossValidation, Ridge, span
 from fskd_onnx.options import AdapterName
 from fskd_onnx.passes.analysis.affine import AffineMap
 from tests.helpers import build, linears
-
-Floats = NDArray[np.float64]
-SOLVERS = ("numpy", "torch")
+from tests.regressions import SOLVERS, Floats, draw
 
 
 @pytest.fixture(params=SOLVERS)
 def solver(request: pytest.FixtureRequest) -> Iterator[str]:
     with solved_by(request.param):
         yield request.param
-
-
-def draw(
-    seed: int, count: int = 200, m: int = 6, n: int = 4, noise: float = 0.1
-) -> tuple[Floats, Floats]:
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((2, m, count)) + 1
-    truth = np.random.default_rng(99).standard_normal((2, n, m))
-    return x, truth @ x + noise * rng.standard_normal((2, n, count)) + 5
 
 
 def weights(n: int = 4, m: int = 6, groups: int = 2, seed: int = 7) -> tuple[Floats, Floats]:

@@ -7,31 +7,19 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from fskd_onnx.linalg import ridge
 from fskd_onnx.linalg.backends import Array, solved_by
 from fskd_onnx.linalg.moments import Moments, sum_moments
 from fskd_onnx.linalg.ridge import Ridge, cross_validate, is_identity, span
 from fskd_onnx.passes.analysis.affine import AffineMap
-
-Floats = NDArray[np.float64]
-SOLVERS = ("numpy", "torch")
+from tests.regressions import SOLVERS, draw
 
 
 @pytest.fixture(params=SOLVERS)
 def solver(request: pytest.FixtureRequest) -> Iterator[str]:
     with solved_by(request.param):
         yield request.param
-
-
-def draw(
-    seed: int, count: int = 200, m: int = 6, n: int = 4, noise: float = 0.1
-) -> tuple[Floats, Floats]:
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((2, m, count)) + 1
-    truth = np.random.default_rng(99).standard_normal((2, n, m))
-    return x, truth @ x + noise * rng.standard_normal((2, n, count)) + 5
 
 
 def prior_of(n: int = 4, m: int = 6, seed: int = 7) -> AffineMap:
