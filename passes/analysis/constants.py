@@ -89,6 +89,18 @@ def cast_of(tensor: gs.Tensor) -> gs.Node | None:
     return None
 
 
+def readers(constant: gs.Constant) -> list[gs.Node]:
+    """Return the nodes that read a constant, those behind its Casts in the place of these.
+
+    A Cast that no node reads, as that of an output of the graph is, stands for itself.
+    """
+    found: list[gs.Node] = []
+    for node in constant.outputs:
+        behind = node.outputs[0].outputs if is_standard(node, "Cast") else ()
+        found += behind or [node]
+    return found
+
+
 def computed_type(tensor: gs.Tensor) -> int:
     """Return the element type of a parameter where it is read, behind its Cast."""
     cast = cast_of(tensor)

@@ -192,11 +192,8 @@ class Linear:
     @property
     def shared_with(self) -> str | None:
         """Another node that reads the same weights, which a rewrite would change as well."""
-        read = self.node.inputs[1]
-        readers = [reader for reader in read.outputs if reader is not self.node]
-        if (cast := constants.cast_of(read)) is not None:
-            readers += [reader for reader in self.weight.outputs if reader is not cast]
-        return node_name(readers[0]) if readers else None
+        readers = (node for node in constants.readers(self.weight) if node is not self.node)
+        return next(map(node_name, readers), None)
 
     def sole_reader(self, graph: gs.Graph, in_bodies: Collection[int]) -> gs.Node | None:
         """Return the node that alone reads the block output, see ``nodes.sole_reader``."""
