@@ -8,13 +8,16 @@ Regressors are the patches, or coordinates of the block's outputs W p where thes
 the columns are fewer than their rows, as ten samples of an image of one pixel are, they span less
 than the whole space, and a ridge leaves everything outside of the span alone. Then x are the
 coordinates in an orthonormal basis of the span, and nothing is lost (``BlockColumns.in_span``).
+
+Nodes that use the same weights share their unknowns: the columns of a block are those of all of its
+uses, each gathered from its own input beside the targets of its own partner.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,9 +26,9 @@ from numpy.typing import NDArray
 
 from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting.adapters import BlockRegressors
-from fskd_onnx.fitting.block_plan import BlockPlan
+from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse
 from fskd_onnx.fitting.column_chunk import ColumnChunk, Floats
-from fskd_onnx.fitting.teacher_pass import TeacherPass
+from fskd_onnx.fitting.teacher_pass import TargetColumns, TeacherPass
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.linalg.ridge import span
 from fskd_onnx.linalg.threads import parallel_map
@@ -48,13 +51,14 @@ class BlockRequest:
 
     Attributes:
         plan: the block.
-        linear: the student's block, as it is now.
+        linear: the student's block, as it is now; of several uses the first one.
         channels: teacher channel of each target, divided evenly among the groups.
         residual: whether the error is seen behind the sum that the plan names.
         needs_patches: whether the regressors are patches; else they are coordinates of the outputs.
         keep_zeros: whether zeros of the kernel have to stay.
         across_groups: whether the outputs of all groups are the regressors of all targets, as they
             are while channels are not known.
+        others: its other uses, in the order of the plan.
     """
 
     plan: BlockPlan
@@ -64,6 +68,46 @@ class BlockRequest:
     needs_patches: bool = True
     keep_zeros: bool = False
     across_groups: bool = False
+    others: tuple[Linear, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the columns of one use of a block come from.
+
+    Attributes:
+        plan: the use.
+        linear: the student's node.
+        geometry: its positions.
+        columns: the teacher's, by batch.
+    """
+
+    plan: BlockUse
+    linear: Linear
+    geometry: Geometry
+    columns: Mapping[int, TargetColumns]
+
+    def check_positions(self, rows: int, subject: str) -> None:
+        """Check that the positions of both networks are the same ones.
+
+        Args:
+            rows: of the student's first batch.
+            subject: what to call the output in an error.
+
+        Raises:
+            MatchError: they are not.
+        """
+        shape = self.columns[0].shape
+        spatial = self.plan.partner.spatial_shape(shape)
+        if math.prod(spatial) != self.geometry.positions or rows != shape[0]:
+            raise MatchError(
+                f"{subject} has {self.geometry.output_shape or 1} positions, "
+                f"the teacher's has {spatial or 1}"
+            )
+
+
+_Part = tuple[_Source, int]
+"""A use of a block, and the number of a batch."""
 
 
 class BlockColumns:
@@ -80,7 +124,7 @@ class BlockColumns:
         """Look at the first batch.
 
         Args:
-            stage: of the student; its stop holds the block's input, and the shortcut.
+            stage: of the student; its stop holds the inputs of all uses, and their shortcuts.
             teacher: gives the columns of the teacher's block.
             request: what to gather.
             timer: counts the time of the first batch, and of the basis of a span, as "capture".
@@ -96,11 +140,24 @@ class BlockColumns:
         self._chunks: list[ColumnChunk] | None = None
         linear, groups = request.linear, request.linear.groups
         with timer("capture"):
-            self._columns = teacher.columns(request.plan.index)
-            first = stage.tensors(0)[linear.input.name]
-        self._geometry = Geometry.of(linear, first.shape())
-        self._check_positions(first.shape()[0])
-        taps = self._geometry.taps_inside
+            tensors = stage.tensors(0)
+            first = tensors[linear.input.name]
+            self._sources = []
+            for number, use in enumerate((linear, *request.others)):
+                shape = tensors[use.input.name].shape()
+                source = _Source(
+                    request.plan.uses[number],
+                    use,
+                    Geometry.of(use, shape),
+                    teacher.columns(request.plan.index, number),
+                )
+                one = not request.others
+                source.check_positions(
+                    shape[0], "its output" if one else f"the output of '{use.name}'"
+                )
+                self._sources.append(source)
+        self._taps = np.any([source.geometry.taps_inside for source in self._sources], axis=0)
+        taps = self._taps
         inside = np.tile(taps, linear.shape[2] // len(taps))
         basis: Array | None = None
         if not inside.all():
@@ -118,7 +175,7 @@ class BlockColumns:
             basis = None
         bias = linear.bias.reshape(groups, -1)
         self.regressors = BlockRegressors(block_map, bias, basis, of_outputs, request.keep_zeros)
-        columns = sum(part.columns for part in self._columns.values())
+        columns = sum(part.columns for source in self._sources for part in source.columns.values())
         n, m = block_map.shape[1:]
         # Groups of them, and how many in each.
         self._regressor_shape = (1, groups * n) if request.across_groups else (groups, m)
@@ -162,48 +219,51 @@ class BlockColumns:
         They are a list where they are kept, else an iterator.
         """
         first = self._batches[0].fold
+        parts = [(source, index) for source in self._sources for index in source.columns]
         if self._chunks is None and self._keep:
-            self._chunks = list(self._gathered(list(self._columns)))
+            self._chunks = list(self._gathered(parts))
         if self._chunks is not None:
             return [c for c in self._chunks if not first_fold or c.fold == first]
         return self._gathered(
-            [i for i in self._columns if not first_fold or self._batches[i].fold == first]
+            [part for part in parts if not first_fold or self._batches[part[1]].fold == first]
         )
 
-    def _gathered(self, batches: list[int]) -> Iterable[ColumnChunk]:
+    def _gathered(self, batches: list[_Part]) -> Iterable[ColumnChunk]:
         """Gather the columns of some batches, at once where all of them may be in memory."""
         shares = self._divided(batches)
         if not self._keep:
             return map(self._gather, shares)
-        for index in batches:
+        for index in dict.fromkeys(index for _, index in batches):
             self._stage.tensors(index)  # runs what has not run yet, one batch after another
         chunks = [self._empty(share) for share in shares]
         parts = [part for pair in zip(chunks, shares, strict=True) for part in self._parts(*pair)]
         list(parallel_map(self._fill, parts))
         return chunks
 
-    def _divided(self, batches: list[int]) -> list[list[int]]:
-        """Divide batches into those whose columns are one chunk: of a fold, few enough."""
+    def _divided(self, batches: list[_Part]) -> list[list[_Part]]:
+        """Divide batches into those whose columns are one chunk: of a use and fold, few enough."""
         per_column = 8 * math.prod(self._regressor_shape)
-        shares: list[list[int]] = []
-        size, fold = 0, -1
-        for index in batches:
-            if self._batches[index].fold != fold or size > _CHUNK_BYTES:
+        shares: list[list[_Part]] = []
+        size, last = 0, (-1, -1)
+        for source, index in batches:
+            current = id(source), self._batches[index].fold
+            if current != last or size > _CHUNK_BYTES:
                 shares.append([])
-                size, fold = 0, self._batches[index].fold
-            shares[-1].append(index)
-            size += per_column * self._columns[index].columns
+                size, last = 0, current
+            shares[-1].append((source, index))
+            size += per_column * source.columns[index].columns
         return shares
 
-    def _gather(self, share: list[int]) -> ColumnChunk:
+    def _gather(self, share: list[_Part]) -> ColumnChunk:
         chunk = self._empty(share)
         for part in self._parts(chunk, share):
             self._fill(part)
         return chunk
 
-    def _empty(self, share: list[int]) -> ColumnChunk:
+    def _empty(self, share: list[_Part]) -> ColumnChunk:
         """Allocate the columns of some batches."""
-        first, columns = self._columns[share[0]], sum(self._columns[i].columns for i in share)
+        found = [source.columns[index] for source, index in share]
+        first, columns = found[0], sum(part.columns for part in found)
         groups = self._regressor_shape[0]
         shape = (groups, len(self.request.channels) // groups, columns)
         targets = np.empty(shape, column_type(first.targets.element_type))
@@ -211,27 +271,26 @@ class BlockColumns:
         if self.request.residual and first.sums is not None:
             residual = np.empty_like(targets), np.empty_like(targets)
         return ColumnChunk(
-            fold=self._batches[share[0]].fold,
+            fold=self._batches[share[0][1]].fold,
             x=np.empty((*self._regressor_shape, columns)),
             targets=targets,
             residual=residual,
         )
 
-    def _parts(self, chunk: ColumnChunk, share: list[int]) -> Iterator[tuple[int, ColumnChunk]]:
+    def _parts(self, chunk: ColumnChunk, share: list[_Part]) -> Iterator[tuple[_Part, ColumnChunk]]:
         """Yield each batch with its part of a chunk."""
         end = 0
-        for index in share:
-            start, end = end, end + self._columns[index].columns
-            yield index, chunk.part(slice(start, end))
+        for source, index in share:
+            start, end = end, end + source.columns[index].columns
+            yield (source, index), chunk.part(slice(start, end))
 
-    def _fill(self, item: tuple[int, ColumnChunk]) -> None:
+    def _fill(self, item: tuple[_Part, ColumnChunk]) -> None:
         """Gather the columns of one batch."""
-        index, part = item
-        tensors, teacher = self._stage.tensors(index), self._columns[index]
-        linear, last = self.request.linear, self.request.linear.channels_last
-        at, inside = self._geometry.patches(teacher.positions)
-        taps = self._geometry.taps_inside
-        at, inside = at[taps], inside[taps]
+        (origin, index), part = item
+        tensors, teacher = self._stage.tensors(index), origin.columns[index]
+        linear, last = origin.linear, origin.linear.channels_last
+        at, inside = origin.geometry.patches(teacher.positions)
+        at, inside = at[self._taps], inside[self._taps]
         mask = None if inside.all() else inside
         source = tensors[linear.input.name], last, teacher.count, at, mask
         if self._projection is None:
@@ -249,15 +308,6 @@ class BlockColumns:
         if part.residual is not None and teacher.sums is not None:
             sums, shortcut = part.residual
             align(teacher.sums, sums)
-            name = str(self.request.plan.epilogue.shortcut)
+            name = str(origin.plan.epilogue.shortcut)
             position, out = teacher.positions[np.newaxis], shortcut.reshape(-1, len(part))
             self._gather_columns(tensors[name], last, teacher.count, position, out=out)
-
-    def _check_positions(self, rows: int) -> None:
-        shape = self._columns[0].shape
-        spatial = self.request.plan.partner.spatial_shape(shape)
-        if math.prod(spatial) != self._geometry.positions or rows != shape[0]:
-            raise MatchError(
-                f"its output has {self._geometry.output_shape or 1} positions, "
-                f"the teacher's has {spatial or 1}"
-            )

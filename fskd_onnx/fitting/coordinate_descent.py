@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from fskd_onnx.fitting.adapters import families_for, families_of, need_patches
 from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.block_fit import BlockFit, fit_block
-from fskd_onnx.fitting.block_plan import BlockPlan
+from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse, common_epilogue
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg.backends import solved_by
 from fskd_onnx.linalg.moments import sum_moments
@@ -97,98 +97,118 @@ class CoordinateDescent:
         with self._timer("capture"), solved_by(self._options.solver):
             for plan in plans:
                 with threads_for(plan.unknowns):
-                    batches = self._teacher.columns(plan.index)
+                    batches = self._teacher.batches_of(plan.index)
                 text = f"block {plan.index + 1} of {len(plans)}"
                 with (
                     runner.next_stage(text, batches) as stage,
                     self._timer("solve"),
                     threads_for(plan.unknowns),
                 ):
-                    blocks[plan.name] = self._fit(plan, stage)
+                    blocks |= self._fit(plan, stage)
         for pair in self.matching.pairs:
             if pair.reason:
                 blocks[pair.student] = _kept(pair, pair.reason)
         reports = tuple(blocks[pair.student] for pair in self.matching.pairs)
         return Descent(self.student, self.matching, reports)
 
-    def _fit(self, plan: BlockPlan, stage: Stage) -> BlockReport:
-        """Fit one block and correct it in the graph, or say why it is kept."""
-        linear = self._linears[plan.name]
-        epilogue = self._epilogue(plan, linear, stage)
-        pair = self._pair(plan.name)
+    def _fit(self, plan: BlockPlan, stage: Stage) -> dict[str, BlockReport]:
+        """Fit one block and correct it in the graph, or say why it is kept.
+
+        Returns:
+            A line for each of its uses, by name: with its own partner, and what they share.
+        """
+        linear, *others = (self._linears[use.name] for use in plan.uses)
+        epilogue = self._epilogue(plan, stage)
+
+        def kept(reason: str, error: float | None = None) -> dict[str, BlockReport]:
+            return {use.name: _kept(self._pair(use.name), reason, error) for use in plan.uses}
+
+        if reason := self._pair(plan.name).reason:
+            return kept(reason)
         try:
-            if pair.channels is None:
-                confidence = self._settle_channels(plan, linear, stage)
-                pair = self._pair(plan.name)
+            if self._pair(plan.name).channels is None:
+                confidence = self._settle_channels(plan, linear, others, stage)
                 if uncertain(confidence):
-                    reason = f"a channel correlates with the teacher's by only {confidence:.2f}"
-                    return _kept(pair, reason)
+                    return kept(f"a channel correlates with the teacher's by only {confidence:.2f}")
             families, keep_zeros = families_for(linear, self._families)
             request = BlockRequest(
                 plan=plan,
                 linear=linear,
-                channels=np.array(pair.channels),
+                channels=np.array(self._pair(plan.name).channels),
                 residual=epilogue.sum_output is not None,
                 needs_patches=need_patches(self._families),
                 keep_zeros=keep_zeros,
+                others=tuple(others),
             )
             columns = BlockColumns(stage, self._teacher, request, self._timer).in_span()
             block = fit_block(BlockData(columns, self._timer), families, epilogue)
         except MatchError as error:
-            return _kept(pair, str(error))
+            return kept(str(error))
         if not block.improves:
-            return _kept(pair, "no adapter is better on held-out folds", block.error_before)
+            return kept("no adapter is better on held-out folds", block.error_before)
         with self._timer("fuse"):
-            self._correct(linear, block)
+            self._correct(linear, block, plan)
         logger.info("%s: %.4g -> %.4g", plan.name, block.error_before, block.error_after)
-        return BlockReport(
-            student=plan.name,
-            teacher=pair.teacher,
-            op=pair.op,
-            adapter=block.family.name,
-            ridge=block.ridge,
-            channels=pair.channels or (),
-            error_before=block.error_before,
-            error_after=block.error_after,
-            status=BlockStatus.FITTED,
-            reason="",
-            teacher_width=pair.teacher_width,
+        return {use.name: _fitted(self._pair(use.name), block) for use in plan.uses}
+
+    def _epilogue(self, plan: BlockPlan, stage: Stage) -> Epilogue:
+        """Return where the error of all uses is seen; sums that broadcast are not looked behind."""
+        return common_epilogue(
+            [self._epilogue_of(plan, number, use, stage) for number, use in enumerate(plan.uses)]
         )
 
-    def _epilogue(self, plan: BlockPlan, linear: Linear, stage: Stage) -> Epilogue:
-        """Return where the error is seen: not behind a sum that broadcasts its terms."""
-        if plan.epilogue.sum_output is None:
-            return plan.epilogue
-        found = self._teacher.columns(plan.index)[0]
+    def _epilogue_of(self, plan: BlockPlan, number: int, use: BlockUse, stage: Stage) -> Epilogue:
+        linear = self._linears[use.name]
+        if use.epilogue.sum_output is None:
+            return use.epilogue
+        found = self._teacher.columns(plan.index, number)[0]
         with self._timer("capture"):
-            shape = stage.tensors(0)[str(plan.epilogue.shortcut)].shape()
+            shape = stage.tensors(0)[str(use.epilogue.shortcut)].shape()
         if len(shape) == len(found.shape):
-            shape[linear.channel_axis] += plan.partner.width - linear.width
+            shape[linear.channel_axis] += use.partner.width - linear.width
         same = found.sums is not None and tuple(shape) == found.shape
-        return plan.epilogue if same else plan.epilogue.without_sum()
+        return use.epilogue if same else use.epilogue.without_sum()
 
-    def _settle_channels(self, plan: BlockPlan, linear: Linear, stage: Stage) -> float:
+    def _settle_channels(
+        self, plan: BlockPlan, linear: Linear, others: Sequence[Linear], stage: Stage
+    ) -> float:
         """Let activations decide a block's channels, and all that follows for later blocks."""
-        everything = np.arange(plan.partner.width)
-        request = BlockRequest(plan, linear, everything, across_groups=True)
+        everything = np.arange(plan.uses[0].partner.width)
+        request = BlockRequest(plan, linear, everything, across_groups=True, others=tuple(others))
         columns = BlockColumns(stage, self._teacher, request, self._timer)
         data = BlockData(columns, self._timer)
         channels, confidence = channels_from_moments(sum_moments(data.moments(everything)))
         if not uncertain(confidence):
-            self._settled[linear.name] = channels, confidence
+            self._settled |= {use.name: (channels, confidence) for use in plan.uses}
             pairs = zip(self.matching.pairs, self._match_again(self._settled).pairs, strict=True)
             self.matching = Matching(
                 tuple(new if old.channels is None else old for old, new in pairs)
             )
         return confidence
 
-    def _correct(self, linear: Linear, block: BlockFit) -> None:
+    def _correct(self, linear: Linear, block: BlockFit, plan: BlockPlan) -> None:
         """Fuse a block's adapter in the graph, cast once to the types that are stored."""
         fused = block.family.fused(block.adapter, linear.matrix)
-        ReplaceWeights({linear.name: fused}).run(self.student)
+        ReplaceWeights({use.name: fused for use in plan.uses}).run(self.student)
 
     def _pair(self, name: str) -> BlockPair:
         return next(pair for pair in self.matching.pairs if pair.student == name)
+
+
+def _fitted(pair: BlockPair, block: BlockFit) -> BlockReport:
+    return BlockReport(
+        student=pair.student,
+        teacher=pair.teacher,
+        op=pair.op,
+        adapter=block.family.name,
+        ridge=block.ridge,
+        channels=pair.channels or (),
+        error_before=block.error_before,
+        error_after=block.error_after,
+        status=BlockStatus.FITTED,
+        reason="",
+        teacher_width=pair.teacher_width,
+    )
 
 
 def _kept(pair: BlockPair, reason: str, error: float | None = None) -> BlockReport:

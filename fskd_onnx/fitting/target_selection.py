@@ -25,6 +25,7 @@ from fskd_onnx.matching.channels import Channels
 from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.propagation import is_depthwise
+from fskd_onnx.passes.analysis.shared_weights import find_uses
 from fskd_onnx.results import Evidence, Matching
 from fskd_onnx.runtime.collector import ColumnRequest, collect
 from fskd_onnx.runtime.column_sampling import RandomSampling
@@ -170,4 +171,10 @@ def _reshape(
             sliced = spaces.sliced(block, np.array(pair.channels), carried)
             if sliced is not None:
                 weights[pair.student] = sliced
+    for uses in find_uses([block.student for block in spaces.blocks.values()]).values():
+        # Nodes that use the same weights start from the same ones, or from their own.
+        found = [weights.get(use.name) for use in uses]
+        if not all(found[0] and one and found[0].equals(one) for one in found):
+            for use in uses:
+                weights.pop(use.name, None)
     return Selection(Matching(tuple(pairs)), weights)

@@ -21,6 +21,7 @@ from fskd_onnx.linalg.moments import Moments
 from fskd_onnx.matching.kept_inputs import KeptInputs
 from fskd_onnx.matching.pairing import Partner, Similarity, pair_blocks
 from fskd_onnx.matching.row_matching import Channels, assign, channels_from_weights
+from fskd_onnx.matching.shared_blocks import SharedBlocks
 from fskd_onnx.passes.analysis.coupled_channels import CoupledChannels
 from fskd_onnx.passes.analysis.linear import Linear, Refusal, find_linear
 from fskd_onnx.passes.analysis.propagation import propagate
@@ -72,7 +73,29 @@ def match_channels(
         known: channels that activations have decided, with their confidence, by the name of the
             student's node.
     """
-    blocks = _Blocks(teacher, student, partners, known or {})
+    shared = SharedBlocks(student, teacher)
+    alone = shared.refused
+    while True:
+        pairs = _match(teacher, student, partners, known or {}, alone, shared)
+        more = shared.why_left_alone(pairs)
+        if not more:
+            return Matching(tuple(shared.complete(pairs)))
+        alone = alone | more
+
+
+def _match(
+    teacher: gs.Graph,
+    student: gs.Graph,
+    partners: Sequence[Partner],
+    known: Mapping[str, tuple[Channels, float]],
+    alone: Mapping[str, str],
+    shared: SharedBlocks,
+) -> list[BlockPair]:
+    """Match channels once; nodes that are left alone have their reason."""
+    blocks = _Blocks(teacher, student, partners, known, alone)
+    for first, *others in shared.uses:
+        for use in others:
+            blocks.couple(first, use)
     pairs = blocks.match({})
     if any(pair.channels is None and not pair.reason for pair in pairs):
         # Blocks of one residual stream carry the same channels, whichever of them was matched.
@@ -83,7 +106,7 @@ def match_channels(
             if (space := blocks.space(pair.student)) is not None
         }
         pairs = blocks.match(of_spaces)
-    return Matching(tuple(pairs))
+    return pairs
 
 
 def channels_from_moments(moments: Moments) -> tuple[Channels, float]:
@@ -120,12 +143,14 @@ class _Blocks:
         student: gs.Graph,
         partners: Sequence[Partner],
         known: Mapping[str, tuple[Channels, float]],
+        alone: Mapping[str, str],
     ) -> None:
         order = {id(node): number for number, node in enumerate(student.nodes)}
         self._views = sorted(find_linear(student), key=lambda view: order[id(_last_node(view))])
         self._teacher = {v.output.name: v for v in find_linear(teacher) if isinstance(v, Linear)}
         self._partners = {partner.student: partner for partner in partners}
         self._known = known
+        self._alone = alone
         linears = {view.name: view for view in self._views if isinstance(view, Linear)}
         self._flows = (
             propagate(teacher, self._teacher.values()),
@@ -139,6 +164,10 @@ class _Blocks:
     def space(self, name: str) -> int | None:
         """Return the channel space that a block writes to; None for a block that is no linear."""
         return self._spaces.of_block(self._outputs[name]) if name in self._outputs else None
+
+    def couple(self, one: Linear, other: Linear) -> None:
+        """Let two blocks carry the same channels."""
+        self._spaces.couple(one.output.name, other.output.name)
 
     def match(self, of_spaces: Mapping[int, _SpaceChannels]) -> list[BlockPair]:
         """Match channels, block by block in the order of nodes.
@@ -160,9 +189,8 @@ class _Blocks:
     ) -> BlockPair:
         if isinstance(view, Refusal):
             return _alone(view.name, str(view.node.op), view.reason)
-        if view.shared_with is not None:
-            reason = f"its weights are also those of '{view.shared_with}'"
-            return _alone(view.name, view.op, reason)
+        if view.name in self._alone:
+            return _alone(view.name, view.op, self._alone[view.name])
         partner = self._partners[view.name]
         if partner.teacher is None:
             return _alone(view.name, view.op, partner.reason)

@@ -20,7 +20,7 @@ from fskd_onnx.fitting import block_columns
 from fskd_onnx.fitting.adapters import Family, Kernel, Pointwise
 from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
-from fskd_onnx.fitting.block_plan import BlockPlan
+from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg import threads
 from fskd_onnx.linalg.moments import CrossMoments, GramMoments, Moments, sum_moments
@@ -234,16 +234,15 @@ def opened(
     order = np.random.default_rng(3).permutation(block.samples)
     batches = plan_batches(np.array_split(order, FOLDS), 4, None)
     linear = linears(student)["n"]
-    plan = BlockPlan(
-        index=0,
+    use = BlockUse(
         name="n",
         block_input=linear.input.name,
         partner=linears(teacher)["n"],
         epilogue=behind(block.residual),
         teacher_sum="s" if block.residual else None,
-        unknowns=linear.matrix.shape[2],
         sampling=RandomSampling(block.columns, (5,)),
     )
+    plan = BlockPlan(0, linear.matrix.shape[2], (use,))
     request = BlockRequest(
         plan,
         linear,

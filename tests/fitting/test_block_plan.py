@@ -35,15 +35,17 @@ def test_plans_name_what_each_block_needs(teacher: onnx.ModelProto) -> None:
         ["pool", "r2"],
         ["transposed"],
     ]
-    assert [plan.epilogue for plan in planned] == [
+    assert [plan.uses[0].epilogue for plan in planned] == [
         Epilogue(low=0.0),
         Epilogue("r1", "s2", 0.0),
         Epilogue("r2", "s3"),
         Epilogue(),
     ]
-    assert len({plan.sampling.seed for plan in planned}) == 4
+    assert len({plan.uses[0].sampling.seed for plan in planned}) == 4
     assert plans(teacher) == planned
-    assert [plan.sampling for plan in plans(teacher, seed=5)] != [plan.sampling for plan in planned]
+    assert [plan.uses[0].sampling for plan in plans(teacher, seed=5)] != [
+        plan.uses[0].sampling for plan in planned
+    ]
 
 
 @pytest.mark.parametrize("needs_patches", [False, True])
@@ -51,7 +53,7 @@ def test_the_number_of_columns_follows_from_the_unknowns(
     teacher: onnx.ModelProto, needs_patches: bool
 ) -> None:
     unknowns = [18, 36, 4, 4] if needs_patches else [4, 4, 4, 4]
-    columns = [plan.sampling.columns for plan in plans(teacher, needs_patches)]
+    columns = [plan.uses[0].sampling.columns for plan in plans(teacher, needs_patches)]
     assert columns == [5 * (count + 1) for count in unknowns]
 
 
@@ -76,8 +78,8 @@ def test_a_shortcut_that_is_corrected_later_is_not_repaired_twice(
 ) -> None:
     graph = gs.import_onnx(build(SHORTCUT % "\n".join(nodes)))
     planned = plan_blocks(match_models(graph, graph), graph, graph, True, 0)
-    assert {plan.name: plan.epilogue for plan in planned} == epilogues
-    assert {plan.name: plan.teacher_sum for plan in planned} == {
+    assert {plan.name: plan.uses[0].epilogue for plan in planned} == epilogues
+    assert {plan.name: plan.uses[0].teacher_sum for plan in planned} == {
         name: epilogue.sum_output for name, epilogue in epilogues.items()
     }
 
@@ -87,7 +89,7 @@ def test_a_sum_that_the_teacher_does_not_have_is_not_looked_behind() -> None:
     text = SHORTCUT.replace("y = Relu(s)", "z = Relu(c)\ny = Add(z, s)")
     teacher = gs.import_onnx(build(text % f"{PROJECTION}\n{BLOCK}"))
     planned = plan_blocks(match_models(teacher, student), student, teacher, True, 0)
-    block = next(plan for plan in planned if plan.name == "n")
+    [block] = next(plan.uses for plan in planned if plan.name == "n")
     assert (block.epilogue, block.teacher_sum) == (Epilogue(), None)
     assert block.student_tensors == ["x"]
     assert block.teacher_columns.tensors == ("c",)
