@@ -18,7 +18,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from fskd_onnx.passes.analysis import constants
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.nodes import node_name
-from fskd_onnx.passes.analysis.segments import ancestors
 
 Uses = Mapping[str, tuple[Linear, ...]]
 """All uses of the block of a linear node, itself included, by the node's name."""
@@ -63,12 +62,6 @@ def who_else_reads(linear: Linear, linears: Iterable[Linear]) -> str:
     other = next(v for n in others if _reading(v := views[id(n)]) != _reading(linear))
     how = "whose bias is another" if _bias(other) != _bias(linear) else "in another way"
     return f"are also those of '{other.name}', {how}"
-
-
-def depend_on_each_other(uses: Iterable[Linear]) -> bool:
-    """Whether a use of a block depends on the output of another one, as in a recurrence."""
-    nodes = {id(use.node) for use in uses}
-    return any(id(node) in nodes for use in uses for node in ancestors([use.input]))
 
 
 def _reading(linear: Linear) -> tuple[object, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from fskd_onnx.fitting.block_plan import plan_blocks
+from fskd_onnx.fitting.block_plan import common_epilogue, plan_blocks
 from fskd_onnx.matching.channels import match_models
 from fskd_onnx.passes.analysis.epilogue import Epilogue
 from fskd_onnx.runtime import column_sampling
@@ -93,3 +95,51 @@ def test_a_sum_that_the_teacher_does_not_have_is_not_looked_behind() -> None:
     assert (block.epilogue, block.teacher_sum) == (Epilogue(), None)
     assert block.student_tensors == ["x"]
     assert block.teacher_columns.tensors == ("c",)
+
+
+# x1 ─▶ [in] ─▶ + ─▶ r ─▶ [one] ─▶ + x1 ─▶ Relu ─▶ z1       x2 ─▶ [two] ─▶ + x2 ─▶ Relu ─▶ z2
+SHARED = """net (float[N,4,6,6] x1, float[N,4,6,6] x2) => (float[N,4,6,6] z1, float[N,4,6,6] z2)
+    <float[4,4,3,3] v, float[4,4,3,3] w, float[4] b> {
+    [two] y2 = Conv<pads=[1,1,1,1]>(x2, w, b)
+    %s
+    [in] y = Conv<pads=[1,1,1,1]>(x1, v)
+    r = Relu(y)
+    [one] y1 = Conv<pads=[1,1,1,1]>(r, w, b)
+    s1 = Add(y1, x1)
+    z1 = Relu(s1)
+}"""
+BEHIND = ("s2 = Add(y2, x2) z2 = Relu(s2)", "z2 = Relu(y2)", "s2 = Add(y2, x2) z2 = Abs(s2)")
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+def test_nodes_of_the_same_weights_are_one_block_behind_all_that_they_read(behind: str) -> None:
+    graph = gs.import_onnx(build(SHARED % behind))
+    first, block = plan_blocks(match_models(graph, graph), graph, graph, True, 3)
+    assert [use.name for use in first.uses] == ["in"]
+    assert [use.name for use in block.uses] == ["two", "one"]
+    assert [use.block_input for use in block.uses] == ["x2", "r"]
+    assert [use.partner.output.name for use in block.uses] == ["y2", "y1"]
+    columns = [use.sampling.columns for use in block.uses]
+    assert columns == [math.ceil(5 * (36 + 1) / 2)] * 2
+    assert len({use.sampling.seed for use in (*first.uses, *block.uses)}) == 3
+    sums = [use.teacher_sum for use in block.uses]
+    seen = common_epilogue([use.epilogue for use in block.uses])
+    if "s2" not in behind:
+        assert sums == [None, None]
+        assert block.student_tensors == ["x2", "r"]
+        assert seen == Epilogue()
+    else:
+        assert sums == ["s2", "s1"]
+        assert block.student_tensors == ["x2", "x2", "r", "x1"]
+        assert seen == (Epilogue() if "Abs" in behind else Epilogue("x2", "s2", 0.0))
+
+
+def test_errors_that_are_seen_alike_are_seen_behind_all_uses() -> None:
+    clipped, capped = Epilogue(low=0.0), Epilogue(low=0.0, high=6.0)
+    added, other = Epilogue("a", "s", 0.0), Epilogue("b", "t", 0.0)
+    assert common_epilogue([clipped]) == common_epilogue([clipped, clipped]) == clipped
+    assert (
+        common_epilogue([clipped, capped]) == common_epilogue([clipped, Epilogue()]) == Epilogue()
+    )
+    assert common_epilogue([added, other]) == added
+    assert common_epilogue([added, clipped]) == Epilogue()
