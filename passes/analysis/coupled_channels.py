@@ -143,8 +143,14 @@ def find_coupled_channels(graph: gs.Graph, refitted: Mapping[str, Linear]) -> Co
     for linear in refitted.values():
         if not spaces.reads_whole_spaces(linear):
             spaces.fix(linear.input.name)
-    for first, *others in find_uses(list(refitted.values())).values():
-        for use in others:
-            spaces.couple(first.input.name, use.input.name)
-            spaces.couple(first.output.name, use.output.name)
+    uses = find_uses(list(refitted.values()))
+    for linear in refitted.values():
+        if linear.name not in uses:
+            spaces.fix(linear.input.name)
+            spaces.fix(linear.output.name)
+            continue
+        first = uses[linear.name][0]
+        if linear is not first:
+            spaces.couple(first.input.name, linear.input.name)
+            spaces.couple(first.output.name, linear.output.name)
     return spaces
