@@ -11,14 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
-from fskd_onnx.passes.analysis.nodes import is_standard
-from fskd_onnx.passes.analysis.operators import operator_of
+from fskd_onnx.passes.analysis.nodes import nodes_in_bodies
 from fskd_onnx.passes.analysis.segments import ancestors
 from fskd_onnx.passes.analysis.shared_weights import find_uses, who_else_reads
+from fskd_onnx.passes.fold_affine import affine_behind
 from fskd_onnx.results import BlockPair, Evidence
+
+# Of scales and shifts, which a student keeps with its channels.
+_CLOSE = 1e-4
 
 Reasons = dict[str, str]
 """Why nodes are left alone, by name."""
@@ -34,6 +38,8 @@ class SharedBlocks:
 
     def __init__(self, student: gs.Graph, teacher: gs.Graph) -> None:
         """Find them in a canonical graph, to be matched with that of the teacher."""
+        self._graphs = student, teacher
+        self._in_bodies = nodes_in_bodies(student), nodes_in_bodies(teacher)
         self._linears = {v.name: v for v in find_linear(student) if isinstance(v, Linear)}
         self._teacher = {v.output.name: v for v in find_linear(teacher) if isinstance(v, Linear)}
         views = list(self._linears.values())
@@ -49,9 +55,9 @@ class SharedBlocks:
         """Return the nodes of these pairs that cannot be fitted after all, each with the reason."""
         found = {pair.student: pair for pair in pairs}
         reasons = {
-            pair.student: "a scale or shift per channel follows it in one of the networks only"
+            pair.student: why
             for pair in pairs
-            if pair.teacher is not None and self._scaled_in_one(pair)
+            if pair.teacher is not None and (why := self._why_not_comparable(pair))
         }
         whole = []
         for uses in self.uses:
@@ -86,15 +92,29 @@ class SharedBlocks:
             for pair in pairs
         ]
 
-    def _scaled_in_one(self, pair: BlockPair) -> bool:
-        """Whether what was folded into the weights of one network stands behind the other's.
+    def _why_not_comparable(self, pair: BlockPair) -> str:
+        """Return how the outputs of two blocks differ that stand for each other; "" if they do not.
 
-        An affine map per channel stays where it is behind weights that several nodes read.
+        An affine map per channel that differs from use to use stays behind weights that several
+        nodes read, where it is folded into others.
         """
         views = self._linears[pair.student], self._teacher[str(pair.teacher)]
         if all(view.shared_with is None for view in views):
-            return False
-        return _is_scaled(views[0]) != _is_scaled(views[1])
+            return ""
+        mine, theirs = map(affine_behind, self._graphs, views, self._in_bodies)
+        if mine is None and theirs is None:
+            return ""
+        if mine is None or theirs is None:
+            return "a scale or shift per channel follows it in one of the networks only"
+        channels = pair.channels
+        if channels is None and views[0].width == views[1].width:
+            channels = tuple(range(views[0].width))
+        if channels is not None and all(
+            np.allclose(own, other[list(channels)], rtol=_CLOSE, atol=_CLOSE * np.abs(own).max())
+            for own, other in ((mine.matrix, theirs.matrix), (mine.shift, theirs.shift))
+        ):
+            return ""
+        return "the scale or shift per channel that follows it is not that of the teacher's"
 
 
 def _disagreement(pairs: Sequence[BlockPair], reasons: Reasons) -> Reasons:
@@ -159,13 +179,3 @@ def _circle(block: int, needed: Mapping[int, set[int]]) -> list[int]:
 
 def _with(other: str, why: str) -> str:
     return f"its weights are also those of '{other}', {why}"
-
-
-def _is_scaled(linear: Linear) -> bool:
-    """Whether an affine map per channel is what reads a block output."""
-    readers = linear.output.outputs
-    if len(readers) != 1:
-        return False
-    [reader] = readers
-    of_constant = any(isinstance(tensor, gs.Constant) for tensor in reader.inputs)
-    return is_standard(reader, "BatchNormalization") or (operator_of(reader).scales and of_constant)

@@ -185,3 +185,11 @@ def test_a_scale_that_is_folded_in_one_network_only_is_not_fitted_to(
             assert not pair.reason
         else:
             assert "a scale or shift per channel follows it in one of the networks" in pair.reason
+
+
+def test_other_scales_behind_shared_weights_are_not_fitted_to() -> None:
+    whole = build(BEHIND.format("w"))
+    values = initializers(whole)
+    values["t"] = values["t"] * np.float32(1.1)
+    for pair in matched(whole, build(BEHIND.format("w"), values)).values():
+        assert "the scale or shift per channel that follows it is not that of" in pair.reason
