@@ -229,3 +229,16 @@ def test_a_weight_that_is_also_an_output_or_read_by_a_mul_is_left_alone() -> Non
             assert (found[name].status, found[name].reason) == ("kept", reason)
         fused = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
         np.testing.assert_array_equal(fused["w"], initializers(student)["w"])
+
+
+@pytest.mark.parametrize("teacher_tied", [True, False])
+def test_activations_of_all_uses_decide_on_channels_that_weights_leave_open(
+    teacher_tied: bool,
+) -> None:
+    teacher, student = networks(teacher_tied, True, True)
+    student = noisy(student, amount=0.5, seed=3)
+    samples = {"x": np.random.default_rng(5).standard_normal((60, 3, 8, 8), np.float32)}
+    result = fitted(teacher, student, samples)
+    for level in "123":
+        assert rows(result)[f"inner{level}"].channels == tuple(KEPT)
+        assert rows(result)[f"inner{level}"].status == "fitted"
