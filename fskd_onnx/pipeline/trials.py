@@ -24,7 +24,7 @@ from fskd_onnx.progress import with_prefix
 from fskd_onnx.reporting.agreement import agreement, squared_errors
 from fskd_onnx.results import Agreement, BlockReport
 from fskd_onnx.runtime.forward import Outputs
-from fskd_onnx.serialization.model_files import load_model
+from fskd_onnx.serialization.model_check import checked
 from fskd_onnx.timing import StageTimer
 
 
@@ -95,7 +95,7 @@ def fits(
         with timer("fuse"):
             model = export(fitted.student, like=problem.student.canonical)
         with timer("verify"):
-            load_model(model)
+            checked(model, f"fused {problem.student.name}")
         yield FittedStudent(targets, model, fitted.blocks)
 
 

@@ -16,6 +16,7 @@ from onnx.checker import ValidationError
 from onnx.external_data_helper import uses_external_data
 from onnx.shape_inference import InferenceError
 
+from fskd_onnx.passes.analysis.random_nodes import bodies_of
 from fskd_onnx.passes.base import IR_OF_FREE_INITIALIZERS
 from fskd_onnx.serialization.external_data import exceeds_one_file, model_to_check
 
@@ -186,7 +187,7 @@ def _drop_value_info(graph: onnx.GraphProto) -> list[str]:
     names = [value.name for value in graph.value_info]
     del graph.value_info[:]
     for node in graph.node:
-        for body in _bodies(node):
+        for body in bodies_of(node):
             names += _drop_value_info(body)
     return names
 
@@ -225,7 +226,7 @@ def _sort(graph: onnx.GraphProto) -> bool:
 
     Nodes keep their order as far as it is topological.
     """
-    changed = [_sort(body) for node in graph.node for body in _bodies(node)]
+    changed = [_sort(body) for node in graph.node for body in bodies_of(node)]
     order = list(_topological([(set(node.output), set(_reads(node))) for node in graph.node]))
     if order == sorted(order):
         return any(changed)
@@ -259,21 +260,14 @@ def _topological(nodes: Sequence[tuple[set[str], set[str]]]) -> Iterator[int]:
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     yield from node.input
-    for body in _bodies(node):
+    for body in bodies_of(node):
         yield from (output.name for output in body.output)
         for inner in body.node:
             yield from _reads(inner)
 
 
-def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
-        for body in _bodies(node):
+        for body in bodies_of(node):
             yield from _all_nodes(body)

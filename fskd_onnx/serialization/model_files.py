@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from pathlib import Path
@@ -13,10 +14,13 @@ from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from fskd_onnx.errors import ModelError
+from fskd_onnx.passes.analysis.random_nodes import find_random, find_training_dropouts
 from fskd_onnx.serialization import external_data
 from fskd_onnx.serialization.atomic_files import atomic_path
 from fskd_onnx.serialization.file_names import data_path
 from fskd_onnx.serialization.model_check import checked
+
+logger = logging.getLogger(__name__)
 
 _FLOATS = (
     onnx.TensorProto.FLOAT,
@@ -50,7 +54,8 @@ def load_model(source: ModelSource) -> onnx.ModelProto:
         copy that is put right, see ``fskd_onnx.serialization.model_check``.
 
     Raises:
-        ModelError: the file is missing, is no ONNX model, or breaks the ONNX specification.
+        ModelError: the file is missing, is no ONNX model, breaks the ONNX specification, or an
+            output is random.
     """
     name = source_name(source)
     try:
@@ -71,6 +76,7 @@ def load_model(source: ModelSource) -> onnx.ModelProto:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"{name}: is not a valid ONNX model: {first}; export it again") from error
+    _check_not_random(model, name)
     return model
 
 
@@ -119,6 +125,28 @@ def count_parameters(model: onnx.ModelProto) -> int:
         if all(attribute.t.data_type in _FLOATS for attribute in node.attribute):
             count += math.prod(numpy_helper.to_array(shapes[node.input[0]]).tolist())
     return count
+
+
+def _check_not_random(model: onnx.ModelProto, name: str) -> None:
+    """Check that a model gives the same outputs for the same samples; note what is in training.
+
+    Raises:
+        ModelError: it does not.
+    """
+    for node, reason in find_random(model):
+        raise ModelError(
+            f"{name}: the output of its node '{node}' is not the same each time ({reason}); export "
+            "the network in inference mode, or make what is random an input"
+        )
+    dropouts = find_training_dropouts(model)
+    if dropouts:
+        listed = ", ".join(f"'{node}'" for node in dropouts)
+        logger.warning(
+            "%s: %s in training mode; all runs here are inference, but a session of the file "
+            "drops values at random: export the network in inference mode",
+            name,
+            f"its Dropout {listed} is" if len(dropouts) == 1 else f"its Dropouts {listed} are",
+        )
 
 
 def _check_files(model: onnx.ModelProto, name: str) -> None:
