@@ -13,6 +13,7 @@ coordinates in an orthonormal basis of the span, and nothing is lost (``BlockCol
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -69,9 +70,12 @@ class BlockRequest:
 class BlockColumns:
     """The columns of one block at the current stage of the student.
 
+    Columns with a value that is not finite are left out.
+
     Attributes:
         request: what is gathered.
         regressors: the block as a map of them.
+        left_out: samples with columns that were left out, as far as they were gathered.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class BlockColumns:
         self.request = request
         self._timer = timer
         self._chunks: list[ColumnChunk] | None = None
+        self.left_out: set[int] = set()
         linear, groups = request.linear, request.linear.groups
         with timer("capture"):
             self._columns = teacher.columns(request.plan.index)
@@ -138,6 +143,8 @@ class BlockColumns:
         reduced = copy.copy(self)
         with self._timer("capture"):
             chunks = list(self.chunks())
+            if not chunks:
+                return self
             x = np.concatenate([chunk.x for chunk in chunks], axis=2)
             # Householder reflections, so the basis is orthonormal even where columns are equal.
             bases, coordinates = zip(
@@ -159,28 +166,52 @@ class BlockColumns:
     def chunks(self, first_fold: bool = False) -> Iterable[ColumnChunk]:
         """Return all chunks, fold after fold; only those of the first fold, if that is enough.
 
-        They are a list where they are kept, else an iterator.
+        They are a list where they are kept, else an iterator. A fold without a finite column has
+        none.
         """
-        first = self._batches[0].fold
         if self._chunks is None and self._keep:
             self._chunks = list(self._gathered(list(self._columns)))
         if self._chunks is not None:
-            return [c for c in self._chunks if not first_fold or c.fold == first]
-        return self._gathered(
-            [i for i in self._columns if not first_fold or self._batches[i].fold == first]
-        )
+            return [c for c in self._chunks if not first_fold or c.fold == self._chunks[0].fold]
+        return self._first_fold() if first_fold else self._gathered(list(self._columns))
+
+    def _first_fold(self) -> Iterable[ColumnChunk]:
+        """Gather the chunks of the first fold that has some."""
+        for _, batches in itertools.groupby(self._columns, lambda i: self._batches[i].fold):
+            chunks = iter(self._gathered(list(batches)))
+            if (first := next(chunks, None)) is not None:
+                return itertools.chain([first], chunks)
+        return ()
 
     def _gathered(self, batches: list[int]) -> Iterable[ColumnChunk]:
         """Gather the columns of some batches, at once where all of them may be in memory."""
         shares = self._divided(batches)
         if not self._keep:
-            return map(self._gather, shares)
+            return self._finite(map(self._gather, shares), shares)
         for index in batches:
             self._stage.tensors(index)  # runs what has not run yet, one batch after another
         chunks = [self._empty(share) for share in shares]
         parts = [part for pair in zip(chunks, shares, strict=True) for part in self._parts(*pair)]
         list(parallel_map(self._fill, parts))
-        return chunks
+        return list(self._finite(chunks, shares))
+
+    def _finite(
+        self, chunks: Iterable[ColumnChunk], shares: list[list[int]]
+    ) -> Iterator[ColumnChunk]:
+        """Yield chunks without the columns that are not finite, those of no other not at all."""
+        for chunk, share in zip(chunks, shares, strict=True):
+            finite = chunk.finite()
+            if finite is None:
+                yield chunk
+                continue
+            ends = np.cumsum([self._columns[index].columns for index in share])[:-1]
+            for index, part in zip(share, np.split(finite, ends), strict=True):
+                columns, samples = self._columns[index], self._batches[index].samples
+                rows = np.flatnonzero(~part.reshape(columns.count, -1).all(axis=1))
+                # Where a sample has several rows, they follow each other.
+                self.left_out.update(samples[rows * len(samples) // columns.shape[0]].tolist())
+            if finite.any():
+                yield chunk.part(finite)
 
     def _divided(self, batches: list[int]) -> list[list[int]]:
         """Divide batches into those whose columns are one chunk: of a fold, few enough."""
@@ -226,7 +257,11 @@ class BlockColumns:
 
     def _fill(self, item: tuple[int, ColumnChunk]) -> None:
         """Gather the columns of one batch."""
-        index, part = item
+        # What is not finite is left out by ``_finite``, so no product has to warn of it.
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._fill_part(*item)
+
+    def _fill_part(self, index: int, part: ColumnChunk) -> None:
         tensors, teacher = self._stage.tensors(index), self._columns[index]
         linear, last = self.request.linear, self.request.linear.channels_last
         at, inside = self._geometry.patches(teacher.positions)

@@ -50,7 +50,7 @@ class Candidate:
     Attributes:
         last: of its fits.
         after: how close they came to the teacher, each on its own held-out samples.
-        errors: on each of these samples.
+        errors: on each of these samples that gives the verdict.
     """
 
     last: FittedStudent
@@ -74,7 +74,7 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
                     outputs[fitted.targets].append(found)
     candidates = []
     for targets, parts in outputs.items():
-        together = [np.concatenate(output) for output in zip(*parts, strict=True)]
+        together = [np.concatenate(out)[problem.judged] for out in zip(*parts, strict=True)]
         candidates.append(
             Candidate(
                 last[targets],

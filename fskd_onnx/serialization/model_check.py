@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
-import onnxruntime
 from onnx.checker import ValidationError
 from onnx.external_data_helper import uses_external_data
 from onnx.shape_inference import InferenceError
@@ -24,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 # Domains whose operators ONNX Runtime knows without being told of them.
 _OF_ONNX_RUNTIME = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
-_FATAL = 4
 
 
 def checked(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
@@ -51,7 +49,7 @@ def checked(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
             notes += _drop_stale_shapes(repaired)
         if not _inferable(repaired):
             notes += _drop_all_shapes(repaired)
-        _check_as_runtime(repaired)
+        _check(repaired)
         for note in notes:
             logger.warning("%s: %s", name, note)
         return repaired
@@ -80,23 +78,6 @@ def _inferable(model: onnx.ModelProto) -> bool:
     except ValidationError:
         return True  # said by the check that follows
     return True
-
-
-def _check_as_runtime(model: onnx.ModelProto) -> None:
-    """Check a model; where its shapes contradict each other, ONNX Runtime has the last word."""
-    try:
-        _check(model)
-    except InferenceError:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _FATAL
-        try:
-            light = model_to_check(model).SerializeToString()
-            onnxruntime.InferenceSession(light, options, providers=["CPUExecutionProvider"])
-            runs = True
-        except Exception:  # of a dozen unrelated types
-            runs = False
-        if not runs:
-            raise
 
 
 def _put_lists_right(model: onnx.ModelProto) -> list[str]:
