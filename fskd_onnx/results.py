@@ -60,6 +60,7 @@ class BlockReport:
         reason: why it was kept; empty where it was fitted.
         teacher_width: number of channels of the teacher's tensor. The terminal shows it, the JSON
             report does not.
+        note: what else there is to know of a fitted block; mostly nothing.
     """
 
     student: str
@@ -73,6 +74,7 @@ class BlockReport:
     status: BlockStatus
     reason: str
     teacher_width: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,18 @@ class Comparison:
 
     Attributes:
         agreement: of the student with the teacher.
-        count: number of samples.
+        count: number of samples that the figures are of.
         accuracy_teacher: fraction of samples whose label the teacher ranks first; None without
             labels.
         accuracy_student: the same of the student.
+        left_out: names of the samples for which an output of either model is not finite.
     """
 
     agreement: Agreement
     count: int
     accuracy_teacher: float | None
     accuracy_student: float | None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,8 @@ class FitReport:
         parameters_fused: number of parameters of the fitted student.
         seconds: time per stage.
         versions: versions of this package and of those it computes with.
+        left_out: names of the held-out samples that the verdict leaves out, since an output of the
+            teacher or of the given student is not finite.
     """
 
     teacher: str
@@ -161,6 +167,7 @@ class FitReport:
     parameters_fused: int
     seconds: StageSeconds
     versions: dict[str, str]
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

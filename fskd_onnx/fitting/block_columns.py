@@ -16,8 +16,9 @@ uses, each gathered from its own input beside the targets of its own partner.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -113,9 +114,12 @@ _Part = tuple[_Source, int]
 class BlockColumns:
     """The columns of one block at the current stage of the student.
 
+    Columns with a value that is not finite are left out.
+
     Attributes:
         request: what is gathered.
         regressors: the block as a map of them.
+        left_out: samples with columns that were left out, as far as they were gathered.
     """
 
     def __init__(
@@ -138,6 +142,7 @@ class BlockColumns:
         self.request = request
         self._timer = timer
         self._chunks: list[ColumnChunk] | None = None
+        self.left_out: set[int] = set()
         linear, groups = request.linear, request.linear.groups
         with timer("capture"):
             tensors = stage.tensors(0)
@@ -195,6 +200,8 @@ class BlockColumns:
         reduced = copy.copy(self)
         with self._timer("capture"):
             chunks = list(self.chunks())
+            if not chunks:
+                return self
             x = np.concatenate([chunk.x for chunk in chunks], axis=2)
             # Householder reflections, so the basis is orthonormal even where columns are equal.
             bases, coordinates = zip(
@@ -216,29 +223,57 @@ class BlockColumns:
     def chunks(self, first_fold: bool = False) -> Iterable[ColumnChunk]:
         """Return all chunks, fold after fold; only those of the first fold, if that is enough.
 
-        They are a list where they are kept, else an iterator.
+        They are a list where they are kept, else an iterator. A fold without a finite column has
+        none.
         """
-        first = self._batches[0].fold
-        parts = [(source, index) for source in self._sources for index in source.columns]
+        # Fold after fold, so that the first chunk is of the first fold that has a finite column.
+        parts = sorted(
+            ((source, index) for source in self._sources for index in source.columns),
+            key=lambda part: self._batches[part[1]].fold,
+        )
         if self._chunks is None and self._keep:
             self._chunks = list(self._gathered(parts))
         if self._chunks is not None:
-            return [c for c in self._chunks if not first_fold or c.fold == first]
-        return self._gathered(
-            [part for part in parts if not first_fold or self._batches[part[1]].fold == first]
-        )
+            return [c for c in self._chunks if not first_fold or c.fold == self._chunks[0].fold]
+        return self._first_fold(parts) if first_fold else self._gathered(parts)
+
+    def _first_fold(self, parts: Sequence[_Part]) -> Iterable[ColumnChunk]:
+        """Gather the chunks of the first fold that has some."""
+        for _, of_fold in itertools.groupby(parts, lambda part: self._batches[part[1]].fold):
+            chunks = iter(self._gathered(list(of_fold)))
+            if (first := next(chunks, None)) is not None:
+                return itertools.chain([first], chunks)
+        return ()
 
     def _gathered(self, batches: list[_Part]) -> Iterable[ColumnChunk]:
         """Gather the columns of some batches, at once where all of them may be in memory."""
         shares = self._divided(batches)
         if not self._keep:
-            return map(self._gather, shares)
+            return self._finite(map(self._gather, shares), shares)
         for index in dict.fromkeys(index for _, index in batches):
             self._stage.tensors(index)  # runs what has not run yet, one batch after another
         chunks = [self._empty(share) for share in shares]
         parts = [part for pair in zip(chunks, shares, strict=True) for part in self._parts(*pair)]
         list(parallel_map(self._fill, parts))
-        return chunks
+        return list(self._finite(chunks, shares))
+
+    def _finite(
+        self, chunks: Iterable[ColumnChunk], shares: list[list[_Part]]
+    ) -> Iterator[ColumnChunk]:
+        """Yield chunks without the columns that are not finite, those of no other not at all."""
+        for chunk, share in zip(chunks, shares, strict=True):
+            finite = chunk.finite()
+            if finite is None:
+                yield chunk
+                continue
+            ends = np.cumsum([source.columns[index].columns for source, index in share])[:-1]
+            for (source, index), part in zip(share, np.split(finite, ends), strict=True):
+                columns, samples = source.columns[index], self._batches[index].samples
+                rows = np.flatnonzero(~part.reshape(columns.count, -1).all(axis=1))
+                # Where a sample has several rows, they follow each other.
+                self.left_out.update(samples[rows * len(samples) // columns.shape[0]].tolist())
+            if finite.any():
+                yield chunk.part(finite)
 
     def _divided(self, batches: list[_Part]) -> list[list[_Part]]:
         """Divide batches into those whose columns are one chunk: of a use and fold, few enough."""
@@ -286,7 +321,12 @@ class BlockColumns:
 
     def _fill(self, item: tuple[_Part, ColumnChunk]) -> None:
         """Gather the columns of one batch."""
-        (origin, index), part = item
+        # What is not finite is left out by ``_finite``, so no product has to warn of it.
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._fill_part(*item)
+
+    def _fill_part(self, place: _Part, part: ColumnChunk) -> None:
+        origin, index = place
         tensors, teacher = self._stage.tensors(index), origin.columns[index]
         linear, last = origin.linear, origin.linear.channels_last
         at, inside = origin.geometry.patches(teacher.positions)

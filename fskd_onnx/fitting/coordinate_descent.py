@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.errors import MatchError
@@ -22,6 +24,7 @@ from fskd_onnx.linalg.threads import threads_for
 from fskd_onnx.matching.channels import Channels, channels_from_moments, uncertain
 from fskd_onnx.options import FitOptions
 from fskd_onnx.passes import AffineMap, ReplaceWeights
+from fskd_onnx.passes.analysis import constants
 from fskd_onnx.passes.analysis.epilogue import Epilogue
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.results import BlockPair, BlockReport, BlockStatus, Matching
@@ -29,6 +32,9 @@ from fskd_onnx.runtime.segment_runner import Stage
 from fskd_onnx.timing import StageTimer
 
 logger = logging.getLogger(__name__)
+
+# Samples that are named of those that were left out.
+_NAMED = 3
 
 MatchAgain = Callable[[Mapping[str, tuple[Channels, float]]], Matching]
 """Matches channels anew from those that activations have decided, with their confidence."""
@@ -141,15 +147,24 @@ class CoordinateDescent:
                 others=tuple(others),
             )
             columns = BlockColumns(stage, self._teacher, request, self._timer).in_span()
-            block = fit_block(BlockData(columns, self._timer), families, epilogue)
+            data = BlockData(columns, self._timer)
+            block = fit_block(data, families, epilogue)
         except MatchError as error:
             return kept(str(error))
+        if not math.isfinite(block.error_before):
+            return kept("its activations are so large that its error overflows")
         if not block.improves:
             return kept("no adapter is better on held-out folds", block.error_before)
         with self._timer("fuse"):
-            self._correct(linear, block, plan)
+            fused = block.family.fused(block.adapter, linear.matrix)
+            if not all(_fit_into(use, fused) for use in (linear, *others)):
+                reason = "the weights of the best adapter overflow the type that they are stored in"
+                return kept(reason, block.error_before)
+            # Cast once, to the types that are stored.
+            ReplaceWeights({use.name: fused for use in plan.uses}).run(self.student)
         logger.info("%s: %.4g -> %.4g", plan.name, block.error_before, block.error_after)
-        return {use.name: _fitted(self._pair(use.name), block) for use in plan.uses}
+        note = _note_on(self._teacher.names(data.left_out))
+        return {use.name: _fitted(self._pair(use.name), block, note) for use in plan.uses}
 
     def _epilogue(self, plan: BlockPlan, stage: Stage) -> Epilogue:
         """Return where the error of all uses is seen; sums that broadcast are not looked behind."""
@@ -186,16 +201,11 @@ class CoordinateDescent:
             )
         return confidence
 
-    def _correct(self, linear: Linear, block: BlockFit, plan: BlockPlan) -> None:
-        """Fuse a block's adapter in the graph, cast once to the types that are stored."""
-        fused = block.family.fused(block.adapter, linear.matrix)
-        ReplaceWeights({use.name: fused for use in plan.uses}).run(self.student)
-
     def _pair(self, name: str) -> BlockPair:
         return next(pair for pair in self.matching.pairs if pair.student == name)
 
 
-def _fitted(pair: BlockPair, block: BlockFit) -> BlockReport:
+def _fitted(pair: BlockPair, block: BlockFit, note: str) -> BlockReport:
     return BlockReport(
         student=pair.student,
         teacher=pair.teacher,
@@ -208,7 +218,25 @@ def _fitted(pair: BlockPair, block: BlockFit) -> BlockReport:
         status=BlockStatus.FITTED,
         reason="",
         teacher_width=pair.teacher_width,
+        note=note,
     )
+
+
+def _fit_into(linear: Linear, fused: AffineMap) -> bool:
+    """Whether new weights are finite in the types in which a block stores its own."""
+    computed = onnx.helper.np_dtype_to_tensor_dtype(linear.dtype)
+    return all(
+        constants.fits(values, computed if stored is None else constants.element_type(stored))
+        for values, stored in ((fused.matrix, linear.weight), (fused.shift, linear.bias_constant))
+    )
+
+
+def _note_on(samples: Sequence[str]) -> str:
+    """Return what is said of samples that were left out where they are not finite."""
+    if not samples:
+        return ""
+    listed = ", ".join(samples[:_NAMED]) + (", ..." if len(samples) > _NAMED else "")
+    return f"its activations are not finite on {len(samples)} samples ({listed}) and left out there"
 
 
 def _kept(pair: BlockPair, reason: str, error: float | None = None) -> BlockReport:

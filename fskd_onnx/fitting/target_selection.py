@@ -20,9 +20,10 @@ from fskd_onnx.fitting.adapters import is_sparse
 from fskd_onnx.fitting.channel_spaces import ChannelSpaces, LinearPair
 from fskd_onnx.fitting.greedy_choice import choose_channels
 from fskd_onnx.linalg.backends import Array
-from fskd_onnx.linalg.moments import GramMoments
+from fskd_onnx.linalg.moments import GramMoments, finite_columns
 from fskd_onnx.matching.channels import Channels
 from fskd_onnx.passes.analysis.affine import AffineMap
+from fskd_onnx.passes.analysis.constants import all_finite
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.propagation import is_depthwise
 from fskd_onnx.passes.analysis.shared_weights import find_uses
@@ -97,9 +98,12 @@ def select_targets(
             evidence = [
                 _evidence(block, spaces, space, grams[block.teacher.input.name])
                 for block in readers
-                if space in (spaces.inputs(block) or ())
+                if space in (spaces.inputs(block) or ()) and block.teacher.input.name in grams
             ]
-            chosen[space] = choose_channels(evidence, width)
+            if evidence:  # else nothing is known of its channels, and they stay
+                chosen[space] = choose_channels(evidence, width)
+        if not chosen:
+            return None
         return _reshape(spaces, chosen, matching)
 
 
@@ -110,7 +114,10 @@ def _grams(
     samples: DecodedSamples,
     batches: Sequence[Batch],
 ) -> dict[str, Array]:
-    """Run the teacher once over some samples; return the centred Gram matrix of what is read."""
+    """Run the teacher once over some samples; return the centred Gram matrix of what is read.
+
+    What is finite at no position, or so large that its squares overflow, has none.
+    """
     requests = {}
     for reader in readers:
         channels = reader.groups * reader.shape[2] // math.prod(reader.kernel_shape)
@@ -124,10 +131,17 @@ def _grams(
     with runner.next_stage("teacher, for the choice of channels") as stage:
         for _, found in collect(stage, used, list(requests.values()), gather):
             for name, part in zip(requests, found, strict=True):
-                if part is not None:
-                    new = GramMoments.of(part.values[0][np.newaxis])
+                if part is None:
+                    continue
+                values = part.values[0]
+                finite = finite_columns(values)
+                if finite is not None:
+                    values = values[:, finite]
+                if values.shape[1]:
+                    new = GramMoments.of(values[np.newaxis])
                     sums[name] = sums[name] + new if name in sums else new
-    return {name: moments.centered_gram[0] for name, moments in sums.items()}
+    grams = {name: moments.centered_gram[0] for name, moments in sums.items()}
+    return {name: gram for name, gram in grams.items() if all_finite(gram)}
 
 
 def _evidence(

@@ -12,7 +12,7 @@ Both networks read the same samples, once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,6 +106,10 @@ class TeacherPass:
         """Return what runs a student on the same samples, to stop where the blocks need it to."""
         stops = [plan.student_tensors for plan in self.plans]
         return SegmentRunner(self._runtime, student, stops, self.batches, self._samples)
+
+    def names(self, samples: Iterable[int]) -> list[str]:
+        """Return what to call samples in reports, each once; copies have the name of theirs."""
+        return list(dict.fromkeys(map(self._samples.describe, sorted(samples))))
 
     def columns(self, block: int, use: int = 0) -> Mapping[int, TargetColumns]:
         """Return the columns of a use of a block, by batch; not all batches have some.

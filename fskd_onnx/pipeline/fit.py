@@ -16,6 +16,7 @@ from fskd_onnx.errors import MatchError, NoImprovementError
 from fskd_onnx.options import FitOptions
 from fskd_onnx.pipeline.problem import FitProblem, prepare
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
+from fskd_onnx.reporting.agreement import finite_rows
 from fskd_onnx.results import FitReport, FitResult
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.sources import SampleSource
@@ -42,6 +43,8 @@ def fit(
 
     Raises:
         NoImprovementError: on held-out samples the fitted student is no closer to the teacher.
+        ModelError: no output of the teacher is finite, or none of the student that the fit does not
+            bring back.
         FskdError: a file, the samples or the machine cannot be used.
     """
     options = options or FitOptions()
@@ -54,6 +57,7 @@ def fit(
         fitted = _final_fit(problem, best, options, timer) if _closer(problem, best) else best.last
     report = _report(problem, fitted, best, options, timer)
     if not _closer(problem, best):
+        problem.check_student()
         raise NoImprovementError(
             f"{problem.student.name}: the fit brought it no closer to the teacher on "
             f"{len(problem.held_out)} held-out samples (relative error "
@@ -87,7 +91,12 @@ def _final_fit(
     if problem.splits.final is problem.splits.trials[-1]:
         return best.last
     chosen = dataclasses.replace(options, targets=best.last.targets)
-    return next(fits(problem, problem.splits.final, chosen, timer))
+    final = next(fits(problem, problem.splits.final, chosen, timer))
+    with timer("verify"):
+        name = f"fused {problem.student.name}"
+        outputs = problem.outputs(final.model, name, problem.held_out[problem.judged])
+    # Where it overflows for a sample for which the student did not, the one that was judged stays.
+    return final if all(finite_rows(values).all() for values in outputs) else best.last
 
 
 def _report(
@@ -113,6 +122,7 @@ def _report(
         parameters_fused=count_parameters(fitted.model),
         seconds=timer.report(),
         versions=_versions(),
+        left_out=problem.left_out,
     )
 
 

@@ -12,15 +12,16 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from fskd_onnx.errors import MatchError, SamplesError
+from fskd_onnx.errors import MatchError, ModelError, SamplesError
 from fskd_onnx.matching.activation_similarity import ActivationSimilarity
 from fskd_onnx.matching.channels import Channels, match_channels
 from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import Partner, pair_blocks
 from fskd_onnx.options import FitOptions, RunOptions
 from fskd_onnx.passes import Canonicalize
+from fskd_onnx.passes.analysis.finite_parameters import find_not_finite
 from fskd_onnx.pipeline.splits import Splits, split_samples
-from fskd_onnx.reporting.agreement import agreement
+from fskd_onnx.reporting.agreement import agreement, finite_rows, finite_samples
 from fskd_onnx.results import Agreement, Matching
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.forward import Outputs, forward
@@ -30,7 +31,12 @@ from fskd_onnx.samples.augment import Augmented
 from fskd_onnx.samples.batches import default_batch_size, plan_batches
 from fskd_onnx.samples.reader import SampleReader, Samples
 from fskd_onnx.samples.sources import SampleSource, load_samples
-from fskd_onnx.serialization.interface import check_same_interface, fixed_batch_size, input_specs
+from fskd_onnx.serialization.interface import (
+    check_same_interface,
+    fixed_batch_size,
+    input_specs,
+    output_names,
+)
 from fskd_onnx.serialization.model_files import ModelSource, load_model, source_name
 
 logger = logging.getLogger(__name__)
@@ -48,8 +54,17 @@ class LoadedModel:
 
     @staticmethod
     def load(source: ModelSource) -> LoadedModel:
-        """Read, check and canonicalize a model."""
+        """Read, check and canonicalize a model.
+
+        Raises:
+            ModelError: it cannot be read, or a parameter is not finite.
+        """
         model = load_model(source)
+        for parameter, node in find_not_finite(gs.import_onnx(model)):
+            raise ModelError(
+                f"{source_name(source)}: the parameter '{parameter}' of its node '{node}' holds NaN"
+                " or infinite values; repair it, or export the network again"
+            )
         result = Canonicalize()(model)
         for note in result.notes:
             logger.debug("%s: %s", source_name(source), note)
@@ -100,15 +115,51 @@ class FitProblem:
         return forward(self.runtime, model, self.samples, samples, self.options.batch_size, name)
 
     @cached_property
+    def _given(self) -> tuple[Outputs, Outputs]:
+        """The outputs of the teacher and of the untouched student for all held-out samples."""
+        teacher, student = (
+            self.outputs(network.model, network.name, self.held_out)
+            for network in (self.teacher, self.student)
+        )
+        return teacher, student
+
+    @cached_property
+    def judged(self) -> NDArray[np.bool_]:
+        """Which held-out samples give the verdict: those with finite outputs of both networks.
+
+        Where the untouched student has none, those of the teacher: a fit may bring it back.
+
+        Raises:
+            ModelError: an output of the teacher is finite for none of them.
+        """
+        teacher, student = self._given
+        finite = finite_samples([teacher], [output_names(self.teacher.model)], [self.teacher.name])
+        both = finite & np.logical_and.reduce(list(map(finite_rows, student)))
+        return both if both.any() else finite
+
+    def check_student(self) -> None:
+        """Check that some outputs of the untouched student are finite.
+
+        Raises:
+            ModelError: they are not.
+        """
+        names = output_names(self.student.model)
+        finite_samples([self._given[1]], [names], [self.student.name])
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the held-out samples that do not."""
+        return tuple(map(self.samples.describe, self.held_out[~self.judged].tolist()))
+
+    @cached_property
     def target(self) -> Outputs:
         """The teacher's outputs for the samples of the verdict."""
-        return self.outputs(self.teacher.model, self.teacher.name, self.held_out)
+        return [values[self.judged] for values in self._given[0]]
 
     @cached_property
     def before(self) -> Agreement:
         """How close the untouched student is on these samples."""
-        outputs = self.outputs(self.student.model, self.student.name, self.held_out)
-        return agreement(self.target, outputs)
+        return agreement(self.target, [values[self.judged] for values in self._given[1]])
 
 
 def prepare(

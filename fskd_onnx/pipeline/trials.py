@@ -24,7 +24,7 @@ from fskd_onnx.progress import with_prefix
 from fskd_onnx.reporting.agreement import agreement, squared_errors
 from fskd_onnx.results import Agreement, BlockReport
 from fskd_onnx.runtime.forward import Outputs
-from fskd_onnx.serialization.model_files import load_model
+from fskd_onnx.serialization.model_check import checked
 from fskd_onnx.timing import StageTimer
 
 
@@ -50,7 +50,7 @@ class Candidate:
     Attributes:
         last: of its fits.
         after: how close they came to the teacher, each on its own held-out samples.
-        errors: on each of these samples.
+        errors: on each of these samples that gives the verdict.
     """
 
     last: FittedStudent
@@ -74,7 +74,7 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
                     outputs[fitted.targets].append(found)
     candidates = []
     for targets, parts in outputs.items():
-        together = [np.concatenate(output) for output in zip(*parts, strict=True)]
+        together = [np.concatenate(out)[problem.judged] for out in zip(*parts, strict=True)]
         candidates.append(
             Candidate(
                 last[targets],
@@ -95,7 +95,7 @@ def fits(
         with timer("fuse"):
             model = export(fitted.student, like=problem.student.canonical)
         with timer("verify"):
-            load_model(model)
+            checked(model, f"fused {problem.student.name}")
         yield FittedStudent(targets, model, fitted.blocks)
 
 

@@ -11,7 +11,46 @@ from fskd_onnx.errors import ModelError
 from fskd_onnx.results import Agreement
 from fskd_onnx.runtime.forward import Outputs
 
+# A fitted student may overflow; then its error is NaN or infinite, which is worse than any other.
+_OVERFLOWS = np.errstate(invalid="ignore", over="ignore")
 
+
+def finite_samples(
+    outputs: Sequence[Outputs], names: Sequence[Sequence[str]], models: Sequence[str]
+) -> NDArray[np.bool_]:
+    """Return for which samples all outputs of some models are finite, (samples,).
+
+    Args:
+        outputs: of each model, each (samples, ...).
+        names: of each model's outputs.
+        models: what to call them in an error.
+
+    Raises:
+        ModelError: an output, or all of them together, are finite for no sample.
+    """
+    finite = np.ones(len(outputs[0][0]), bool)
+    for of_model, of_outputs, model in zip(outputs, names, models, strict=True):
+        for values, name in zip(of_model, of_outputs, strict=True):
+            own = finite_rows(values)
+            finite &= own
+            if not own.any() or not finite.any():
+                which = "each" if not own.any() else "each that is finite elsewhere"
+                raise ModelError(
+                    f"{model}: its output '{name}' is NaN or infinite for {which} of {len(own)} "
+                    "samples; look for what overflows in the model, or give other samples"
+                )
+    return finite
+
+
+def finite_rows(values: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Return for which samples an output, (samples, ...), is finite; text and integers are."""
+    if not np.issubdtype(values.dtype, np.inexact):
+        return np.ones(len(values), bool)
+    finite: NDArray[np.bool_] = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    return finite
+
+
+@_OVERFLOWS
 def agreement(teacher: Outputs, student: Outputs) -> Agreement:
     """Return how close a student's outputs are to the teacher's.
 
@@ -46,6 +85,7 @@ def agreement(teacher: Outputs, student: Outputs) -> Agreement:
     return Agreement(relative, top1)
 
 
+@_OVERFLOWS
 def squared_errors(teacher: Outputs, student: Outputs) -> NDArray[np.float64]:
     """Return ||student - teacher||^2 over all outputs, (samples,)."""
     errors = np.zeros(len(teacher[0]))

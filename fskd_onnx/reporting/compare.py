@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from fskd_onnx.options import RunOptions
-from fskd_onnx.reporting.agreement import accuracy, agreement
+from fskd_onnx.reporting.agreement import accuracy, agreement, finite_samples
 from fskd_onnx.results import Comparison
 from fskd_onnx.runtime.forward import forward
 from fskd_onnx.runtime.providers import open_runtime
 from fskd_onnx.samples.sources import SampleSource, load_samples
-from fskd_onnx.serialization.interface import check_same_interface, input_specs
+from fskd_onnx.serialization.interface import check_same_interface, input_specs, output_names
 from fskd_onnx.serialization.model_files import ModelSource, load_model, source_name
 
 
@@ -49,5 +49,10 @@ def compare(
         forward(runtime, model, loaded, everything, options.batch_size, name)
         for model, name in zip(models, names, strict=True)
     ]
-    accuracies = [None, None] if truth is None else [accuracy(out, truth) for out in outputs]
-    return Comparison(agreement(outputs[0], outputs[1]), len(loaded), *accuracies)
+    finite = finite_samples(outputs, [output_names(model) for model in models], names)
+    outputs = [[values[finite] for values in of_model] for of_model in outputs]
+    if truth is not None:
+        truth = truth[finite]
+    of_teacher, of_student = (None if truth is None else accuracy(out, truth) for out in outputs)
+    left_out = tuple(loaded.describe(index) for index in np.flatnonzero(~finite).tolist())
+    return Comparison(agreement(*outputs), int(finite.sum()), of_teacher, of_student, left_out)

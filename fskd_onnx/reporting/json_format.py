@@ -26,6 +26,14 @@ def to_json(report: FitReport) -> str:
     blocks = [asdict(block) for block in report.blocks]
     for block in blocks:
         del block["teacher_width"]
+        if not block["note"]:
+            del block["note"]
+    samples: dict[str, object] = {
+        "count": report.sample_count,
+        "held_out": report.held_out_count,
+    }
+    if report.left_out:
+        samples["left_out"] = report.left_out
     return _dump(
         {
             "schema_version": SCHEMA_VERSION,
@@ -34,7 +42,7 @@ def to_json(report: FitReport) -> str:
             "output": report.output,
             "options": report.options,
             "providers": report.providers,
-            "samples": {"count": report.sample_count, "held_out": report.held_out_count},
+            "samples": samples,
             "blocks": blocks,
             "end_to_end": {"before": asdict(report.before), "after": asdict(report.after)},
             "parameters": {

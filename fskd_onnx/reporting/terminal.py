@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 
 from rich.console import Console
@@ -15,6 +15,8 @@ from rich.text import Text
 from fskd_onnx.results import Comparison, FitReport, Matching
 
 _NOT_KNOWN = "-"
+# Samples that are named of those that were left out.
+_NAMED = 3
 
 
 def print_report(report: FitReport, console: Console) -> None:
@@ -46,12 +48,18 @@ def print_report(report: FitReport, console: Console) -> None:
         ((block.student, block.reason) for block in report.blocks if block.reason),
         console,
     )
+    _print_reasons(
+        "to be known of those that were fitted:",
+        ((block.student, block.note) for block in report.blocks if block.note),
+        console,
+    )
     console.print()
     seconds = report.seconds
     stages = (field.name for field in fields(seconds) if field.name != "total")
     _print_facts(
         {
-            "samples": f"{report.sample_count}, of which {report.held_out_count} held out",
+            "samples": f"{report.sample_count}, of which {report.held_out_count} held out"
+            + _left_out(report.left_out),
             "relative mse": f"{_number(report.before.relative_mse)} -> "
             f"{_number(report.after.relative_mse)}",
             "top-1 agreement": f"{_percent(report.before.top1_agreement)} -> "
@@ -106,7 +114,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console: where to.
     """
     facts = {
-        "samples": str(comparison.count),
+        "samples": f"{comparison.count}{_left_out(comparison.left_out)}",
         "relative mse": _number(comparison.agreement.relative_mse),
         "top-1 agreement": _percent(comparison.agreement.top1_agreement),
     }
@@ -151,6 +159,14 @@ def _print_facts(facts: Mapping[str, str], console: Console) -> None:
     for name, fact in facts.items():
         _add_row(grid, name, fact)
     console.print(grid)
+
+
+def _left_out(names: Sequence[str]) -> str:
+    """Return how many samples the verdict leaves out, and which; nothing where there are none."""
+    if not names:
+        return ""
+    listed = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return f"; {len(names)} left out, whose outputs are not finite ({listed})"
 
 
 def _number(value: float | None) -> str:

@@ -77,6 +77,7 @@ class DecodedSamples:
         """
         self.inputs, self.shapes = samples.inputs, samples.shapes
         self.store = store
+        self._samples = samples
         self._batches: dict[bytes, _DecodedBatch] = {}
         self._located: dict[int, tuple[_DecodedBatch, int]] = {}
         for batch in batches:
@@ -105,6 +106,10 @@ class DecodedSamples:
             )
             for spec in self.inputs
         ]
+
+    def describe(self, index: int) -> str:
+        """Return what to call a sample in messages and reports."""
+        return self._samples.describe(index)
 
     def take(self, indices: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
         """Return copies of some samples: per input, stacked along a new first axis."""

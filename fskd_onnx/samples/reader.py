@@ -33,6 +33,9 @@ class SampleReader(Protocol):
     def take(self, indices: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
         """Return some samples: per input, stacked along a new first axis."""
 
+    def describe(self, index: int) -> str:
+        """Return what to call a sample in messages and reports."""
+
 
 class SizedReader(SampleReader, Protocol):
     """A reader whose samples are numbered from 0 on, without a gap."""
@@ -101,6 +104,11 @@ class Samples:
             spec.name: np.stack([self._read(spec, index) for index in indices.tolist()])
             for spec in self.inputs
         }
+
+    def describe(self, index: int) -> str:
+        """Return what to call one of the drawn samples in messages and reports."""
+        part, index_in_part = self._locate(self.source_indices[index])
+        return part.describe(index_in_part)
 
     def labels(self, path: str | Path) -> NDArray[np.int64]:
         """Return the labels of the drawn samples.

@@ -117,7 +117,9 @@ def _why_no_parameter(role: str, tensor: gs.Tensor) -> str:
         return f"its weight '{tensor.name}' is not of type float16, float32 or float64"
     if tensor.inputs:
         return f"its {role} '{tensor.name}' is computed by {tensor.inputs[0].op}, not stored"
-    return f"its {role} '{tensor.name}' is not an initializer of all its values"
+    if isinstance(tensor, gs.Constant) and not is_dense(tensor):
+        return f"its {role} '{tensor.name}' is a sparse initializer"
+    return f"its {role} '{tensor.name}' is not an initializer"
 
 
 def _has_linear_node(scope: gs.Graph | gs.Function) -> bool:

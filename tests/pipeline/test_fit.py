@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +23,7 @@ from fskd_onnx.reporting.agreement import agreement
 from fskd_onnx.runtime.tensor_store import StoredTensor, TensorStore
 from fskd_onnx.samples.reader import Samples
 from fskd_onnx.serialization.model_files import count_parameters
+from tests.forms import noisy
 from tests.helpers import Array, build, check, initializers, linears, ops, run
 from tests.networks import NETWORKS, Network
 from tests.students import renamed
@@ -566,6 +568,167 @@ def test_a_student_that_overflows_is_brought_back() -> None:
     result = fit(network.teacher(), student, network.samples(20), FitOptions(CPU))
     assert not np.isfinite(result.report.before.relative_mse)
     assert result.report.after.relative_mse < 2.0
+
+
+# ids ─▶ Gather ─▶ q, k ─▶ scores, -inf at padding ─▶ Softmax ─▶ o ─▶ f ─▶ Relu ─▶ g ─▶ 0 at padding
+PADDED = """net (int64[N,5] ids, float[N,5] mask) => (float[N,4] z)
+    <float[20,8] table, float[8,8] wq, float[8,8] wo, float[8,{width}] wf, float[{width}] bf,
+     float[{width},8] wg, float[8,4] wz, int64[1] one, int64[1] two, float half,
+     float low, float no> {{
+    e = Gather (table, ids)
+    [q] q = MatMul (e, wq)
+    t = Transpose <perm = [0, 2, 1]> (e)
+    s = MatMul (q, t)
+    rows = Unsqueeze (mask, two)
+    columns = Unsqueeze (mask, one)
+    both = Mul (rows, columns)
+    seen = Greater (both, half)
+    masked = Where (seen, s, low)
+    a = Softmax (masked)
+    v = MatMul (a, e)
+    [o] o = MatMul (v, wo)
+    [f] f = MatMul (o, wf)
+    b = Add (f, bf)
+    r = Relu (b)
+    [g] g = MatMul (r, wg)
+    token = Greater (rows, half)
+    shown = Where (token, g, no)
+    p = ReduceSum <keepdims = 0> (shown, one)
+    [z] z = MatMul (p, wz)
+}}"""
+CONSTANTS = {"one": [1], "two": [2], "half": 0.5, "low": -np.inf, "no": 0.0}
+
+
+def padded_samples(count: int, seed: int) -> dict[str, Array]:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, 6, count)
+    mask = (np.arange(5) < lengths[:, np.newaxis]).astype(np.float32)
+    return {"ids": rng.integers(0, 20, (count, 5)), "mask": mask}
+
+
+def test_padded_tokens_that_are_not_finite_are_left_out_of_a_block() -> None:
+    teacher = build(PADDED.format(width=12), CONSTANTS)
+    w = {name: value.copy() for name, value in initializers(teacher).items()}
+    kept = np.array([0, 2, 3, 5, 8, 11])
+    w["wf"], w["bf"], w["wg"] = w["wf"][:, kept], w["bf"][kept], w["wg"][kept]
+    rng = np.random.default_rng(1)
+    w["wo"] = w["wo"] + 0.1 * rng.standard_normal(w["wo"].shape).astype(np.float32)
+    student = build(PADDED.format(width=6), w)
+    samples, new = padded_samples(80, 2), padded_samples(60, 3)
+    result = fit_to(teacher, student, samples)
+    blocks = {block.student: block for block in result.report.blocks}
+    errors = {
+        name: (b.error_before or np.nan, b.error_after or np.nan) for name, b in blocks.items()
+    }
+    assert np.isfinite([errors[name] for name in ("o", "f", "g")]).all()
+    assert blocks["o"].status == "fitted"
+    assert "its activations are not finite on" in blocks["o"].note
+    assert errors["o"][1] < 1e-6
+    assert error(teacher, result.model, new) < 0.5 * error(teacher, student, new)
+
+
+def test_blocks_that_are_finite_on_no_sample_are_left_alone() -> None:
+    # x ─▶ a ─▶ Relu ─┬▶ b ─▶ Log of a negative number ─▶ c ─▶ times 0 where it is NaN ─┬▶ + ─▶ y
+    #                 └▶ d ────────────────────────────────────────────────────────────┘
+    text = """net (float[N,6] x) => (float[N,3] y)
+        <float[6,8] wa, float[8,8] wb, float[8,3] wc, float[8,3] wd, float minus, float[1] zero> {
+        [a] a = Gemm (x, wa)
+        r = Relu (a)
+        [b] b = Gemm (r, wb)
+        m = Mul (b, b)
+        n = Sub (minus, m)
+        l = Log (n)
+        [c] c = Gemm (l, wc)
+        f = IsNaN (c)
+        k = Where (f, zero, c)
+        [d] d = Gemm (r, wd)
+        y = Add (d, k)
+    }"""
+    values = {"minus": -1.0, "zero": [0.0]}
+    teacher, student = (build(text, values, seed=seed) for seed in (0, 1))
+    samples = {"x": np.random.default_rng(2).standard_normal((80, 6)).astype(np.float32)}
+    result = fit_to(teacher, student, samples)
+    blocks = {block.student: block for block in result.report.blocks}
+    assert blocks["c"].reason == "its activations are not finite on any sample"
+    assert blocks["d"].status == "fitted"
+
+
+ROOT = """net (float[N,4] x) => (float[N,3] y) <float[4,6] w, float[6,3] v> {
+    axis = Constant <value = int64[1] {1}> ()
+    s = ReduceSum <keepdims = 1> (x, axis)
+    t = Sqrt (s)
+    [one] h = Gemm (x, w)
+    r = Relu (h)
+    m = Mul (r, t)
+    [two] y = Gemm (m, v)
+}"""
+
+
+def test_samples_with_outputs_that_are_not_finite_are_left_out_and_named() -> None:
+    # The root of a negative sum is NaN.
+    teacher, student = (build(ROOT, seed=seed) for seed in (0, 1))
+    x = np.abs(np.random.default_rng(2).standard_normal((100, 4))).astype(np.float32)
+    x[::3] *= -1
+    result = fit_to(teacher, student, {"x": x})
+    report = result.report
+    assert 0 < len(report.left_out) < report.held_out_count
+    assert all(int(name.rsplit(" ", 1)[1]) % 3 == 0 for name in report.left_out)
+    assert np.isfinite(report.before.relative_mse)
+    assert report.after.relative_mse < 0.1 * report.before.relative_mse
+    blocks = {block.student: block for block in report.blocks}
+    assert "not finite on 3" in blocks["two"].note
+    assert ", sample " in blocks["two"].note
+
+
+def test_a_model_that_is_finite_on_no_sample_is_named() -> None:
+    teacher, student = (build(ROOT, seed=seed) for seed in (0, 1))
+    x = -np.abs(np.random.default_rng(2).standard_normal((100, 4))).astype(np.float32)
+    with pytest.raises(ModelError, match="its output 'y' is NaN or infinite for each of 10"):
+        fit(teacher, student, {"x": x}, FitOptions(CPU))
+
+
+@pytest.mark.parametrize("who", ["teacher", "student"])
+def test_parameters_that_are_not_finite_are_named(who: str) -> None:
+    models = {name: build(ROOT, seed=seed) for seed, name in enumerate(("teacher", "student"))}
+    w = initializers(models[who])["w"].copy()
+    w[1, 2] = np.nan
+    models[who] = build(ROOT, {"w": w})
+    x = np.abs(np.random.default_rng(2).standard_normal((100, 4))).astype(np.float32)
+    with pytest.raises(ModelError, match="net: the parameter 'w' of its node 'one' holds NaN"):
+        fit(models["teacher"], models["student"], {"x": x}, FitOptions(CPU))
+
+
+def test_half_precision_that_overflows_between_blocks_gives_no_warning() -> None:
+    text = """net (float16[N,6] x) => (float16[N,4] y)
+        <float16[6,8] u, float16[8,8] v, float16[8,4] w, float16[1] most> {
+        [a] a = Gemm (x, u)
+        r = Relu (a)
+        [b] b = Gemm (r, v)
+        s = Relu (b)
+        m = Min (s, most)
+        [c] c = Gemm (m, w)
+        y = Identity (c)
+    }"""
+    rng = np.random.default_rng(4)
+    values = {
+        "u": rng.standard_normal((6, 8)) * 300,
+        "v": rng.standard_normal((8, 8)) * 60,
+        "w": rng.standard_normal((8, 4)) * 0.01,
+        "most": [500.0],
+    }
+    teacher = build(text, values)
+    student = noisy(build(text, values), 0.3, seed=5)
+    samples = {"x": rng.standard_normal((90, 6)).astype(np.float16)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            result = fit(teacher, student, samples, FitOptions(CPU))
+        except NoImprovementError as refused:
+            blocks = refused.report.blocks
+        else:
+            blocks = result.report.blocks
+    for block in blocks:
+        assert block.error_before is None or np.isfinite(block.error_before)
 
 
 def test_a_block_whose_shortcut_is_added_in_the_body_of_an_if_is_fitted() -> None:

@@ -85,3 +85,12 @@ def test_matchings_for_machines() -> None:
         "reason": "",
     }
     assert document["pairs"][1]["channels"] is None
+
+
+def test_what_is_left_out_is_listed_where_there_is_some() -> None:
+    report = dataclasses.replace(
+        REPORT, blocks=(block("conv1", note="odd"),), left_out=("x.npy, sample 3",)
+    )
+    document = json.loads(to_json(report))
+    assert document["samples"]["left_out"] == ["x.npy, sample 3"]
+    assert document["blocks"][0]["note"] == "odd"

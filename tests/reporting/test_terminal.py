@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from fskd_onnx.reporting.terminal import print_comparison, print_matching, print_report
-from fskd_onnx.results import Agreement
+from fskd_onnx.results import Agreement, Comparison
 from tests.reporting.records import LONG, MATCHING, REPORT
 
 
@@ -56,12 +56,27 @@ def test_matchings_for_people() -> None:
 
 
 def test_comparisons() -> None:
-    comparison = SimpleNamespace(
-        agreement=Agreement(0.25, 0.9), count=40, accuracy_teacher=None, accuracy_student=None
-    )
+    comparison = Comparison(Agreement(0.25, 0.9), 40, None, None)
     text = printed(print_comparison, comparison)
     assert [line.split("  ", 1)[1].strip() for line in text.splitlines()] == ["40", "0.25", "90.0%"]
-    comparison.accuracy_teacher, comparison.accuracy_student = 0.934, 0.9
+    comparison = replace(comparison, accuracy_teacher=0.934, accuracy_student=0.9)
     text = printed(print_comparison, comparison)
     assert "teacher accuracy  93.4%" in text
     assert "student accuracy  90.0%" in text
+
+
+def test_samples_that_the_verdict_leaves_out_are_named() -> None:
+    names = tuple(f"x.npy, sample {number}" for number in (3, 17, 20, 31))
+    comparison = Comparison(Agreement(0.25, 0.9), 40, None, None, names)
+    text = " ".join(printed(print_comparison, comparison).split())
+    assert "40; 4 left out, whose outputs are not finite (x.npy, sample 3, x.npy, sample 17" in text
+    report = replace(REPORT, left_out=names[:1])
+    text = " ".join(printed(print_report, report).split())
+    assert "1 left out, whose outputs are not finite (x.npy, sample 3)" in text
+
+
+def test_notes_on_fitted_blocks_are_printed_once() -> None:
+    blocks = (replace(REPORT.blocks[0], note="odd"), replace(REPORT.blocks[1], note="odd"))
+    text = " ".join(printed(print_report, replace(REPORT, blocks=blocks)).split())
+    assert text.count("odd") == 1
+    assert "to be known of those that were fitted: conv1, " in text

@@ -23,6 +23,9 @@ class CountedSamples(Samples):
 
     read: list[int]
 
+    def describe(self, index: int) -> str:
+        return f"sample {index}"
+
     def take(self, indices: NDArray[np.intp]) -> dict[str, NDArray[np.generic]]:
         self.read.extend(indices.tolist())
         return super().take(indices)

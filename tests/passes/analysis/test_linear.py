@@ -87,6 +87,7 @@ def test_a_sparse_weight_is_refused() -> None:
     model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [2, 2]))
     [refusal] = find_linear(gs.import_onnx(model))
     assert isinstance(refusal, Refusal)
+    assert refusal.reason == "its weight 'w' is a sparse initializer"
 
 
 def test_products_of_activations_and_nodes_without_weights_are_not_listed() -> None:
