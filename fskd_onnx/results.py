@@ -99,12 +99,14 @@ class Comparison:
         accuracy_teacher: fraction of samples whose label the teacher ranks first; None without
             labels.
         accuracy_student: the same of the student.
+        left_out: outputs that could not be compared, each with the reason.
     """
 
     agreement: Agreement
     count: int
     accuracy_teacher: float | None
     accuracy_student: float | None
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class FitReport:
         parameters_fused: number of parameters of the fitted student.
         seconds: time per stage.
         versions: versions of this package and of those it computes with.
+        left_out: outputs that could not be compared, each with the reason.
     """
 
     teacher: str
@@ -161,6 +164,7 @@ class FitReport:
     parameters_fused: int
     seconds: StageSeconds
     versions: dict[str, str]
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

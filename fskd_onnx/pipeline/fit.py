@@ -113,6 +113,7 @@ def _report(
         parameters_fused=count_parameters(fitted.model),
         seconds=timer.report(),
         versions=_versions(),
+        left_out=problem.left_out,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,14 +24,20 @@ from fskd_onnx.pipeline.splits import Splits, split_samples
 from fskd_onnx.reporting.agreement import agreement
 from fskd_onnx.results import Agreement, Matching
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
-from fskd_onnx.runtime.forward import Outputs, forward
+from fskd_onnx.runtime.forward import ForwardResult, Outputs, common_outputs, forward
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.augment import Augmented
 from fskd_onnx.samples.batches import default_batch_size, plan_batches
 from fskd_onnx.samples.reader import SampleReader, Samples
 from fskd_onnx.samples.sources import SampleSource, load_samples
-from fskd_onnx.serialization.interface import check_same_interface, fixed_batch_size, input_specs
+from fskd_onnx.serialization.interface import (
+    InputSpec,
+    fixed_batch_size,
+    input_specs,
+    output_names,
+    pair_interfaces,
+)
 from fskd_onnx.serialization.model_files import ModelSource, load_model, source_name
 
 logger = logging.getLogger(__name__)
@@ -40,24 +47,43 @@ _LEAST_SAMPLES = 3  # one held out, two folds
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model as it came and as the passes read it."""
+    """A model as it came and as the passes read it.
+
+    Attributes:
+        name: what to call it.
+        model: as it came.
+        canonical: the same, canonical.
+        inputs: its inputs, in the order of the teacher's.
+        outputs: names of its outputs, in the order of the teacher's.
+    """
 
     name: str
     model: onnx.ModelProto
     canonical: onnx.ModelProto
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
 
     @staticmethod
     def load(source: ModelSource) -> LoadedModel:
         """Read, check and canonicalize a model."""
-        model = load_model(source)
+        name, model = source_name(source), load_model(source)
         result = Canonicalize()(model)
         for note in result.notes:
-            logger.debug("%s: %s", source_name(source), note)
-        return LoadedModel(source_name(source), model, result.model)
+            logger.debug("%s: %s", name, note)
+        inputs, outputs = tuple(input_specs(model)), tuple(output_names(model))
+        return LoadedModel(name, model, result.model, inputs, outputs)
 
     def graph(self) -> gs.Graph:
-        """Return a fresh graph of the canonical form, to read or to rewrite."""
-        return gs.import_onnx(self.canonical)
+        """Return a fresh graph of the canonical form, to read or to rewrite.
+
+        Its inputs and outputs are in the order of the teacher's; `export` keeps the file's order.
+        """
+        graph = gs.import_onnx(self.canonical)
+        inputs = {tensor.name: tensor for tensor in graph.inputs}
+        outputs = {tensor.name: tensor for tensor in graph.outputs}
+        graph.inputs = [inputs[spec.name] for spec in self.inputs]
+        graph.outputs = [outputs[name] for name in self.outputs]
+        return graph
 
 
 @dataclass(frozen=True)
@@ -96,19 +122,64 @@ class FitProblem:
         return match_channels(self.teacher.graph(), self.student.graph(), self.partners, settled)
 
     def outputs(self, model: onnx.ModelProto, name: str, samples: NDArray[np.intp]) -> Outputs:
-        """Run a whole model on some samples."""
-        return forward(self.runtime, model, self.samples, samples, self.options.batch_size, name)
+        """Run a student on some samples; return the outputs that the verdict compares."""
+        _, student = self._untouched
+        names = [name for _, name in self._compared]
+        axes = {name: student.axes[name] for name in names}
+        inputs, size = self.student.inputs, self.options.batch_size
+        result = forward(self.runtime, model, self.samples, samples, size, name, inputs, axes)
+        return [result.values[name] for name in names]
 
     @cached_property
     def target(self) -> Outputs:
         """The teacher's outputs for the samples of the verdict."""
-        return self.outputs(self.teacher.model, self.teacher.name, self.held_out)
+        teacher, _ = self._untouched
+        return [teacher.values[name] for name, _ in self._compared]
 
     @cached_property
     def before(self) -> Agreement:
         """How close the untouched student is on these samples."""
-        outputs = self.outputs(self.student.model, self.student.name, self.held_out)
-        return agreement(self.target, outputs)
+        _, student = self._untouched
+        outputs = [student.values[name] for _, name in self._compared]
+        return agreement(self.target, outputs, rows=self.rows)
+
+    @property
+    def rows(self) -> list[int]:
+        """How many rows of each of these outputs belong to a sample."""
+        teacher, _ = self._untouched
+        return [teacher.axes[name].rows for name, _ in self._compared]
+
+    @property
+    def left_out(self) -> tuple[tuple[str, str], ...]:
+        """Outputs that the verdict does not compare, each with the reason."""
+        return self._common[1]
+
+    @property
+    def _compared(self) -> list[tuple[str, str]]:
+        """Names of the outputs that the verdict compares, in teacher and student."""
+        return self._common[0]
+
+    @cached_property
+    def _common(self) -> tuple[list[tuple[str, str]], tuple[tuple[str, str], ...]]:
+        names = list(zip(self.teacher.outputs, self.student.outputs, strict=True))
+        return common_outputs(self._untouched, names, self.teacher.name)
+
+    @cached_property
+    def _untouched(self) -> tuple[ForwardResult, ForwardResult]:
+        """All outputs of the teacher and of the untouched student for these samples."""
+        teacher, student = (
+            forward(
+                self.runtime,
+                network.model,
+                self.samples,
+                self.held_out,
+                self.options.batch_size,
+                network.name,
+                network.inputs,
+            )
+            for network in (self.teacher, self.student)
+        )
+        return teacher, student
 
 
 def prepare(
@@ -131,7 +202,7 @@ def prepare(
         FskdError: a file, the samples or the machine cannot be used.
     """
     run = options.run
-    networks = _load_networks(teacher, student)
+    networks = load_networks(teacher, student)
     loaded = _load_samples(samples, networks[0], run)
     splits = _split(loaded, networks, options)
     runtime = open_runtime(run.providers)
@@ -156,18 +227,20 @@ Networks = tuple[LoadedModel, LoadedModel]
 Graphs = tuple[gs.Graph, gs.Graph]
 
 
-def _load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
-    """Load teacher and student, which take the same inputs and give the same outputs."""
-    networks = LoadedModel.load(teacher), LoadedModel.load(student)
-    one, other = networks
-    check_same_interface(one.model, other.model, one.name, other.name)
-    return networks
+def load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
+    """Load teacher and student, which take the same inputs and give the same outputs.
+
+    Raises:
+        ModelError: a file cannot be used, or the models do not fit each other.
+    """
+    one, other = LoadedModel.load(teacher), LoadedModel.load(student)
+    paired = pair_interfaces(one.model, other.model, one.name, other.name)
+    return one, replace(other, inputs=paired.inputs, outputs=paired.outputs)
 
 
 def _load_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -> Samples:
     """Open the samples, which have to be enough to fit on some and check on others."""
-    inputs = input_specs(teacher.model)
-    loaded = load_samples(source, inputs, run.preprocess, run.max_samples, run.seed)
+    loaded = load_samples(source, teacher.inputs, run.preprocess, run.max_samples, run.seed)
     if len(loaded) < _LEAST_SAMPLES:
         raise SamplesError(
             f"{len(loaded)} samples are too few to fit on some and check on others; "
@@ -178,8 +251,10 @@ def _load_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -
 
 def _split(loaded: Samples, networks: Networks, options: FitOptions) -> Splits:
     """Divide the samples and their copies, into batches of a size that both networks take."""
-    size = options.run.batch_size or default_batch_size(loaded.shapes)
-    fixed = fixed_batch_size([s for network in networks for s in input_specs(network.model)])
+    size = default_batch_size(loaded.shapes)
+    stated = [fixed_batch_size(network.inputs) for network in networks]
+    # Each network runs as many samples as it states; a batch is a multiple of that for both.
+    fixed = math.lcm(*filter(None, stated)) if any(stated) else options.run.batch_size
     copies = options.augment_copies + 1 if options.augment else 1
     return split_samples(len(loaded), copies, options.run.seed, size, fixed)
 

@@ -78,7 +78,7 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
         candidates.append(
             Candidate(
                 last[targets],
-                agreement(problem.target, together),
+                agreement(problem.target, together, rows=problem.rows),
                 squared_errors(problem.target, together),
             )
         )

@@ -12,7 +12,9 @@ from fskd_onnx.results import Agreement
 from fskd_onnx.runtime.forward import Outputs
 
 
-def agreement(teacher: Outputs, student: Outputs) -> Agreement:
+def agreement(
+    teacher: Outputs, student: Outputs, *, rows: Sequence[int] | None = None
+) -> Agreement:
     """Return how close a student's outputs are to the teacher's.
 
     The error is ||student - teacher||^2 / ||teacher - mean||^2 over all outputs, the mean being
@@ -23,20 +25,24 @@ def agreement(teacher: Outputs, student: Outputs) -> Agreement:
     Args:
         teacher: each of the teacher's outputs, (samples, ...).
         student: the student's, in the same order.
+        rows: of each output, how many rows belong to a sample, see
+            ``fskd_onnx.runtime.sample_axis``. The mean is that of all rows then.
 
     Raises:
         ModelError: the outputs differ in their shapes.
     """
     error = energy = size = 0.0
-    for index, (t, s) in enumerate(zip(teacher, student, strict=True)):
+    counts = rows or [1] * len(teacher)
+    for index, (t, s, count) in enumerate(zip(teacher, student, counts, strict=True)):
         if t.shape != s.shape:
             raise ModelError(
                 f"output {index + 1} of the student has the shape {s.shape[1:]} per sample and "
                 f"that of the teacher {t.shape[1:]}; give a student whose outputs are the teacher's"
             )
         exact = t.astype(np.float64)
+        over = (0, 1) if count > 1 else 0
         error += float(np.sum((s.astype(np.float64) - exact) ** 2))
-        energy += float(np.sum((exact - exact.mean(axis=0)) ** 2))
+        energy += float(np.sum((exact - exact.mean(axis=over)) ** 2))
         size += float(np.sum(exact**2))
     relative = error / (energy or size or 1.0)
     classes = [scores(outputs) for outputs in (teacher, student)]

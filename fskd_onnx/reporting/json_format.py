@@ -36,7 +36,8 @@ def to_json(report: FitReport) -> str:
             "providers": report.providers,
             "samples": {"count": report.sample_count, "held_out": report.held_out_count},
             "blocks": blocks,
-            "end_to_end": {"before": asdict(report.before), "after": asdict(report.after)},
+            "end_to_end": {"before": asdict(report.before), "after": asdict(report.after)}
+            | ({"left_out": dict(report.left_out)} if report.left_out else {}),
             "parameters": {
                 "student": report.parameters_student,
                 "fused": report.parameters_fused,

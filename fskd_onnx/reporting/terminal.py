@@ -46,6 +46,7 @@ def print_report(report: FitReport, console: Console) -> None:
         ((block.student, block.reason) for block in report.blocks if block.reason),
         console,
     )
+    _print_reasons("outputs left out of the verdict:", report.left_out, console)
     console.print()
     seconds = report.seconds
     stages = (field.name for field in fields(seconds) if field.name != "total")
@@ -114,6 +115,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         facts["teacher accuracy"] = _percent(comparison.accuracy_teacher)
         facts["student accuracy"] = _percent(comparison.accuracy_student)
     _print_facts(facts, console)
+    _print_reasons("outputs left out of the comparison:", comparison.left_out, console)
 
 
 def _table(name: str, *others: str) -> Table:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import onnxruntime
 from onnxruntime import OrtValue
 
 from fskd_onnx.runtime.tensor_store import is_plain
+
+# The number and name of an error of ONNX Runtime, and where in its source it was raised.
+_POSITION = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : |^Error in execution: |Non-zero status code returned "
+    r"while running |(Status Message: )?\S+\.(cc|h):\d+ .*?\) (?=\S)"
+)
 
 
 def run(
@@ -33,3 +40,9 @@ def _detached(value: OrtValue) -> OrtValue:
     would hold on to every activation before it.
     """
     return OrtValue.from_dlpack(value) if is_plain(value) else value
+
+
+def first_line(error: Exception) -> str:
+    """Return what ONNX Runtime says of an error, without where in its source that is."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return _POSITION.sub("", lines[0])

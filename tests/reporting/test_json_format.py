@@ -58,6 +58,11 @@ def test_numbers_that_json_lacks_are_null() -> None:
     }
 
 
+def test_outputs_that_are_left_out_are_named() -> None:
+    report = dataclasses.replace(REPORT, left_out=(("boxes", "no rows"),))
+    assert json.loads(to_json(report))["end_to_end"]["left_out"] == {"boxes": "no rows"}
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     odd = dataclasses.replace(
         REPORT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from fskd_onnx.reporting.terminal import print_comparison, print_matching, print_report
-from fskd_onnx.results import Agreement
+from fskd_onnx.results import Agreement, Comparison
 from tests.reporting.records import LONG, MATCHING, REPORT
 
 
@@ -57,7 +58,11 @@ def test_matchings_for_people() -> None:
 
 def test_comparisons() -> None:
     comparison = SimpleNamespace(
-        agreement=Agreement(0.25, 0.9), count=40, accuracy_teacher=None, accuracy_student=None
+        agreement=Agreement(0.25, 0.9),
+        count=40,
+        accuracy_teacher=None,
+        accuracy_student=None,
+        left_out=(),
     )
     text = printed(print_comparison, comparison)
     assert [line.split("  ", 1)[1].strip() for line in text.splitlines()] == ["40", "0.25", "90.0%"]
@@ -65,3 +70,12 @@ def test_comparisons() -> None:
     text = printed(print_comparison, comparison)
     assert "teacher accuracy  93.4%" in text
     assert "student accuracy  90.0%" in text
+
+
+def test_outputs_that_are_left_out_are_named() -> None:
+    comparison = Comparison(Agreement(0.25, 0.9), 40, None, None, (("boxes", "no rows"),))
+    report = dataclasses.replace(REPORT, left_out=comparison.left_out)
+    for text in printed(print_comparison, comparison), printed(print_report, report):
+        title, line = text[text.index("outputs left out") :].splitlines()[:2]
+        assert title.endswith(":")
+        assert line.strip() == "boxes: no rows"

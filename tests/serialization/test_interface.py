@@ -7,10 +7,10 @@ import pytest
 
 from fskd_onnx.errors import ModelError
 from fskd_onnx.serialization.interface import (
-    check_same_interface,
     fixed_batch_size,
     input_specs,
     output_names,
+    pair_interfaces,
 )
 from tests.helpers import build
 
@@ -55,7 +55,7 @@ def test_other_inputs_are_refused(inputs: str, other: str) -> None:
         build(f"g ({part}) => ({part.split()[0]} z) {{ z = Neg (x) }}") for part in (inputs, other)
     )
     with pytest.raises(ModelError, match=r"^small: takes other inputs \(x .*\) than big \(x "):
-        check_same_interface(big, small, "big", "small")
+        pair_interfaces(big, small, "big", "small")
 
 
 def test_open_extents_and_batches_fit_all() -> None:
@@ -63,12 +63,12 @@ def test_open_extents_and_batches_fit_all() -> None:
         build(f"g (float[{shape}] x) => (float[{shape}] z) {{ z = Neg (x) }}")
         for shape in ("4,3,H,7", "N,3,5,7")
     )
-    check_same_interface(one, other, "one", "other")
-    check_same_interface(other, one, "other", "one")
+    pair_interfaces(one, other, "one", "other")
+    pair_interfaces(other, one, "other", "one")
 
 
 def test_another_number_of_outputs_is_refused() -> None:
     one = build("g (float[N,4] x) => (float[N,4] z) { z = Neg (x) }")
     two = build("g (float[N,4] x) => (float[N,4] z, float[N,4] y) { z = Neg (x) y = Abs (x) }")
     with pytest.raises(ModelError, match=r"^small: has 2 outputs and big has 1"):
-        check_same_interface(one, two, "big", "small")
+        pair_interfaces(one, two, "big", "small")
