@@ -228,7 +228,7 @@ class BlockColumns:
         """Gather the columns of one batch."""
         index, part = item
         tensors, teacher = self._stage.tensors(index), self._columns[index]
-        linear, last = self.request.linear, self.request.linear.channels_last
+        linear, last = self.request.linear, self.request.linear.columns_last
         at, inside = self._geometry.patches(teacher.positions)
         taps = self._geometry.taps_inside
         at, inside = at[taps], inside[taps]

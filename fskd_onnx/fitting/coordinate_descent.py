@@ -163,7 +163,7 @@ class CoordinateDescent:
         with self._timer("capture"):
             shape = stage.tensors(0)[str(plan.epilogue.shortcut)].shape()
         if len(shape) == len(found.shape):
-            shape[linear.channel_axis] += plan.partner.width - linear.width
+            shape[-1 if linear.columns_last else 1] += plan.partner.width - linear.width
         same = found.sums is not None and tuple(shape) == found.shape
         return plan.epilogue if same else plan.epilogue.without_sum()
 

@@ -18,6 +18,7 @@ from fskd_onnx.matching.activation_similarity import ActivationSimilarity
 from fskd_onnx.matching.channels import Channels, match_channels
 from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import Partner, pair_blocks
+from fskd_onnx.matching.sample_axes import leave_without_samples
 from fskd_onnx.options import FitOptions, RunOptions
 from fskd_onnx.passes import Canonicalize
 from fskd_onnx.pipeline.splits import Splits, split_samples
@@ -81,6 +82,7 @@ class LoadedModel:
         graph = gs.import_onnx(self.canonical)
         inputs = {tensor.name: tensor for tensor in graph.inputs}
         outputs = {tensor.name: tensor for tensor in graph.outputs}
+        graph.name = self.name
         graph.inputs = [inputs[spec.name] for spec in self.inputs]
         graph.outputs = [outputs[name] for name in self.outputs]
         return graph
@@ -209,6 +211,7 @@ def prepare(
     decoded = _decode(loaded, splits, options, store, runtime)
     graphs = networks[0].graph(), networks[1].graph()
     partners = _pair(graphs, runtime, decoded, splits, options.map)
+    partners = leave_without_samples(partners, graphs, runtime, decoded, splits.final.batches)
     matching = _match(networks, graphs, partners)
     return FitProblem(
         teacher=networks[0],

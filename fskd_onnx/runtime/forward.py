@@ -231,13 +231,11 @@ class _Network:
         Raises:
             ModelError: an output mixes samples.
         """
-        differ = [spec.name for spec in self._samples.inputs if spec.axis is not None]
-        stacked = self._samples.take(first)
-        others = [sample for sample in indices.tolist() if sample not in first]
+        others = [sample for sample in indices.tolist() if sample not in first][:1]
+        stacked = self._samples.take(np.array([*first.tolist(), *others], dtype=np.intp))
+        inputs = [stacked[spec.name] for spec in self._samples.inputs if spec.axis is not None]
         operators = {node.op_type for node in self._model.graph.node}
-        runs = Runs.plan(
-            first.tolist(), [stacked[name] for name in differ], others, fixed, operators
-        )
+        runs = Runs.plan(first.tolist(), others, inputs, fixed, operators)
         again = self.run(np.array(runs.second, dtype=np.intp))
         found: dict[str, FoundAxis] = {}
         for output, one in values.items():

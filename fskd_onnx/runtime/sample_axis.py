@@ -85,17 +85,19 @@ class Runs:
         first: the samples of the first run.
         second: those of the second run, some of them the same.
         same: squared difference, relative to that of samples, up to which values are the same.
+        differ: whether the samples of the second run are not all equal to those of the first.
     """
 
     first: tuple[int, ...]
     second: tuple[int, ...]
     same: float
+    differ: bool = True
 
     @staticmethod
     def plan(
         first: Sequence[int],
-        inputs: Sequence[NDArray[Any]],
         others: Sequence[int],
+        inputs: Sequence[NDArray[Any]],
         fixed: bool,
         operators: Collection[str],
     ) -> Runs:
@@ -103,22 +105,25 @@ class Runs:
 
         Args:
             first: samples of the first run.
-            inputs: of these samples, stacked along a first axis.
             others: further samples, for where the first run has but one.
+            inputs: of all these samples, stacked along a first axis.
             fixed: whether the second run has to have as many samples as the first.
             operators: of the network.
         """
         size, a = len(first), first[0]
-        b = first[_differing(inputs)] if size > 1 else next(iter(others), a)
+        place = _differing(inputs)
+        available = [*first, *others]
+        b = available[place or min(1, len(available) - 1)]
         if size == 1:
             second = [b] if fixed else [b, a]
         elif fixed:
-            # Not all the same samples: a sum over the batch would not differ.
-            second = np.resize([b, b, a], size).tolist()
+            # Others than the first run, or a sum over the batch would be the same.
+            second = np.resize([b, b, a] if b in first else [b, a], size).tolist()
         else:
             second = [b, a] if size != 2 else [b, b, a]
         scaled_by_batch = any(op.startswith("Dynamic") for op in operators)
-        return Runs(tuple(first), tuple(second), _SAME_IF_QUANTIZED if scaled_by_batch else _SAME)
+        same = _SAME_IF_QUANTIZED if scaled_by_batch else _SAME
+        return Runs(tuple(first), tuple(second), same, place is not None)
 
     def compare(self, one: NDArray[Any], other: NDArray[Any]) -> FoundAxis:
         """Return where the samples lie in a tensor.
@@ -135,10 +140,10 @@ class Runs:
             return Failing.ROWS_FROM_DATA
         unchanged = same_shape and _distance(one, other) <= _rounding(one)
         if p == q == 1:
-            if unchanged and self.first != self.second:
+            if unchanged and self.differ:
                 return Failing.CONSTANT
             return SampleAxis(rows=one.shape[0] if one.ndim else 1)
-        if unchanged and (p != q or self.first != self.second):
+        if unchanged and (p != q or self.differ):
             return Failing.CONSTANT
         for axis in self._candidates(one.shape, other.shape):
             if self._fits(axis, one, other):
@@ -175,13 +180,13 @@ class Runs:
         return _distance(mine, parts[1][[j for _, j in pairs]]) <= limit
 
 
-def _differing(inputs: Sequence[NDArray[Any]]) -> int:
-    """Return the place of a sample that differs from the first; 1 where none does."""
+def _differing(inputs: Sequence[NDArray[Any]]) -> int | None:
+    """Return the place of a sample that differs from the first; None where none does."""
     for place in range(1, len(inputs[0])):
         for array in inputs:
             if not np.array_equal(array[0], array[place], equal_nan=array.dtype.kind == "f"):
                 return place
-    return 1
+    return None
 
 
 def _numbers(array: NDArray[Any]) -> NDArray[np.float64]:

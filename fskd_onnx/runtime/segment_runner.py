@@ -13,15 +13,14 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 from onnxruntime import OrtValue
 
-from fskd_onnx.errors import FskdError, ModelError
 from fskd_onnx.passes.analysis.segments import Segment, join, plan_segments
 from fskd_onnx.passes.extract_segment import extract
 from fskd_onnx.progress import observer
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.sample_axis import FoundAxis, SampleAxis
-from fskd_onnx.runtime.session_run import first_line, run
-from fskd_onnx.runtime.tensor_axes import find_axes
+from fskd_onnx.runtime.session_run import named_errors, run
+from fskd_onnx.runtime.tensor_axes import find_axes, run_size
 from fskd_onnx.runtime.tensor_store import StoredTensor
 from fskd_onnx.samples.batches import Batch
 
@@ -67,7 +66,7 @@ class SegmentRunner:
         names = [tensor.name for tensor in graph.inputs]
         self._samples = samples
         # A batch may be several runs of a network that takes fewer samples at once.
-        size = _size_of_runs(graph, samples)
+        size = run_size(graph, samples)
         self._parts: list[range] = []
         self._cut: list[dict[str, StoredTensor]] = []
         for batch in batches:
@@ -122,41 +121,31 @@ class SegmentRunner:
     def _samples_first(self, parts: Sequence[Mapping[str, OrtValue]]) -> dict[str, OrtValue]:
         """Join the tensors of a batch's parts, sample after sample along their first axis.
 
-        A tensor that does not hold samples stays as it is.
+        The rows of a sample in a matrix become an axis of their own, positions as those of a MatMul
+        of higher rank are. A tensor that does not hold samples stays as it is.
         """
         tensors = {}
         for name, value in parts[0].items():
             axis = self._axes[name]
-            if not isinstance(axis, SampleAxis) or (axis.is_first and len(parts) == 1):
+            matrix = len(value.shape()) == 2
+            as_it_is = isinstance(axis, SampleAxis) and axis.is_first and len(parts) == 1
+            if not isinstance(axis, SampleAxis) or (as_it_is and not (matrix and axis.rows > 1)):
                 tensors[name] = value
                 continue
-            joined = np.concatenate([axis.first(part[name].numpy()) for part in parts])
+            arrays = [part[name].numpy() for part in parts]
+            arrange = axis.by_sample if matrix else axis.first
+            joined = np.concatenate([arrange(array) for array in arrays])
             tensors[name] = OrtValue.ortvalue_from_numpy(joined, self._runtime.device)
         return tensors
 
     @cached_property
     def _axes(self) -> dict[str, FoundAxis]:
         """Where the samples lie in the tensors of all stops."""
-        runs = [
-            batch.samples[: len(batch.samples) // len(parts)]
-            for batch, parts in zip(self._batches, self._parts, strict=True)
-        ]
         names = list(dict.fromkeys(name for stop in self._stops for name in stop))
-        with self._named_errors():
-            return find_axes(self._runtime, self._graph, self._samples, runs, names)
+        return find_axes(self._runtime, self._graph, self._samples, self._batches, names)
 
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        """Say what ONNX Runtime cannot run, in one line."""
-        try:
-            yield
-        except FskdError:  # of the samples, or of where they are kept
-            raise
-        except Exception as error:
-            raise ModelError(
-                f"{self._graph.name}: ONNX Runtime cannot run it: {first_line(error)}; where the "
-                "network states how many samples run at once, give that by --batch-size"
-            ) from error
+    def _has_samples(self, name: str) -> bool:
+        return isinstance(self._axes[name], SampleAxis)
 
     def _run(
         self, stage: int, batch: int, part: int, names: Collection[str], keep: Collection[str] = ()
@@ -178,7 +167,7 @@ class SegmentRunner:
         outputs = tuple(n for n in segment.outputs if n in names or n not in expired)
         made: dict[str, OrtValue] = {}
         if outputs:
-            with self._named_errors():
+            with named_errors(self._graph.name):
                 session = self._session(self._reached[part], replace(segment, outputs=outputs))
                 feeds = {name: cut[name].value() for name in segment.inputs}
                 made = run(session, feeds, outputs, self._runtime.device)
@@ -225,6 +214,10 @@ class Stage:
         """
         return self._runner._tensors(self._number, batch)
 
+    def has_samples(self, name: str) -> bool:
+        """Whether a tensor of the stop holds samples, so that they are on its first axis."""
+        return self._runner._has_samples(name)
+
     def tensors_once(self, batch: int, names: Collection[str] | None = None) -> dict[str, OrtValue]:
         """Return the same; then only what later stages read is kept.
 
@@ -234,16 +227,6 @@ class Stage:
                 fewer of them runs faster: the runtime then fuses more of its nodes.
         """
         return self._runner._tensors_once(self._number, batch, names)
-
-
-def _size_of_runs(graph: gs.Graph, samples: DecodedSamples) -> int | None:
-    """Return the number of samples that a network insists on; None where it takes any."""
-    stated = (
-        tensor.shape[spec.axis]
-        for tensor, spec in zip(graph.inputs, samples.inputs, strict=True)
-        if tensor.shape is not None and spec.axis is not None
-    )
-    return max((size for size in stated if isinstance(size, int) and size > 0), default=None)
 
 
 def _type_of(tensors: Sequence[StoredTensor]) -> onnx.TypeProto:

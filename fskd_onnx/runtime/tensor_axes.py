@@ -21,8 +21,9 @@ from fskd_onnx.passes.extract_segment import extract
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.sample_axis import Failing, FoundAxis, Runs, SampleAxis
-from fskd_onnx.runtime.session_run import run
+from fskd_onnx.runtime.session_run import named_errors, run
 from fskd_onnx.runtime.tensor_store import is_plain, upload
+from fskd_onnx.samples.batches import Batch
 
 # A prime that is no extent of any tensor, nor a factor of one.
 _SAMPLES = 1_000_003
@@ -34,7 +35,7 @@ def find_axes(
     runtime: Runtime,
     graph: gs.Graph,
     samples: DecodedSamples,
-    runs: Sequence[NDArray[np.intp]],
+    batches: Sequence[Batch],
     names: Sequence[str],
 ) -> dict[str, FoundAxis]:
     """Find where the samples lie in tensors of a network.
@@ -43,11 +44,11 @@ def find_axes(
         runtime: where to run, if that is needed.
         graph: the network; its inputs are those of the samples, in their order.
         samples: the samples.
-        runs: which samples run together. Where all are of one size, no other is run.
+        batches: which samples run together. Where all runs are of one size, no other is run.
         names: of the tensors.
 
     Raises:
-        Exception: whatever the runtime raises where it cannot run the network.
+        ModelError: ONNX Runtime cannot run the network.
     """
     found: dict[str, FoundAxis] = {}
     for tensor, spec in zip(graph.inputs, samples.inputs, strict=True):
@@ -55,7 +56,22 @@ def find_axes(
             found[tensor.name] = Failing.CONSTANT if spec.axis is None else SampleAxis(spec.axis)
     found |= dict.fromkeys(_on_first_axis(graph, samples) & set(names), SampleAxis())
     unknown = [name for name in dict.fromkeys(names) if name not in found]
-    return found | _from_runs(runtime, graph, samples, runs, unknown) if unknown else found
+    if not unknown:
+        return found
+    size = run_size(graph, samples)
+    with named_errors(graph.name):
+        runs = [batch.samples[: size or len(batch.samples)] for batch in batches]
+        return found | _from_runs(runtime, graph, samples, runs, unknown)
+
+
+def run_size(graph: gs.Graph, samples: DecodedSamples) -> int | None:
+    """Return the number of samples that a network insists on; None where it takes any."""
+    stated = (
+        tensor.shape[spec.axis]
+        for tensor, spec in zip(graph.inputs, samples.inputs, strict=True)
+        if tensor.shape is not None and spec.axis is not None
+    )
+    return max((size for size in stated if isinstance(size, int) and size > 0), default=None)
 
 
 def _on_first_axis(graph: gs.Graph, samples: DecodedSamples) -> set[str]:
@@ -83,11 +99,12 @@ def _from_runs(
     fixed = len(sizes) == 1
     every = np.concatenate(runs).tolist()
     first = every[: sizes.pop() if fixed else _FEW]
-    stacked = samples.take(np.array(first))
+    others = [sample for sample in every if sample not in first][:1]
+    stacked = samples.take(np.array([*first, *others]))
     pair = Runs.plan(
         first,
+        others,
         [stacked[spec.name] for spec in samples.inputs if spec.axis is not None],
-        [sample for sample in every if sample not in first],
         fixed,
         {node.op for node in graph.nodes},
     )
