@@ -243,6 +243,9 @@ class _Network:
             if one is None or other is None:
                 found[output] = Failing.NO_NUMBERS
                 continue
+            if self._has_rows_from_data(output):
+                found[output] = Failing.ROWS_FROM_DATA
+                continue
             found[output] = runs.compare(one, other)
             if found[output] is Failing.MIXED:
                 what = f"does not keep samples apart (shape {list(one.shape)} of {len(first)})"
@@ -251,8 +254,6 @@ class _Network:
                     f"{what if one.ndim else 'is one number for all samples'}; take it out of the "
                     "graph's outputs, or give --batch-size 1 if samples may run one by one"
                 )
-            if self._has_rows_from_data(output):
-                found[output] = Failing.ROWS_FROM_DATA
         return found
 
     def _has_rows_from_data(self, output: str) -> bool:
