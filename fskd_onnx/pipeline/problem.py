@@ -255,7 +255,15 @@ def _load_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -
 def _split(loaded: Samples, networks: Networks, options: FitOptions) -> Splits:
     """Divide the samples and their copies, into batches of a size that both networks take."""
     size = default_batch_size(loaded.shapes)
-    stated = [fixed_batch_size(network.inputs) for network in networks]
+    stated = [
+        fixed_batch_size(
+            [
+                replace(spec, axis=given.axis)
+                for spec, given in zip(network.inputs, loaded.inputs, strict=True)
+            ]
+        )
+        for network in networks
+    ]
     # Each network runs as many samples as it states; a batch is a multiple of that for both.
     fixed = math.lcm(*filter(None, stated)) if any(stated) else options.run.batch_size
     copies = options.augment_copies + 1 if options.augment else 1

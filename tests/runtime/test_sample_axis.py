@@ -13,7 +13,7 @@ from tests.helpers import Array
 COUNT = 40
 SAMPLES = np.random.default_rng(0).standard_normal((COUNT, 6, 5)).astype(np.float32)
 
-HOW = {
+HOW: dict[str, tuple[Callable[[Array], Array], FoundAxis]] = {
     "first": (lambda x: x, SampleAxis()),
     "second": (lambda x: x.swapaxes(0, 1), SampleAxis(1)),
     "last": (lambda x: np.moveaxis(x, 0, 2), SampleAxis(2)),

@@ -424,4 +424,4 @@ def test_an_array_that_is_an_input_as_a_whole_is_shared() -> None:
 
 def test_shared_inputs_alone_are_no_samples() -> None:
     with pytest.raises(SamplesError, match="holds no input that differs"):
-        load_samples({"g": np.float32(1)}, (SCALAR,))
+        load_samples({"g": np.array(1, np.float32)}, (SCALAR,))
