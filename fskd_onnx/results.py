@@ -101,14 +101,16 @@ class Comparison:
         accuracy_teacher: fraction of samples whose label the teacher ranks first; None without
             labels.
         accuracy_student: the same of the student.
-        left_out: names of the samples for which an output of either model is not finite.
+        samples_left_out: names of the samples for which an output of either model is not finite.
+        outputs_left_out: outputs that could not be compared, each with the reason.
     """
 
     agreement: Agreement
     count: int
     accuracy_teacher: float | None
     accuracy_student: float | None
-    left_out: tuple[str, ...] = ()
+    samples_left_out: tuple[str, ...] = ()
+    outputs_left_out: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,9 @@ class FitReport:
         parameters_fused: number of parameters of the fitted student.
         seconds: time per stage.
         versions: versions of this package and of those it computes with.
-        left_out: names of the held-out samples that the verdict leaves out, since an output of the
-            teacher or of the given student is not finite.
+        samples_left_out: names of the held-out samples that the verdict leaves out, since an output
+            of the teacher or of the given student is not finite.
+        outputs_left_out: outputs that could not be compared, each with the reason.
     """
 
     teacher: str
@@ -167,7 +170,8 @@ class FitReport:
     parameters_fused: int
     seconds: StageSeconds
     versions: dict[str, str]
-    left_out: tuple[str, ...] = ()
+    samples_left_out: tuple[str, ...] = ()
+    outputs_left_out: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

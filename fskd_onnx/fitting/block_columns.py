@@ -328,7 +328,7 @@ class BlockColumns:
     def _fill_part(self, place: _Part, part: ColumnChunk) -> None:
         origin, index = place
         tensors, teacher = self._stage.tensors(index), origin.columns[index]
-        linear, last = origin.linear, origin.linear.channels_last
+        linear, last = origin.linear, origin.linear.columns_last
         at, inside = origin.geometry.patches(teacher.positions)
         at, inside = at[self._taps], inside[self._taps]
         mask = None if inside.all() else inside

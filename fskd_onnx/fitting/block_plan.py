@@ -49,7 +49,7 @@ class BlockUse:
     def teacher_columns(self) -> ColumnRequest:
         """The teacher's columns that are fitted to: of its block output and its sum."""
         tensors = self.partner.output.name, *([self.teacher_sum] if self.teacher_sum else [])
-        return ColumnRequest(tensors, self.partner.channels_last, self.sampling)
+        return ColumnRequest(tensors, self.partner.columns_last, self.sampling)
 
     @property
     def bytes(self) -> int:

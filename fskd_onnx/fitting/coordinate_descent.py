@@ -180,7 +180,7 @@ class CoordinateDescent:
         with self._timer("capture"):
             shape = stage.tensors(0)[str(use.epilogue.shortcut)].shape()
         if len(shape) == len(found.shape):
-            shape[linear.channel_axis] += use.partner.width - linear.width
+            shape[-1 if linear.columns_last else 1] += use.partner.width - linear.width
         same = found.sums is not None and tuple(shape) == found.shape
         return use.epilogue if same else use.epilogue.without_sum()
 

@@ -124,7 +124,7 @@ def _grams(
         columns = max(_COLUMNS_PER_CHANNEL * channels, _LEAST_COLUMNS)
         sampling = RandomSampling(columns, (0,))
         name = reader.input.name
-        requests[name] = ColumnRequest((name,), reader.channels_last, sampling)
+        requests[name] = ColumnRequest((name,), reader.columns_last, sampling)
     used, gather = first_batches(batches, _SAMPLES), Gatherer(runtime)
     runner = SegmentRunner(runtime, teacher, [list(requests)], used, samples)
     sums: dict[str, GramMoments] = {}

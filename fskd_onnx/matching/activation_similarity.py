@@ -57,7 +57,7 @@ class ActivationSimilarity:
         self._gather = Gatherer(runtime)
         views = (view for graph in self._graphs for view in find_linear(graph))
         linears = [view for view in views if isinstance(view, Linear)]
-        self._last = {v.output.name: v.channels_last for v in linears}
+        self._last = {v.output.name: v.columns_last for v in linears}
 
     def __call__(self, asked: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], float]:
         """Compare block outputs.
@@ -66,7 +66,8 @@ class ActivationSimilarity:
             asked: for some of the student's, the teacher's in question.
 
         Returns:
-            0..1 for each two; 0 where their positions differ, or none is finite in both.
+            0..1 for each two; 0 where their positions differ, where they hold no samples, or where
+            no column is finite in both.
         """
         of_teacher = list(dict.fromkeys(name for names in asked.values() for name in names))
         found: dict[tuple[str, str], list[tuple[Moments, Moments]]] = {
@@ -79,7 +80,7 @@ class ActivationSimilarity:
             )
             for (mine, theirs), sums in found.items():
                 x, y = student[mine], teacher[theirs]
-                if x.shape[-1] != y.shape[-1]:
+                if x is None or y is None or x.shape[-1] != y.shape[-1]:
                     continue
                 finite = finite_columns(x, y)
                 if finite is not None:
@@ -91,8 +92,11 @@ class ActivationSimilarity:
             for pair, sums in found.items()
         }
 
-    def _run(self, names: Sequence[Sequence[str]]) -> list[list[list[NDArray[np.floating]]]]:
-        """Run both networks; return (1, channels, columns) per network, batch and tensor."""
+    def _run(self, names: Sequence[Sequence[str]]) -> list[list[list[NDArray[np.floating] | None]]]:
+        """Run both networks; return (1, channels, columns) per network, batch and tensor.
+
+        None for a tensor that does not hold samples.
+        """
         results = []
         for graph, tensors in zip(self._graphs, names, strict=True):
             runner = SegmentRunner(self._runtime, graph, [tensors], self._batches, self._samples)
@@ -103,7 +107,7 @@ class ActivationSimilarity:
             with runner.next_stage("how alike blocks are") as stage:
                 results.append(
                     [
-                        [part.values[0][np.newaxis] for part in found if part is not None]
+                        [None if part is None else part.values[0][np.newaxis] for part in found]
                         for _, found in collect(stage, self._batches, requests, self._gather)
                     ]
                 )

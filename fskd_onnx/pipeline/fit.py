@@ -122,7 +122,8 @@ def _report(
         parameters_fused=count_parameters(fitted.model),
         seconds=timer.report(),
         versions=_versions(),
-        left_out=problem.left_out,
+        samples_left_out=problem.samples_left_out,
+        outputs_left_out=problem.outputs_left_out,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,14 +18,15 @@ from fskd_onnx.matching.activation_similarity import ActivationSimilarity
 from fskd_onnx.matching.channels import Channels, match_channels
 from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import Partner, pair_blocks
+from fskd_onnx.matching.sample_axes import leave_without_samples
 from fskd_onnx.options import FitOptions, RunOptions
 from fskd_onnx.passes import Canonicalize
 from fskd_onnx.passes.analysis.finite_parameters import find_not_finite
 from fskd_onnx.pipeline.splits import Splits, split_samples
-from fskd_onnx.reporting.agreement import agreement, finite_rows, finite_samples
+from fskd_onnx.reporting.comparable import Comparable, check_finite, comparable
 from fskd_onnx.results import Agreement, Matching
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
-from fskd_onnx.runtime.forward import Outputs, forward
+from fskd_onnx.runtime.forward import ForwardResult, Outputs, forward
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.augment import Augmented
@@ -32,10 +34,11 @@ from fskd_onnx.samples.batches import default_batch_size, plan_batches
 from fskd_onnx.samples.reader import SampleReader, Samples
 from fskd_onnx.samples.sources import SampleSource, load_samples
 from fskd_onnx.serialization.interface import (
-    check_same_interface,
+    InputSpec,
     fixed_batch_size,
     input_specs,
     output_names,
+    pair_interfaces,
 )
 from fskd_onnx.serialization.model_files import ModelSource, load_model, source_name
 
@@ -46,11 +49,21 @@ _LEAST_SAMPLES = 3  # one held out, two folds
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model as it came and as the passes read it."""
+    """A model as it came and as the passes read it.
+
+    Attributes:
+        name: what to call it.
+        model: as it came.
+        canonical: the same, canonical.
+        inputs: its inputs, in the order of the teacher's.
+        outputs: names of its outputs, in the order of the teacher's.
+    """
 
     name: str
     model: onnx.ModelProto
     canonical: onnx.ModelProto
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
 
     @staticmethod
     def load(source: ModelSource) -> LoadedModel:
@@ -59,20 +72,30 @@ class LoadedModel:
         Raises:
             ModelError: it cannot be read, or a parameter is not finite.
         """
-        model = load_model(source)
+        name, model = source_name(source), load_model(source)
         for parameter, node in find_not_finite(gs.import_onnx(model)):
             raise ModelError(
-                f"{source_name(source)}: the parameter '{parameter}' of its node '{node}' holds NaN"
-                " or infinite values; repair it, or export the network again"
+                f"{name}: the parameter '{parameter}' of its node '{node}' holds NaN or infinite "
+                "values; repair it, or export the network again"
             )
         result = Canonicalize()(model)
         for note in result.notes:
-            logger.debug("%s: %s", source_name(source), note)
-        return LoadedModel(source_name(source), model, result.model)
+            logger.debug("%s: %s", name, note)
+        inputs, outputs = tuple(input_specs(model)), tuple(output_names(model))
+        return LoadedModel(name, model, result.model, inputs, outputs)
 
     def graph(self) -> gs.Graph:
-        """Return a fresh graph of the canonical form, to read or to rewrite."""
-        return gs.import_onnx(self.canonical)
+        """Return a fresh graph of the canonical form, to read or to rewrite.
+
+        Its inputs and outputs are in the order of the teacher's; `export` keeps the file's order.
+        """
+        graph = gs.import_onnx(self.canonical)
+        inputs = {tensor.name: tensor for tensor in graph.inputs}
+        outputs = {tensor.name: tensor for tensor in graph.outputs}
+        graph.name = self.name
+        graph.inputs = [inputs[spec.name] for spec in self.inputs]
+        graph.outputs = [outputs[name] for name in self.outputs]
+        return graph
 
 
 @dataclass(frozen=True)
@@ -111,31 +134,42 @@ class FitProblem:
         return match_channels(self.teacher.graph(), self.student.graph(), self.partners, settled)
 
     def outputs(self, model: onnx.ModelProto, name: str, samples: NDArray[np.intp]) -> Outputs:
-        """Run a whole model on some samples."""
-        return forward(self.runtime, model, self.samples, samples, self.options.batch_size, name)
+        """Run a student on some samples; return the outputs that the verdict compares."""
+        _, student = self._untouched
+        names = [name for _, name in self._compared.names]
+        axes = {name: student.axes[name] for name in names}
+        inputs, size = self.student.inputs, self.options.batch_size
+        result = forward(self.runtime, model, self.samples, samples, size, name, inputs, axes)
+        return [result.values[name] for name in names]
+
+    @property
+    def target(self) -> Outputs:
+        """The teacher's outputs for the samples of the verdict."""
+        return self._compared.teacher
 
     @cached_property
-    def _given(self) -> tuple[Outputs, Outputs]:
-        """The outputs of the teacher and of the untouched student for all held-out samples."""
-        teacher, student = (
-            self.outputs(network.model, network.name, self.held_out)
-            for network in (self.teacher, self.student)
-        )
-        return teacher, student
+    def before(self) -> Agreement:
+        """How close the untouched student is on these samples."""
+        return self._compared.agreement(self._compared.student)
 
-    @cached_property
+    def agreement(self, outputs: Outputs) -> Agreement:
+        """Return how close outputs for the samples of the verdict are to the teacher's."""
+        return self._compared.agreement(outputs)
+
+    @property
     def judged(self) -> NDArray[np.bool_]:
-        """Which held-out samples give the verdict: those with finite outputs of both networks.
+        """Which held-out samples give the verdict: those with finite outputs of both networks."""
+        return self._compared.judged
 
-        Where the untouched student has none, those of the teacher: a fit may bring it back.
+    @property
+    def samples_left_out(self) -> tuple[str, ...]:
+        """Names of the held-out samples that do not."""
+        return tuple(map(self.samples.describe, self.held_out[~self.judged].tolist()))
 
-        Raises:
-            ModelError: an output of the teacher is finite for none of them.
-        """
-        teacher, student = self._given
-        finite = finite_samples([teacher], [output_names(self.teacher.model)], [self.teacher.name])
-        both = finite & np.logical_and.reduce(list(map(finite_rows, student)))
-        return both if both.any() else finite
+    @property
+    def outputs_left_out(self) -> tuple[tuple[str, str], ...]:
+        """Outputs that the verdict does not compare, each with the reason."""
+        return self._compared.outputs_left_out
 
     def check_student(self) -> None:
         """Check that some outputs of the untouched student are finite.
@@ -143,23 +177,30 @@ class FitProblem:
         Raises:
             ModelError: they are not.
         """
-        names = output_names(self.student.model)
-        finite_samples([self._given[1]], [names], [self.student.name])
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Names of the held-out samples that do not."""
-        return tuple(map(self.samples.describe, self.held_out[~self.judged].tolist()))
+        check_finite(self._compared.student, self.student.outputs, self.student.name)
 
     @cached_property
-    def target(self) -> Outputs:
-        """The teacher's outputs for the samples of the verdict."""
-        return [values[self.judged] for values in self._given[0]]
+    def _compared(self) -> Comparable:
+        names = list(zip(self.teacher.outputs, self.student.outputs, strict=True))
+        models = self.teacher.name, self.student.name
+        return comparable(self._untouched, names, models, fitted_later=True)
 
     @cached_property
-    def before(self) -> Agreement:
-        """How close the untouched student is on these samples."""
-        return agreement(self.target, [values[self.judged] for values in self._given[1]])
+    def _untouched(self) -> tuple[ForwardResult, ForwardResult]:
+        """All outputs of the teacher and of the untouched student for the held-out samples."""
+        teacher, student = (
+            forward(
+                self.runtime,
+                network.model,
+                self.samples,
+                self.held_out,
+                self.options.batch_size,
+                network.name,
+                network.inputs,
+            )
+            for network in (self.teacher, self.student)
+        )
+        return teacher, student
 
 
 def prepare(
@@ -182,13 +223,14 @@ def prepare(
         FskdError: a file, the samples or the machine cannot be used.
     """
     run = options.run
-    networks = _load_networks(teacher, student)
+    networks = load_networks(teacher, student)
     loaded = _load_samples(samples, networks[0], run)
     splits = _split(loaded, networks, options)
     runtime = open_runtime(run.providers)
     decoded = _decode(loaded, splits, options, store, runtime)
     graphs = networks[0].graph(), networks[1].graph()
     partners = _pair(graphs, runtime, decoded, splits, options.map)
+    partners = leave_without_samples(partners, graphs, runtime, decoded, splits.final.batches)
     matching = _match(networks, graphs, partners)
     return FitProblem(
         teacher=networks[0],
@@ -207,18 +249,20 @@ Networks = tuple[LoadedModel, LoadedModel]
 Graphs = tuple[gs.Graph, gs.Graph]
 
 
-def _load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
-    """Load teacher and student, which take the same inputs and give the same outputs."""
-    networks = LoadedModel.load(teacher), LoadedModel.load(student)
-    one, other = networks
-    check_same_interface(one.model, other.model, one.name, other.name)
-    return networks
+def load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
+    """Load teacher and student, which take the same inputs and give the same outputs.
+
+    Raises:
+        ModelError: a file cannot be used, or the models do not fit each other.
+    """
+    one, other = LoadedModel.load(teacher), LoadedModel.load(student)
+    paired = pair_interfaces(one.model, other.model, one.name, other.name)
+    return one, replace(other, inputs=paired.inputs, outputs=paired.outputs)
 
 
 def _load_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -> Samples:
     """Open the samples, which have to be enough to fit on some and check on others."""
-    inputs = input_specs(teacher.model)
-    loaded = load_samples(source, inputs, run.preprocess, run.max_samples, run.seed)
+    loaded = load_samples(source, teacher.inputs, run.preprocess, run.max_samples, run.seed)
     if len(loaded) < _LEAST_SAMPLES:
         raise SamplesError(
             f"{len(loaded)} samples are too few to fit on some and check on others; "
@@ -229,8 +273,18 @@ def _load_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -
 
 def _split(loaded: Samples, networks: Networks, options: FitOptions) -> Splits:
     """Divide the samples and their copies, into batches of a size that both networks take."""
-    size = options.run.batch_size or default_batch_size(loaded.shapes)
-    fixed = fixed_batch_size([s for network in networks for s in input_specs(network.model)])
+    size = default_batch_size(loaded.shapes)
+    stated = [
+        fixed_batch_size(
+            [
+                replace(spec, axis=given.axis)
+                for spec, given in zip(network.inputs, loaded.inputs, strict=True)
+            ]
+        )
+        for network in networks
+    ]
+    # Each network runs as many samples as it states; a batch is a multiple of that for both.
+    fixed = math.lcm(*filter(None, stated)) if any(stated) else options.run.batch_size
     copies = options.augment_copies + 1 if options.augment else 1
     return split_samples(len(loaded), copies, options.run.seed, size, fixed)
 

@@ -21,7 +21,7 @@ from fskd_onnx.passes import export
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
 from fskd_onnx.progress import with_prefix
-from fskd_onnx.reporting.agreement import agreement, squared_errors
+from fskd_onnx.reporting.agreement import squared_errors
 from fskd_onnx.results import Agreement, BlockReport
 from fskd_onnx.runtime.forward import Outputs
 from fskd_onnx.serialization.model_check import checked
@@ -78,7 +78,7 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
         candidates.append(
             Candidate(
                 last[targets],
-                agreement(problem.target, together),
+                problem.agreement(together),
                 squared_errors(problem.target, together),
             )
         )

@@ -15,33 +15,6 @@ from fskd_onnx.runtime.forward import Outputs
 _OVERFLOWS = np.errstate(invalid="ignore", over="ignore")
 
 
-def finite_samples(
-    outputs: Sequence[Outputs], names: Sequence[Sequence[str]], models: Sequence[str]
-) -> NDArray[np.bool_]:
-    """Return for which samples all outputs of some models are finite, (samples,).
-
-    Args:
-        outputs: of each model, each (samples, ...).
-        names: of each model's outputs.
-        models: what to call them in an error.
-
-    Raises:
-        ModelError: an output, or all of them together, are finite for no sample.
-    """
-    finite = np.ones(len(outputs[0][0]), bool)
-    for of_model, of_outputs, model in zip(outputs, names, models, strict=True):
-        for values, name in zip(of_model, of_outputs, strict=True):
-            own = finite_rows(values)
-            finite &= own
-            if not own.any() or not finite.any():
-                which = "each" if not own.any() else "each that is finite elsewhere"
-                raise ModelError(
-                    f"{model}: its output '{name}' is NaN or infinite for {which} of {len(own)} "
-                    "samples; look for what overflows in the model, or give other samples"
-                )
-    return finite
-
-
 def finite_rows(values: NDArray[np.generic]) -> NDArray[np.bool_]:
     """Return for which samples an output, (samples, ...), is finite; text and integers are."""
     if not np.issubdtype(values.dtype, np.inexact):
@@ -51,7 +24,9 @@ def finite_rows(values: NDArray[np.generic]) -> NDArray[np.bool_]:
 
 
 @_OVERFLOWS
-def agreement(teacher: Outputs, student: Outputs) -> Agreement:
+def agreement(
+    teacher: Outputs, student: Outputs, *, rows: Sequence[int] | None = None
+) -> Agreement:
     """Return how close a student's outputs are to the teacher's.
 
     The error is ||student - teacher||^2 / ||teacher - mean||^2 over all outputs, the mean being
@@ -62,20 +37,24 @@ def agreement(teacher: Outputs, student: Outputs) -> Agreement:
     Args:
         teacher: each of the teacher's outputs, (samples, ...).
         student: the student's, in the same order.
+        rows: of each output, how many rows belong to a sample, see
+            ``fskd_onnx.runtime.sample_axis``. The mean is that of all rows then.
 
     Raises:
         ModelError: the outputs differ in their shapes.
     """
     error = energy = size = 0.0
-    for index, (t, s) in enumerate(zip(teacher, student, strict=True)):
+    counts = rows or [1] * len(teacher)
+    for index, (t, s, count) in enumerate(zip(teacher, student, counts, strict=True)):
         if t.shape != s.shape:
             raise ModelError(
                 f"output {index + 1} of the student has the shape {s.shape[1:]} per sample and "
                 f"that of the teacher {t.shape[1:]}; give a student whose outputs are the teacher's"
             )
         exact = t.astype(np.float64)
+        over = (0, 1) if count > 1 else 0
         error += float(np.sum((s.astype(np.float64) - exact) ** 2))
-        energy += float(np.sum((exact - exact.mean(axis=0)) ** 2))
+        energy += float(np.sum((exact - exact.mean(axis=over)) ** 2))
         size += float(np.sum(exact**2))
     relative = error / (energy or size or 1.0)
     classes = [scores(outputs) for outputs in (teacher, student)]

@@ -32,8 +32,8 @@ def to_json(report: FitReport) -> str:
         "count": report.sample_count,
         "held_out": report.held_out_count,
     }
-    if report.left_out:
-        samples["left_out"] = report.left_out
+    if report.samples_left_out:
+        samples["left_out"] = report.samples_left_out
     return _dump(
         {
             "schema_version": SCHEMA_VERSION,
@@ -44,7 +44,8 @@ def to_json(report: FitReport) -> str:
             "providers": report.providers,
             "samples": samples,
             "blocks": blocks,
-            "end_to_end": {"before": asdict(report.before), "after": asdict(report.after)},
+            "end_to_end": {"before": asdict(report.before), "after": asdict(report.after)}
+            | ({"left_out": dict(report.outputs_left_out)} if report.outputs_left_out else {}),
             "parameters": {
                 "student": report.parameters_student,
                 "fused": report.parameters_fused,

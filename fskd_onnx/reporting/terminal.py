@@ -53,13 +53,14 @@ def print_report(report: FitReport, console: Console) -> None:
         ((block.student, block.note) for block in report.blocks if block.note),
         console,
     )
+    _print_reasons("outputs left out of the verdict:", report.outputs_left_out, console)
     console.print()
     seconds = report.seconds
     stages = (field.name for field in fields(seconds) if field.name != "total")
     _print_facts(
         {
             "samples": f"{report.sample_count}, of which {report.held_out_count} held out"
-            + _left_out(report.left_out),
+            + _left_out(report.samples_left_out),
             "relative mse": f"{_number(report.before.relative_mse)} -> "
             f"{_number(report.after.relative_mse)}",
             "top-1 agreement": f"{_percent(report.before.top1_agreement)} -> "
@@ -114,7 +115,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console: where to.
     """
     facts = {
-        "samples": f"{comparison.count}{_left_out(comparison.left_out)}",
+        "samples": f"{comparison.count}{_left_out(comparison.samples_left_out)}",
         "relative mse": _number(comparison.agreement.relative_mse),
         "top-1 agreement": _percent(comparison.agreement.top1_agreement),
     }
@@ -122,6 +123,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         facts["teacher accuracy"] = _percent(comparison.accuracy_teacher)
         facts["student accuracy"] = _percent(comparison.accuracy_student)
     _print_facts(facts, console)
+    _print_reasons("outputs left out of the comparison:", comparison.outputs_left_out, console)
 
 
 def _table(name: str, *others: str) -> Table:

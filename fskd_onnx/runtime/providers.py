@@ -79,7 +79,7 @@ class Runtime:
 
 def _options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERROR
+    options.log_severity_level = _FATAL  # errors are raised, and said in our words
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # A fit makes a session per segment. With an arena each, every one of them would ask the
     # system for all of its memory anew, and that costs as much as running it.

@@ -7,6 +7,7 @@ memory-mapped ``.npy`` file.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +51,7 @@ class Samples:
     Attributes:
         source_count: number of samples that the source holds.
         source_indices: positions in the source of the samples that were drawn, ascending.
-        inputs: the model's inputs.
+        inputs: the model's inputs; those that turn out to be the same for all samples say so.
         shapes: shape of one sample of each input.
     """
 
@@ -73,13 +74,17 @@ class Samples:
             SamplesError: the first sample is not what the model takes.
         """
         self._parts = parts
-        self.inputs = tuple(inputs)
         self._ends = np.cumsum([part.count for part in parts], dtype=np.intp)
         self.source_count = int(self._ends[-1])
         self.source_indices = draw(self.source_count, max_samples, seed)
         first_part, first_index = self._locate(self.source_indices[0])
         self._first_name = first_part.describe(first_index)
-        self._first = {spec.name: first_part.read(spec, first_index) for spec in self.inputs}
+        self._first = {spec.name: first_part.read(spec, first_index) for spec in inputs}
+        # What comes with all of an input's axes is the input as a whole, the same for all samples.
+        self.inputs = tuple(
+            replace(spec, axis=None) if self._first[spec.name].ndim == len(spec.shape) else spec
+            for spec in inputs
+        )
         self.shapes = {name: sample.shape for name, sample in self._first.items()}
 
     def __len__(self) -> int:
@@ -141,6 +146,11 @@ class Samples:
                 f"{part.describe(index)}: has shape {sample.shape} and {self._first_name} has "
                 f"{expected} for input {spec.name!r}; bring all samples to one size"
                 " (images: --resize, --crop)"
+            )
+        if spec.axis is None and not np.array_equal(sample, self._first[spec.name]):
+            raise SamplesError(
+                f"{part.describe(index)}: has another value than {self._first_name} for input "
+                f"{spec.name!r}, which is the same for all samples; give one value"
             )
         return sample
 

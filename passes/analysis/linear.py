@@ -104,9 +104,18 @@ class Linear:
         """Axis of input and output that counts channels."""
         return -1 if self.channels_last else 1
 
+    @property
+    def columns_last(self) -> bool:
+        """Whether a column of its input and output lies on the last axis, not on axis 1.
+
+        Both are the same axis of a Gemm's matrices, but not once the rows of a sample have an axis
+        of their own, between samples and channels.
+        """
+        return not self.is_convolution
+
     def spatial_shape(self, shape: Sequence[T]) -> tuple[T, ...]:
         """Return the extents of the positions in the shape of an input or output, () for none."""
-        return tuple(shape[1:-1] if self.channels_last else shape[2:])
+        return tuple(shape[1:-1] if self.columns_last else shape[2:])
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:

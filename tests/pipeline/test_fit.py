@@ -671,8 +671,8 @@ def test_samples_with_outputs_that_are_not_finite_are_left_out_and_named() -> No
     x[::3] *= -1
     result = fit_to(teacher, student, {"x": x})
     report = result.report
-    assert 0 < len(report.left_out) < report.held_out_count
-    assert all(int(name.rsplit(" ", 1)[1]) % 3 == 0 for name in report.left_out)
+    assert 0 < len(report.samples_left_out) < report.held_out_count
+    assert all(int(name.rsplit(" ", 1)[1]) % 3 == 0 for name in report.samples_left_out)
     assert np.isfinite(report.before.relative_mse)
     assert report.after.relative_mse < 0.1 * report.before.relative_mse
     blocks = {block.student: block for block in report.blocks}

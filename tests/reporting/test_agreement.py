@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fskd_onnx.errors import ModelError
-from fskd_onnx.reporting.agreement import agreement, finite_samples, squared_errors
+from fskd_onnx.reporting.agreement import agreement, squared_errors
 from tests.helpers import Array
 
 
@@ -78,20 +78,6 @@ SCORES = np.array([[1, 2, 0], [5, 4, 3], [0, 1, 9], [7, 0, 6]], np.float32)
 )
 def test_top_1(teacher: list[Array], student: list[Array], top1: float | None) -> None:
     assert agreement(teacher, student).top1_agreement == top1
-
-
-def test_samples_with_outputs_that_are_not_finite_are_told() -> None:
-    one: list[Array] = [np.ones((4, 3), np.float32), np.ones((4, 2), np.int64)]
-    other: list[Array] = [np.ones((4, 3), np.float32), np.ones((4, 2), np.int64)]
-    one[0][1, 2], other[0][3, 0] = np.nan, np.inf
-    names = [["y", "k"], ["y", "k"]]
-    finite = finite_samples([one, other], names, ["t.onnx", "s.onnx"])
-    np.testing.assert_array_equal(finite, [True, False, True, False])
-    other[0][:] = np.inf
-    with pytest.raises(
-        ModelError, match=r"s\.onnx: its output 'y' is NaN or infinite for each of 4"
-    ):
-        finite_samples([one, other], names, ["t.onnx", "s.onnx"])
 
 
 def test_an_output_that_overflows_is_an_error_without_a_warning() -> None:

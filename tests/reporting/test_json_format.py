@@ -58,6 +58,11 @@ def test_numbers_that_json_lacks_are_null() -> None:
     }
 
 
+def test_outputs_that_are_left_out_are_named() -> None:
+    report = dataclasses.replace(REPORT, outputs_left_out=(("boxes", "no rows"),))
+    assert json.loads(to_json(report))["end_to_end"]["left_out"] == {"boxes": "no rows"}
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     odd = dataclasses.replace(
         REPORT,
@@ -89,7 +94,7 @@ def test_matchings_for_machines() -> None:
 
 def test_what_is_left_out_is_listed_where_there_is_some() -> None:
     report = dataclasses.replace(
-        REPORT, blocks=(block("conv1", note="odd"),), left_out=("x.npy, sample 3",)
+        REPORT, blocks=(block("conv1", note="odd"),), samples_left_out=("x.npy, sample 3",)
     )
     document = json.loads(to_json(report))
     assert document["samples"]["left_out"] == ["x.npy, sample 3"]

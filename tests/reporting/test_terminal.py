@@ -70,7 +70,7 @@ def test_samples_that_the_verdict_leaves_out_are_named() -> None:
     comparison = Comparison(Agreement(0.25, 0.9), 40, None, None, names)
     text = " ".join(printed(print_comparison, comparison).split())
     assert "40; 4 left out, whose outputs are not finite (x.npy, sample 3, x.npy, sample 17" in text
-    report = replace(REPORT, left_out=names[:1])
+    report = replace(REPORT, samples_left_out=names[:1])
     text = " ".join(printed(print_report, report).split())
     assert "1 left out, whose outputs are not finite (x.npy, sample 3)" in text
 
@@ -80,3 +80,13 @@ def test_notes_on_fitted_blocks_are_printed_once() -> None:
     text = " ".join(printed(print_report, replace(REPORT, blocks=blocks)).split())
     assert text.count("odd") == 1
     assert "to be known of those that were fitted: conv1, " in text
+
+
+def test_outputs_that_are_left_out_are_named() -> None:
+    left_out = (("boxes", "no rows"),)
+    comparison = Comparison(Agreement(0.25, 0.9), 40, None, None, outputs_left_out=left_out)
+    report = replace(REPORT, outputs_left_out=left_out)
+    for text in printed(print_comparison, comparison), printed(print_report, report):
+        title, line = text[text.index("outputs left out") :].splitlines()[:2]
+        assert title.endswith(":")
+        assert line.strip() == "boxes: no rows"
