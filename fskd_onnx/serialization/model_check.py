@@ -129,11 +129,11 @@ def _drop_stale_shapes(model: onnx.ModelProto) -> list[str]:
     Returns:
         A note where there were any.
     """
-    blank = onnx.ModelProto()
-    blank.CopyFrom(model_to_check(model))
+    blank = model_to_check(model)  # a copy
     _drop_value_info(blank.graph)
     for output in blank.graph.output:
-        output.type.tensor_type.ClearField("shape")
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
     try:
         graph = onnx.shape_inference.infer_shapes(blank, data_prop=True).graph
     except InferenceError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -75,6 +76,8 @@ class Block:
         across_groups: whether outputs of all groups are regressors of all targets.
         whole_numbers: whether weights and samples are small whole numbers, whose sums and products
             are exact in float32, whatever their order.
+        overflows: whether activations overflow for all samples of the first fold and one of the
+            next.
     """
 
     samples: int = 30
@@ -87,6 +90,7 @@ class Block:
     residual: bool = False
     across_groups: bool = False
     whole_numbers: bool = False
+    overflows: bool = False
 
     def models(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
         values = {
@@ -104,6 +108,9 @@ class Block:
         for tensor in (t for model in models for t in model.graph.initializer):
             if self.whole_numbers:
                 value = np.round(2 * onnx.numpy_helper.to_array(tensor))
+                tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+            if self.overflows and tensor.name == "v":
+                value = onnx.numpy_helper.to_array(tensor) * np.float32(100)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
         return models
 
@@ -230,8 +237,10 @@ def opened(
     images = random_feeds(teacher, seed=2, batch=block.samples)["x"]
     if block.whole_numbers:
         images = np.round(2 * images)
-    samples = load_samples(images, input_specs(teacher))
     order = np.random.default_rng(3).permutation(block.samples)
+    if block.overflows:
+        images[order[: block.samples // FOLDS + 1]] = 3e38
+    samples = load_samples(images, input_specs(teacher))
     batches = plan_batches(np.array_split(order, FOLDS), 4, None)
     linear = linears(student)["n"]
     use = BlockUse(
@@ -314,6 +323,38 @@ BLOCKS = [
     Block(columns=300),
     Block(columns=300, groups=2, outputs=True),
 ]
+
+
+@pytest.mark.parametrize("kept", [block_columns._KEPT_BYTES, 0])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("block", [Block(), Block(columns=300), Block(outputs=True)], ids=str)
+def test_columns_that_are_not_finite_are_in_no_sum(
+    block: Block, residual: bool, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_columns, "_KEPT_BYTES", kept)
+    block = replace(block, residual=residual, overflows=True)
+    with warnings.catch_warnings(), opened(block) as case:
+        warnings.simplefilter("error")
+        found = case.variants()[0]
+        error = case.data.error(case.own, behind(residual), case.rows)
+        truth = [some for columns in case.truth() if (some := finite(columns)) is not None]
+        assert len(truth) == len(found) == FOLDS - 1
+        assert 0 < len(case.data.left_out) <= block.samples // FOLDS + 1
+        w, b = case.linear.matrix, case.bias[..., np.newaxis]
+        for fold, columns in zip(found, truth, strict=True):
+            assert fold.count == columns.x.shape[2]
+            np.testing.assert_allclose(fold.of_y.sum_y, columns.y.sum(axis=2), rtol=1e-5, atol=1e-4)
+        first = truth[0]
+        target = first.s if residual else first.y
+        expected = np.sum((w @ first.x + b + first.shortcut - target) ** 2)
+        assert error == pytest.approx(expected, rel=1e-4)
+
+
+def finite(columns: Columns) -> Columns | None:
+    """The columns without a value that is not finite; None where none is left."""
+    parts = (columns.x, columns.y, columns.s, columns.shortcut)
+    kept = np.logical_and.reduce([np.isfinite(part).all(axis=(0, 1)) for part in parts])
+    return Columns(*(part[..., kept] for part in parts)) if kept.any() else None
 
 
 @pytest.mark.parametrize("residual", [False, True])
