@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
+from onnxruntime import OrtValue
 
 from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting.adapters import BlockRegressors
@@ -88,26 +89,37 @@ class _Source:
     geometry: Geometry
     columns: Mapping[int, TargetColumns]
 
-    def check_positions(self, rows: int, subject: str) -> None:
-        """Check that the positions of both networks are the same ones.
 
-        Args:
-            rows: of the student's first batch.
-            subject: what to call the output in an error.
+def _sources(
+    teacher: TeacherPass, request: BlockRequest, tensors: Mapping[str, OrtValue]
+) -> list[_Source]:
+    """Return where the columns of each use come from.
 
-        Raises:
-            MatchError: they are not.
-        """
-        shape = self.columns[0].shape
-        spatial = self.plan.partner.spatial_shape(shape)
-        if math.prod(spatial) != self.geometry.positions or rows != shape[0]:
+    Args:
+        teacher: gives the columns of the teacher's blocks.
+        request: the block.
+        tensors: the student's, in the first batch.
+
+    Raises:
+        MatchError: student and teacher differ in their positions.
+    """
+    sources = []
+    for number, linear in enumerate((request.linear, *request.others)):
+        plan, rows = request.plan.uses[number], tensors[linear.input.name].shape()[0]
+        geometry = Geometry.of(linear, tensors[linear.input.name].shape())
+        columns = teacher.columns(request.plan.index, number)
+        spatial = plan.partner.spatial_shape(columns[0].shape)
+        if math.prod(spatial) != geometry.positions or rows != columns[0].shape[0]:
+            output = f"the output of '{linear.name}'" if request.others else "its output"
             raise MatchError(
-                f"{subject} has {self.geometry.output_shape or 1} positions, "
+                f"{output} has {geometry.output_shape or 1} positions, "
                 f"the teacher's has {spatial or 1}"
             )
+        sources.append(_Source(plan, linear, geometry, columns))
+    return sources
 
 
-_Part = tuple[_Source, int]
+_Piece = tuple[_Source, int]
 """A use of a block, and the number of a batch."""
 
 
@@ -147,21 +159,15 @@ class BlockColumns:
         with timer("capture"):
             tensors = stage.tensors(0)
             first = tensors[linear.input.name]
-            self._sources = []
-            for number, use in enumerate((linear, *request.others)):
-                shape = tensors[use.input.name].shape()
-                source = _Source(
-                    request.plan.uses[number],
-                    use,
-                    Geometry.of(use, shape),
-                    teacher.columns(request.plan.index, number),
-                )
-                one = not request.others
-                source.check_positions(
-                    shape[0], "its output" if one else f"the output of '{use.name}'"
-                )
-                self._sources.append(source)
-        self._taps = np.any([source.geometry.taps_inside for source in self._sources], axis=0)
+            sources = _sources(teacher, request, tensors)
+        self._pieces: list[_Piece] = [
+            (source, index)
+            for fold in dict.fromkeys(batch.fold for batch in self._batches)
+            for source in sources
+            for index in source.columns
+            if self._batches[index].fold == fold
+        ]
+        self._taps = np.any([source.geometry.taps_inside for source in sources], axis=0)
         taps = self._taps
         inside = np.tile(taps, linear.shape[2] // len(taps))
         basis: Array | None = None
@@ -180,7 +186,7 @@ class BlockColumns:
             basis = None
         bias = linear.bias.reshape(groups, -1)
         self.regressors = BlockRegressors(block_map, bias, basis, of_outputs, request.keep_zeros)
-        columns = sum(part.columns for source in self._sources for part in source.columns.values())
+        columns = sum(source.columns[index].columns for source, index in self._pieces)
         n, m = block_map.shape[1:]
         # Groups of them, and how many in each.
         self._regressor_shape = (1, groups * n) if request.across_groups else (groups, m)
@@ -226,31 +232,28 @@ class BlockColumns:
         They are a list where they are kept, else an iterator. A fold without a finite column has
         none.
         """
-        # Fold after fold, so that the first chunk is of the first fold that has a finite column.
-        parts = sorted(
-            ((source, index) for source in self._sources for index in source.columns),
-            key=lambda part: self._batches[part[1]].fold,
-        )
         if self._chunks is None and self._keep:
-            self._chunks = list(self._gathered(parts))
+            self._chunks = list(self._gathered(self._pieces))
         if self._chunks is not None:
             return [c for c in self._chunks if not first_fold or c.fold == self._chunks[0].fold]
-        return self._first_fold(parts) if first_fold else self._gathered(parts)
+        return self._first_fold() if first_fold else self._gathered(self._pieces)
 
-    def _first_fold(self, parts: Sequence[_Part]) -> Iterable[ColumnChunk]:
+    def _first_fold(self) -> Iterable[ColumnChunk]:
         """Gather the chunks of the first fold that has some."""
-        for _, of_fold in itertools.groupby(parts, lambda part: self._batches[part[1]].fold):
+        for _, of_fold in itertools.groupby(
+            self._pieces, lambda piece: self._batches[piece[1]].fold
+        ):
             chunks = iter(self._gathered(list(of_fold)))
             if (first := next(chunks, None)) is not None:
                 return itertools.chain([first], chunks)
         return ()
 
-    def _gathered(self, batches: list[_Part]) -> Iterable[ColumnChunk]:
+    def _gathered(self, pieces: list[_Piece]) -> Iterable[ColumnChunk]:
         """Gather the columns of some batches, at once where all of them may be in memory."""
-        shares = self._divided(batches)
+        shares = self._divided(pieces)
         if not self._keep:
             return self._finite(map(self._gather, shares), shares)
-        for index in dict.fromkeys(index for _, index in batches):
+        for index in dict.fromkeys(index for _, index in pieces):
             self._stage.tensors(index)  # runs what has not run yet, one batch after another
         chunks = [self._empty(share) for share in shares]
         parts = [part for pair in zip(chunks, shares, strict=True) for part in self._parts(*pair)]
@@ -258,7 +261,7 @@ class BlockColumns:
         return list(self._finite(chunks, shares))
 
     def _finite(
-        self, chunks: Iterable[ColumnChunk], shares: list[list[_Part]]
+        self, chunks: Iterable[ColumnChunk], shares: list[list[_Piece]]
     ) -> Iterator[ColumnChunk]:
         """Yield chunks without the columns that are not finite, those of no other not at all."""
         for chunk, share in zip(chunks, shares, strict=True):
@@ -275,12 +278,12 @@ class BlockColumns:
             if finite.any():
                 yield chunk.part(finite)
 
-    def _divided(self, batches: list[_Part]) -> list[list[_Part]]:
+    def _divided(self, pieces: list[_Piece]) -> list[list[_Piece]]:
         """Divide batches into those whose columns are one chunk: of a use and fold, few enough."""
         per_column = 8 * math.prod(self._regressor_shape)
-        shares: list[list[_Part]] = []
+        shares: list[list[_Piece]] = []
         size, last = 0, (-1, -1)
-        for source, index in batches:
+        for source, index in pieces:
             current = id(source), self._batches[index].fold
             if current != last or size > _CHUNK_BYTES:
                 shares.append([])
@@ -289,13 +292,13 @@ class BlockColumns:
             size += per_column * source.columns[index].columns
         return shares
 
-    def _gather(self, share: list[_Part]) -> ColumnChunk:
+    def _gather(self, share: list[_Piece]) -> ColumnChunk:
         chunk = self._empty(share)
         for part in self._parts(chunk, share):
             self._fill(part)
         return chunk
 
-    def _empty(self, share: list[_Part]) -> ColumnChunk:
+    def _empty(self, share: list[_Piece]) -> ColumnChunk:
         """Allocate the columns of some batches."""
         found = [source.columns[index] for source, index in share]
         first, columns = found[0], sum(part.columns for part in found)
@@ -312,20 +315,22 @@ class BlockColumns:
             residual=residual,
         )
 
-    def _parts(self, chunk: ColumnChunk, share: list[_Part]) -> Iterator[tuple[_Part, ColumnChunk]]:
+    def _parts(
+        self, chunk: ColumnChunk, share: list[_Piece]
+    ) -> Iterator[tuple[_Piece, ColumnChunk]]:
         """Yield each batch with its part of a chunk."""
         end = 0
         for source, index in share:
             start, end = end, end + source.columns[index].columns
             yield (source, index), chunk.part(slice(start, end))
 
-    def _fill(self, item: tuple[_Part, ColumnChunk]) -> None:
+    def _fill(self, item: tuple[_Piece, ColumnChunk]) -> None:
         """Gather the columns of one batch."""
         # What is not finite is left out by ``_finite``, so no product has to warn of it.
         with np.errstate(invalid="ignore", over="ignore"):
             self._fill_part(*item)
 
-    def _fill_part(self, place: _Part, part: ColumnChunk) -> None:
+    def _fill_part(self, place: _Piece, part: ColumnChunk) -> None:
         origin, index = place
         tensors, teacher = self._stage.tensors(index), origin.columns[index]
         linear, last = origin.linear, origin.linear.columns_last

@@ -76,7 +76,7 @@ def match_channels(
     shared = SharedBlocks(student, teacher)
     alone = shared.refused
     while True:
-        pairs = _match(teacher, student, partners, known or {}, alone, shared)
+        pairs = _match(teacher, student, partners, known or {}, alone)
         more = shared.why_left_alone(pairs)
         if not more:
             return Matching(tuple(shared.complete(pairs)))
@@ -89,13 +89,9 @@ def _match(
     partners: Sequence[Partner],
     known: Mapping[str, tuple[Channels, float]],
     alone: Mapping[str, str],
-    shared: SharedBlocks,
 ) -> list[BlockPair]:
     """Match channels once; nodes that are left alone have their reason."""
     blocks = _Blocks(teacher, student, partners, known, alone)
-    for first, *others in shared.uses:
-        for use in others:
-            blocks.couple(first, use)
     pairs = blocks.match({})
     if any(pair.channels is None and not pair.reason for pair in pairs):
         # Blocks of one residual stream carry the same channels, whichever of them was matched.
@@ -157,6 +153,7 @@ class _Blocks:
             propagate(student, linears.values()),
         )
         self._spaces = CoupledChannels(self._flows[1])
+        self._spaces.couple_uses(list(linears.values()))
         self._outputs = {name: view.output.name for name, view in linears.items()}
         carried = (self._spaces.carried(output.name) for output in student.outputs)
         self._of_outputs = frozenset[int]().union(*carried)
@@ -164,10 +161,6 @@ class _Blocks:
     def space(self, name: str) -> int | None:
         """Return the channel space that a block writes to; None for a block that is no linear."""
         return self._spaces.of_block(self._outputs[name]) if name in self._outputs else None
-
-    def couple(self, one: Linear, other: Linear) -> None:
-        """Let two blocks carry the same channels."""
-        self._spaces.couple(one.output.name, other.output.name)
 
     def match(self, of_spaces: Mapping[int, _SpaceChannels]) -> list[BlockPair]:
         """Match channels, block by block in the order of nodes.

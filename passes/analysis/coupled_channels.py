@@ -10,7 +10,7 @@ channels get from node to node is found by ``fskd_onnx.passes.analysis.propagati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -73,6 +73,12 @@ class CoupledChannels:
         else:
             self.fix(one)
             self.fix(other)
+
+    def couple_uses(self, linears: Sequence[Linear]) -> None:
+        """Let nodes of the same weights give the same channels."""
+        for first, *others in find_uses(linears).values():
+            for use in others:
+                self.couple(first.output.name, use.output.name)
 
     def reads_whole_spaces(self, linear: Linear) -> bool:
         """Whether a linear node reads spaces as wholes, or nothing that can be told."""
@@ -143,14 +149,13 @@ def find_coupled_channels(graph: gs.Graph, refitted: Mapping[str, Linear]) -> Co
     for linear in refitted.values():
         if not spaces.reads_whole_spaces(linear):
             spaces.fix(linear.input.name)
-    uses = find_uses(list(refitted.values()))
-    for linear in refitted.values():
-        if linear.name not in uses:
+    linears = list(refitted.values())
+    spaces.couple_uses(linears)
+    uses = find_uses(linears)
+    for linear in linears:
+        if linear.name in uses:
+            spaces.couple(uses[linear.name][0].input.name, linear.input.name)
+        else:
             spaces.fix(linear.input.name)
             spaces.fix(linear.output.name)
-            continue
-        first = uses[linear.name][0]
-        if linear is not first:
-            spaces.couple(first.input.name, linear.input.name)
-            spaces.couple(first.output.name, linear.output.name)
     return spaces
