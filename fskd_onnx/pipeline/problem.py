@@ -229,8 +229,15 @@ def prepare(
     runtime = open_runtime(run.providers)
     decoded = _decode(loaded, splits, options, store, runtime)
     graphs = networks[0].graph(), networks[1].graph()
-    partners = _pair(graphs, runtime, decoded, splits, options.map)
-    partners = leave_without_samples(partners, graphs, runtime, decoded, splits.final.batches)
+    try:
+        partners = _pair(graphs, runtime, decoded, splits, options.map)
+        partners = leave_without_samples(partners, graphs, runtime, decoded, splits.final.batches)
+    except ModelError:
+        first = splits.final.batches[0].samples
+        for network in networks:  # says which of them does not run, and how it would
+            model, name, inputs = network.model, network.name, network.inputs
+            forward(runtime, model, decoded, first, run.batch_size, name, inputs)
+        raise
     matching = _match(networks, graphs, partners)
     return FitProblem(
         teacher=networks[0],
