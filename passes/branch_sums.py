@@ -101,7 +101,7 @@ class Window:
                 self.begin, window.begin, self.dilations, window.taps, window.dilations, strict=True
             )
         )
-        placed[(..., *at)] = kernel.weights
+        placed[(*(slice(None),) * 3, *at)] = kernel.weights
         return placed
 
 

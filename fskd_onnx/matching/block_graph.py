@@ -41,6 +41,7 @@ class BlockSignature:
         inputs: positions of the network's inputs that it depends on.
         outputs: positions of the network's outputs that depend on it.
         extent: of the block output without samples and channels; None where that is not known.
+            A matrix whose positions are folded into the samples has none.
     """
 
     convolves: bool
@@ -56,6 +57,8 @@ class BlockSignature:
             return False
         if self.extent is None or other.extent is None:
             return True
+        if not self.convolves and () in (self.extent, other.extent):
+            return True  # a matrix may see its positions as samples, behind a Reshape
         return len(self.extent) == len(other.extent) and all(
             a == b or a is None or b is None for a, b in zip(self.extent, other.extent, strict=True)
         )

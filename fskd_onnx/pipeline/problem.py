@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from fskd_onnx.errors import MatchError, SamplesError
 from fskd_onnx.matching.activation_similarity import ActivationSimilarity
+from fskd_onnx.matching.branches import sums_to_merge
 from fskd_onnx.matching.channels import Channels, match_channels
 from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import Partner, pair_blocks
 from fskd_onnx.options import FitOptions, RunOptions
-from fskd_onnx.passes import Canonicalize
+from fskd_onnx.passes import Canonicalize, MergeBranches
+from fskd_onnx.passes.branch_sums import find_sums
 from fskd_onnx.pipeline.splits import Splits, split_samples
 from fskd_onnx.reporting.agreement import agreement
 from fskd_onnx.results import Agreement, Matching
@@ -156,9 +158,24 @@ Networks = tuple[LoadedModel, LoadedModel]
 Graphs = tuple[gs.Graph, gs.Graph]
 
 
+def load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
+    """Load teacher and student, with branches merged that only the teacher has.
+
+    See ``fskd_onnx.matching.branches``. The teacher is never written, and what it computes stays.
+    """
+    one, other = LoadedModel.load(teacher), LoadedModel.load(student)
+    graph = one.graph()
+    if find_sums(graph):
+        result = MergeBranches(sums_to_merge(graph, other.graph()))(one.canonical)
+        for note in result.notes:
+            logger.info("%s: %s", one.name, note)
+        one = replace(one, canonical=Canonicalize()(result.model).model)
+    return one, other
+
+
 def _load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
     """Load teacher and student, which take the same inputs and give the same outputs."""
-    networks = LoadedModel.load(teacher), LoadedModel.load(student)
+    networks = load_networks(teacher, student)
     one, other = networks
     check_same_interface(one.model, other.model, one.name, other.name)
     return networks

@@ -33,6 +33,8 @@ from fskd_onnx.passes.analysis.nodes import is_standard, nodes_in_bodies, sole_r
 
 # They hand on each element as it is.
 _HANDS_ON = ("Cast", "Dropout", "Identity")
+# Along groups, channels and inputs.
+_WHOLE = (slice(None),) * 3
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,9 @@ class Kernel:
         dtype = np.result_type(mine.weights, theirs.weights)
         result = np.zeros((groups, n, inputs, *extents), dtype)
         flat = theirs.weights.reshape(groups, theirs.weights.shape[1], -1)
-        for tap in itertools.product(*map(range, mine.kernel_shape)):
-            part = (mine.weights[(..., *tap)] @ flat).reshape(
-                groups, n, inputs, *theirs.kernel_shape
-            )
+        kernels = mine.weights.reshape(*mine.weights.shape[:3], -1)
+        for number, tap in enumerate(itertools.product(*map(range, mine.kernel_shape))):
+            part = kernels[..., number] @ flat
             at = tuple(
                 slice(
                     b * d2 * s1 // step, b * d2 * s1 // step + (k1 - 1) * d1 // step + 1, d1 // step
@@ -146,7 +147,7 @@ class Kernel:
                 else slice(b * d2 * s1 // step, b * d2 * s1 // step + 1)
                 for b, (_, d2, k1, d1, s1), step in zip(tap, axes, steps, strict=True)
             )
-            result[(..., *at)] += part
+            result[(*_WHOLE, *at)] += part.reshape(groups, n, inputs, *theirs.kernel_shape)
         strides = tuple(a * b for a, b in zip(mine.strides, theirs.strides, strict=True))
         return Kernel(result, strides, steps)
 
