@@ -8,7 +8,8 @@ by node, and stay so.
 
 Whatever the weights, a node that only linear nodes read is no partner of one that something else
 reads, an activation or a sum, unless the two are equal: it is an inner node of a block, and its
-rows may look like the partner's, as singular vectors do.
+rows may look like the partner's, as singular vectors do. And a branch of a sum is no partner of a
+node that is none: only the sum would be.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ class _Overlaps:
                     known = {**dict.fromkeys(candidates, 0.0), namesakes[0]: best}
             for j in candidates:
                 score = known[j] if known else self._score(i, j)
+                if _is_part_of_a_sum(one, teacher[j]):
+                    continue
                 if _may_be_partners(one, teacher[j]) or _are_equal(one, teacher[j], score):
                     scores[i, j] = score
         return scores
@@ -178,6 +181,16 @@ def _may_be_partners(one: BlockContext, other: BlockContext) -> bool:
         (one.is_inner and "linear" not in other.end_kinds)
         or (other.is_inner and "linear" not in one.end_kinds)
     )
+
+
+def _is_part_of_a_sum(one: BlockContext, other: BlockContext) -> bool:
+    """Whether a student's node is a branch of a sum that the teacher's node is not part of.
+
+    A shortcut around the teacher's node may be read from the kind of its reader as well.
+    """
+    if one.summed_with:
+        return not other.summed_with
+    return one.summed_with == () and other.summed_with is None and "sum" not in other.output_kinds
 
 
 def _are_equal(one: BlockContext, other: BlockContext, overlap_of_weights: float) -> bool:

@@ -27,7 +27,7 @@ from fskd_onnx.passes.analysis.nodes import is_standard
 from fskd_onnx.passes.analysis.operators import operator_of
 from fskd_onnx.passes.analysis.segments import reads
 from fskd_onnx.passes.analysis.shapes import infer_shapes
-from fskd_onnx.passes.branch_sums import find_sums
+from fskd_onnx.passes.branch_sums import BranchSum, find_sums
 
 T = TypeVar("T")
 
@@ -80,6 +80,8 @@ class BlockContext:
         output_field: the receptive field of the network's output, or of a global pool, in
             positions of its output.
         signature: what has to agree with a partner's.
+        summed_with: names of the nodes whose outputs are added to its own, branches of the same
+            input; None where it is no such branch. A branch whose input alone is added has none.
     """
 
     linear: Linear
@@ -90,6 +92,7 @@ class BlockContext:
     input_field: tuple[float, ...]
     output_field: tuple[float, ...]
     signature: BlockSignature
+    summed_with: tuple[str, ...] | None = None
 
     @property
     def is_inner(self) -> bool:
@@ -155,13 +158,16 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
     refused = {id(view.node) for view in listed if isinstance(view, Refusal)}
     up, down = _Upstream(graph, views), _Downstream(graph, views, refused)
     shapes = infer_shapes(graph)
-    end_of = {id(v.output): id(s.output) for s in find_sums(graph, views) for v in s.linears}
+    sum_of = {id(view.output): s for s in find_sums(graph, views) for view in s.linears}
     blocks = tuple(
         BlockContext(
             linear=view,
             input_kinds=up.kinds[id(view.input)],
             output_kinds=down.kinds[id(view.output)],
-            end_kinds=down.kinds[end_of.get(id(view.output), id(view.output))],
+            end_kinds=down.kinds[
+                id(sum_of[id(view.output)].output if id(view.output) in sum_of else view.output)
+            ],
+            summed_with=_summed_with(view, sum_of.get(id(view.output))),
             concat_slots=down.slots[id(view.output)],
             input_field=up.fields[id(view.output)].size,
             output_field=down.fields[id(view.output)].size,
@@ -180,6 +186,12 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
     for number, view in enumerate(views):
         before[list(up.linears[id(view.input)]), number] = True
     return BlockGraph(blocks, before, next_in_chain(graph, views))
+
+
+def _summed_with(view: Linear, branches: BranchSum | None) -> tuple[str, ...] | None:
+    if branches is None:
+        return None
+    return tuple(other.name for other in branches.linears if other.node is not view.node)
 
 
 class _Upstream:

@@ -196,6 +196,10 @@ class _Pairing:
             return f"it is an inner node of the block that ends at '{end}'"
         rivals = self._alignment.rivals()
         candidates = rivals.get(number, [])
+        summed = self._student.blocks[number].summed_with
+        if summed is not None and not candidates:
+            added = ", ".join(f"'{name}'" for name in summed) or "its input"
+            return f"it is summed with {added}, and the teacher has no such sum"
         others = [i for i, found in rivals.items() if i != number and set(found) & set(candidates)]
         names = [self._teacher.blocks[j].linear.name for j in candidates]
         if len(candidates) == 1 and others:

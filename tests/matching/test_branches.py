@@ -124,3 +124,17 @@ def test_a_pruned_merged_student_pairs_with_the_sums() -> None:
     del smaller.graph.value_info[:]
     assert wanted(teacher, smaller) == {"z0"}
     assert teachers(nameless(whole, smaller)) == {"stem": "y", "z0": "z0", "fc": "z"}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", ["branches", "shortcut"])
+def test_branches_have_no_partner_where_the_teacher_has_them_merged(kind: str, change: str) -> None:
+    student = blocks(3, kind)
+    teacher = Canonicalize()(merged(student)).model
+    found = nameless(teacher, CHANGES[change](student))
+    for name, partner in found.items():
+        if name.startswith(("big", "small")):
+            assert partner.teacher is None
+            assert partner.reason.startswith("it is summed with ")
+        else:
+            assert partner.teacher == {"stem": "y", "fc": "z"}[name]

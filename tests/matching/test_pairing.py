@@ -429,9 +429,9 @@ def test_weights_settle_which_of_two_places() -> None:
     assert (found.teacher, found.evidence) == ("yr", "weights")
 
 
-def test_two_nodes_for_one_place_name_each_other() -> None:
+def test_two_branches_for_one_place_name_each_other() -> None:
     found = partners(build(ONLY), build(TWINS, seed=3))
-    reason = "the teacher's 'only' fits it as well as others of the student ('{}')"
+    reason = "it is summed with '{}', and the teacher has no such sum"
     assert found["left"].reason == reason.format("right")
     assert found["right"].reason == reason.format("left")
     assert teachers(found) == {"c1": "y1", "left": None, "right": None, "c3": "z"}
