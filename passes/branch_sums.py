@@ -162,6 +162,14 @@ class BranchSum:
         """The first of the branches with the most weights."""
         return max(self.linears, key=lambda linear: math.prod(linear.shape))
 
+    @property
+    def is_spanned(self) -> bool:
+        """Whether the largest branch, whose weights are its own, can be any map that the sum is."""
+        largest = self.largest
+        groups = math.gcd(*(linear.groups for linear in self.linears))
+        whole = Window.of(largest) == self.window and largest.groups == groups
+        return whole and largest.shared_with is None
+
     @cached_property
     def kernel(self) -> Kernel:
         """The kernel of the sum, in float64."""

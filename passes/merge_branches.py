@@ -1,7 +1,12 @@
 """Merge sums of linear branches of one input into one linear node (``branch_sums``).
 
 The merged node has the sum of the kernels, each at its place, and the sum of the biases; it takes
-over the output of the sum, so no reader changes.
+over the output of the sum, so no reader changes, and the name of the largest branch.
+
+The way back keeps the branches: what a fit has changed of the merged node is added to its largest
+branch, where that sees all that the sum sees, so that the sum is what was fitted::
+
+    largest' = largest + (merged' - merged)
 """
 
 from __future__ import annotations
@@ -12,12 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from fskd_onnx.passes.analysis.linear import Linear
-from fskd_onnx.passes.analysis.nodes import index_of, node_name, unused_name
+from fskd_onnx.passes.analysis.affine import AffineMap
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.nodes import index_of, unused_name
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.branch_sums import BranchSum, find_sums
 from fskd_onnx.passes.edit import remove
 from fskd_onnx.passes.errors import PostconditionError
+from fskd_onnx.passes.replace_weights import ReplaceWeights
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,41 @@ class MergeBranches(Pass):
         return [s for s in find_sums(graph) if wanted is None or s.name in wanted]
 
 
+def give_back(graph: gs.Graph, merged: gs.Graph, fitted: gs.Graph) -> list[str]:
+    """Give the branches of a graph the weights that were fitted to their sums.
+
+    Args:
+        graph: with branches, rewritten in place.
+        merged: the same with some of its sums merged, each of which its largest branch spans.
+        fitted: that graph with new weights.
+
+    Returns:
+        One note per node that changed.
+    """
+    before = {view.output.name: view for view in _linears(merged)}
+    own = {view.output.name: view for view in _linears(graph)}
+    sums = {branches.name: branches for branches in find_sums(graph)}
+    weights = {}
+    for new in _linears(fitted):
+        output, old = new.output.name, before[new.output.name]
+        if np.array_equal(new.matrix, old.matrix) and np.array_equal(new.bias, old.bias):
+            continue
+        if output in own:
+            weights[own[output].name] = new.affine
+            continue
+        largest = sums[output].largest
+        matrix = largest.matrix + (new.matrix - old.matrix)
+        bias = largest.bias + (new.bias - old.bias)
+        weights[largest.name] = AffineMap(matrix, bias.reshape(largest.shape[:2]))
+    return ReplaceWeights(weights).run(graph)
+
+
+def _linears(graph: gs.Graph) -> list[Linear]:
+    return [view for view in find_linear(graph) if isinstance(view, Linear)]
+
+
 def _merge(graph: gs.Graph, branches: BranchSum) -> None:
-    output, name = branches.output, node_name(branches.sums[-1])
+    output, name = branches.output, branches.largest.name
     first, kernel, bias = branches.largest, branches.kernel, branches.bias
     at = index_of(graph, branches.sums[-1])
     dtype = first.dtype

@@ -32,7 +32,7 @@ from fskd_onnx.matching.weight_overlap import (
     approximation,
     overlap,
 )
-from fskd_onnx.passes.analysis.composed_kernels import Kernel
+from fskd_onnx.passes.analysis.composed_kernels import Kernel, chains
 from fskd_onnx.passes.analysis.linear import Linear
 
 Floats = NDArray[np.float64]
@@ -108,7 +108,7 @@ class _Overlaps:
         own = np.maximum(self.scores, 0.0)
         of_student, of_teacher = own.max(axis=1, initial=0.0), own.max(axis=0, initial=0.0)
         open_ends = [i for i, best in enumerate(of_student) if best < _CONCLUSIVE]
-        mine, theirs = self._student.chains(), self._teacher.chains()
+        mine, theirs = chains(self._student.chained), chains(self._teacher.chained)
         if not open_ends or not (mine or theirs):
             return
         composed = {j: list(_composed(self._teacher, chain)) for j, chain in theirs.items()}

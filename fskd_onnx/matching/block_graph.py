@@ -139,17 +139,6 @@ class BlockGraph:
     before: NDArray[np.bool_]
     chained: Mapping[int, int]
 
-    def chains(self) -> dict[int, list[int]]:
-        """Return the blocks of the chain that ends at each, itself the last; two at least."""
-        previous = {behind: number for number, behind in self.chained.items()}
-        found = {}
-        for end in previous:
-            chain = [end]
-            while chain[0] in previous:
-                chain.insert(0, previous[chain[0]])
-            found[end] = chain
-        return found
-
 
 def find_block_graph(graph: gs.Graph) -> BlockGraph:
     """Look at a canonical graph, its nodes in a topological order."""

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -21,7 +22,12 @@ from fskd_onnx.results import Evidence
 _LEFT_ALONE = "the map says so"
 
 
-def read_map(path: str | Path, teacher: gs.Graph, student: gs.Graph) -> dict[str, Partner]:
+def read_map(
+    path: str | Path,
+    teacher: gs.Graph,
+    student: gs.Graph,
+    summed: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Partner]:
     """Read a map, and check it against the networks that it is for.
 
     Args:
@@ -30,6 +36,8 @@ def read_map(path: str | Path, teacher: gs.Graph, student: gs.Graph) -> dict[str
             the teacher's channel of each of the student's (null or absent: find them).
         teacher: the original network, canonical.
         student: the compressed network, canonical.
+        summed: names of branches that were merged away, and what each was merged into; a map may
+            leave them alone, and no more.
 
     Returns:
         The pairs, by the name of the student's node.
@@ -51,6 +59,13 @@ def read_map(path: str | Path, teacher: gs.Graph, student: gs.Graph) -> dict[str
     check = _Check(str(path), find_views(student), find_views(teacher), _namesakes(student))
     given: dict[str, Partner] = {}
     for entry in pairs:
+        if isinstance(entry, dict) and (into := summed.get(str(entry.get("student")))) is not None:
+            if entry.get("teacher") is not None:
+                raise MatchError(
+                    f"{path}: pairs '{entry['student']}', which is summed with '{into}', where the "
+                    f"teacher has one node; pair '{into}' with that"
+                )
+            continue
         partner = check(entry)
         if partner.student in given:
             raise MatchError(f"{path}: pairs the node '{partner.student}' twice; keep one of them")

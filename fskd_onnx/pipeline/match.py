@@ -43,8 +43,8 @@ def match(
     if samples is None:
         one, other = load_networks(teacher, student)
         graphs = one.graph(), other.graph()
-        given = {} if block_map is None else read_map(block_map, *graphs)
-        return match_models(*graphs, given)
+        given = {} if block_map is None else read_map(block_map, *graphs, other.summed)
+        return other.tell_of_branches(match_models(*graphs, given))
     settings = FitOptions(options or RunOptions(), AdapterName.POINTWISE, map=block_map)
     with TensorStore(settings.run.memory_limit) as store:
         problem = prepare(teacher, student, samples, settings, store)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,11 +19,12 @@ from fskd_onnx.matching.channels import Channels, match_channels
 from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import Partner, pair_blocks
 from fskd_onnx.options import FitOptions, RunOptions
-from fskd_onnx.passes import Canonicalize, MergeBranches
+from fskd_onnx.passes import Canonicalize, MergeBranches, export
 from fskd_onnx.passes.branch_sums import find_sums
+from fskd_onnx.passes.merge_branches import give_back
 from fskd_onnx.pipeline.splits import Splits, split_samples
 from fskd_onnx.reporting.agreement import agreement
-from fskd_onnx.results import Agreement, Matching
+from fskd_onnx.results import Agreement, BlockPair, Evidence, Matching
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.forward import Outputs, forward
 from fskd_onnx.runtime.providers import Runtime, open_runtime
@@ -42,11 +43,21 @@ _LEAST_SAMPLES = 3  # one held out, two folds
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model as it came and as the passes read it."""
+    """A model as it came and as the passes read it.
+
+    Attributes:
+        name: for messages.
+        model: as it came.
+        canonical: as the passes read it.
+        with_branches: the canonical form before sums of branches were merged; None where none was.
+        summed: the nodes that went away with that, and what each was merged into.
+    """
 
     name: str
     model: onnx.ModelProto
     canonical: onnx.ModelProto
+    with_branches: onnx.ModelProto | None = None
+    summed: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def load(source: ModelSource) -> LoadedModel:
@@ -60,6 +71,38 @@ class LoadedModel:
     def graph(self) -> gs.Graph:
         """Return a fresh graph of the canonical form, to read or to rewrite."""
         return gs.import_onnx(self.canonical)
+
+    def with_merged(self, sums: Collection[str]) -> LoadedModel:
+        """Return the model with some sums of branches merged in its canonical form."""
+        found = [branches for branches in find_sums(self.graph()) if branches.name in sums]
+        summed = {
+            linear.name: branches.largest.name
+            for branches in found
+            for linear in branches.linears
+            if linear.node is not branches.largest.node
+        }
+        if not found:
+            return self
+        merged = MergeBranches(sums)(self.canonical).model
+        return replace(self, canonical=merged, with_branches=self.canonical, summed=summed)
+
+    def export(self, fitted: gs.Graph) -> onnx.ModelProto:
+        """Return the model with the weights of a graph of its canonical form."""
+        if self.with_branches is None:
+            return export(fitted, like=self.canonical)
+        graph = gs.import_onnx(self.with_branches)
+        give_back(graph, self.graph(), fitted)
+        return export(graph, like=self.with_branches)
+
+    def tell_of_branches(self, matching: Matching) -> Matching:
+        """Return a matching with a line for each node that was merged into another."""
+        op = {pair.student: pair.op for pair in matching.pairs}
+        reason = "it is summed with '{}', which is fitted for both"
+        lines = [
+            BlockPair(name, op[into], None, None, None, Evidence.NONE, 0.0, reason.format(into))
+            for name, into in self.summed.items()
+        ]
+        return replace(matching, pairs=(*matching.pairs, *lines))
 
 
 @dataclass(frozen=True)
@@ -95,7 +138,8 @@ class FitProblem:
 
     def match_again(self, settled: Mapping[str, tuple[Channels, float]]) -> Matching:
         """Match channels anew, from those that activations have decided."""
-        return match_channels(self.teacher.graph(), self.student.graph(), self.partners, settled)
+        graphs = self.teacher.graph(), self.student.graph()
+        return self.student.tell_of_branches(match_channels(*graphs, self.partners, settled))
 
     def outputs(self, model: onnx.ModelProto, name: str, samples: NDArray[np.intp]) -> Outputs:
         """Run a whole model on some samples."""
@@ -139,7 +183,8 @@ def prepare(
     runtime = open_runtime(run.providers)
     decoded = _decode(loaded, splits, options, store, runtime)
     graphs = networks[0].graph(), networks[1].graph()
-    partners = _pair(graphs, runtime, decoded, splits, options.map)
+    given = {} if options.map is None else read_map(options.map, *graphs, networks[1].summed)
+    partners = _pair(graphs, runtime, decoded, splits, given)
     matching = _match(networks, graphs, partners)
     return FitProblem(
         teacher=networks[0],
@@ -159,18 +204,16 @@ Graphs = tuple[gs.Graph, gs.Graph]
 
 
 def load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
-    """Load teacher and student, with branches merged that only the teacher has.
-
-    See ``fskd_onnx.matching.branches``. The teacher is never written, and what it computes stays.
-    """
+    """Load teacher and student; sums of branches that only one of them has are merged."""
     one, other = LoadedModel.load(teacher), LoadedModel.load(student)
-    graph = one.graph()
-    if find_sums(graph):
-        result = MergeBranches(sums_to_merge(graph, other.graph()))(one.canonical)
-        for note in result.notes:
-            logger.info("%s: %s", one.name, note)
-        one = replace(one, canonical=Canonicalize()(result.model).model)
-    return one, other
+    graphs = one.graph(), other.graph()
+    if not any(find_sums(graph) for graph in graphs):
+        return one, other
+    theirs, mine = sums_to_merge(*graphs)
+    merged = MergeBranches(theirs)(one.canonical)
+    # What stands behind a sum folds into it as well: the teacher is never written.
+    one = replace(one, canonical=Canonicalize()(merged.model).model)
+    return one, other.with_merged(mine)
 
 
 def _load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
@@ -219,21 +262,21 @@ def _pair(
     runtime: Runtime,
     samples: DecodedSamples,
     splits: Splits,
-    block_map: str | None,
+    given: Mapping[str, Partner],
 ) -> tuple[Partner, ...]:
     """Pair the student's blocks with the teacher's, those of the map first."""
     teacher, student = graphs
     return pair_blocks(
         teacher,
         student,
-        given=read_map(block_map, teacher, student) if block_map is not None else {},
+        given=given,
         similarity=ActivationSimilarity(runtime, teacher, student, samples, splits.final.batches),
     )
 
 
 def _match(networks: Networks, graphs: Graphs, partners: tuple[Partner, ...]) -> Matching:
     """Pair the channels of paired blocks; there has to be a block that can be fitted."""
-    matching = match_channels(*graphs, partners)
+    matching = networks[1].tell_of_branches(match_channels(*graphs, partners))
     if not matching.usable:
         first = next(iter(matching.pairs), None)
         why = f" ('{first.student}': {first.reason})" if first is not None else ""

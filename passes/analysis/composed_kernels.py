@@ -183,6 +183,22 @@ def next_in_chain(graph: gs.Graph, views: Sequence[Linear]) -> Mapping[int, int]
     return chained
 
 
+def chains(chained: Mapping[int, int]) -> dict[int, list[int]]:
+    """Return the nodes of the chain that ends at each, itself the last; two at least.
+
+    Args:
+        chained: see ``next_in_chain``.
+    """
+    previous = {behind: number for number, behind in chained.items()}
+    found = {}
+    for end in previous:
+        chain = [end]
+        while chain[0] in previous:
+            chain.insert(0, previous[chain[0]])
+        found[end] = chain
+    return found
+
+
 def _read_by(
     graph: gs.Graph, tensor: gs.Tensor, in_bodies: Collection[int]
 ) -> tuple[gs.Tensor, gs.Node | None]:

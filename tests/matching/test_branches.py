@@ -59,7 +59,18 @@ def merged(model: onnx.ModelProto, *names: str) -> onnx.ModelProto:
 
 
 def wanted(teacher: onnx.ModelProto, student: onnx.ModelProto) -> set[str]:
-    return set(sums_to_merge(canonical(teacher), canonical(renamed(student, seed=1).model)))
+    """Give the teacher's sums that the student does not have; the other way round there is none."""
+    theirs, mine = sums_to_merge(canonical(teacher), canonical(renamed(student, seed=1).model))
+    assert not mine
+    return set(theirs)
+
+
+def wanted_of_student(teacher: onnx.ModelProto, student: onnx.ModelProto) -> set[str]:
+    """Give the student's sums that the teacher does not have; it has none that is not wanted."""
+    other = renamed(student, seed=1)
+    theirs, mine = sums_to_merge(canonical(teacher), canonical(other.model))
+    assert not theirs
+    return {other.old[name] for name in mine}
 
 
 CHANGES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
@@ -100,7 +111,7 @@ def test_some_may_be_merged(kind: str) -> None:
 def test_without_branches_there_is_nothing_to_merge() -> None:
     plain = merged(blocks(2, "branches"))
     assert wanted(plain, plain) == set()
-    assert wanted(plain, blocks(2, "branches")) == set()
+    assert wanted_of_student(plain, plain) == set()
 
 
 def test_a_pruned_merged_student_pairs_with_the_sums() -> None:
@@ -109,7 +120,7 @@ def test_a_pruned_merged_student_pairs_with_the_sums() -> None:
     whole = Canonicalize()(student).model
     values = initializers(student)
     keep = np.arange(1, 12, 2)
-    name = linears(whole)["z0"].weight.name if "z0" in linears(whole) else ""
+    name = linears(whole)["big0"].weight.name
     assert name in values
     smaller = onnx.ModelProto()
     smaller.CopyFrom(student)
@@ -123,7 +134,44 @@ def test_a_pruned_merged_student_pairs_with_the_sums() -> None:
             tensor.CopyFrom(onnx.numpy_helper.from_array(cut[tensor.name], tensor.name))
     del smaller.graph.value_info[:]
     assert wanted(teacher, smaller) == {"z0"}
-    assert teachers(nameless(whole, smaller)) == {"stem": "y", "z0": "z0", "fc": "z"}
+    assert teachers(nameless(whole, smaller)) == {"stem": "y", "big0": "z0", "fc": "z"}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", ["branches", "shortcut"])
+def test_a_merged_teacher_has_none_of_the_students(kind: str, change: str) -> None:
+    student = blocks(3, kind)
+    teacher = Canonicalize()(merged(student)).model
+    assert wanted_of_student(teacher, CHANGES[change](student)) == {"z0", "z1", "z2"}
+    some = merged(student, "z0", "z2")
+    assert wanted_of_student(some, with_noise(student, 0.1)) == {"z0", "z2"}
+
+
+def test_a_shortcut_behind_a_dropout_is_one_nevertheless() -> None:
+    student = blocks(2, "shortcut")
+    teacher = onnx.ModelProto()
+    teacher.CopyFrom(student)
+    at = next(i for i, node in enumerate(teacher.graph.node) if node.output[0] == "z0")
+    add = teacher.graph.node[at]
+    dropout = onnx.helper.make_node("Dropout", ["p0"], ["d0"], "drop")
+    add.input[0] = "d0"
+    teacher.graph.node.insert(at, dropout)
+    theirs, mine = sums_to_merge(canonical(teacher), canonical(with_noise(student, 0.1)))
+    assert (theirs, mine) == (frozenset(), frozenset())
+
+
+def test_a_sum_that_no_branch_spans_is_not_merged_in_a_student() -> None:
+    student = build("""g (float[N,6,8,8] x) => (float[N,6,8,8] z)
+      <float[6,6,1,3] a, float[6,6,3,1] b, float[6,6,1,1] c> {
+        p = Conv <pads = [0,1,0,1]> (x, a)
+        q = Conv <pads = [1,0,1,0]> (x, b)
+        y = Add (p, q)
+        r = Relu (y)
+        z = Conv (r, c)
+    }""")
+    assert wanted_of_student(merged(student), student) == set()
+    found = nameless(merged(student), student)
+    assert {name: p.teacher for name, p in found.items()} == {"p": None, "q": None, "z": "z"}
 
 
 @pytest.mark.parametrize("change", CHANGES)

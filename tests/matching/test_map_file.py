@@ -436,3 +436,14 @@ def test_a_name_of_several_nodes_is_refused_and_the_keys_are_taken(tmp_path: Pat
         "c": "c",
         "z": "z",
     }
+
+
+def test_branches_that_were_merged_may_be_left_alone_and_no_more(tmp_path: Path) -> None:
+    both, summed = graphs(*models()), {"small": "c2"}
+    path = write(tmp_path / "map.json", C2, {"student": "small", "teacher": None})
+    assert list(read_map(path, *both, summed)) == ["c2"]
+    path = write(tmp_path / "map.json", {"student": "small", "teacher": "y2"})
+    with pytest.raises(MatchError) as caught:
+        read_map(path, *both, summed)
+    sentence = "pairs 'small', which is summed with 'c2', where the teacher has one node"
+    assert str(caught.value) == f"{path}: {sentence}; pair 'c2' with that"

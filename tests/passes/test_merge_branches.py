@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 
-from fskd_onnx.passes import FoldAffine, MergeBranches
-from tests.helpers import assert_same_function, build, initializers, ops
+from fskd_onnx.passes import AffineMap, FoldAffine, MergeBranches, ReplaceWeights, export
+from fskd_onnx.passes.branch_sums import find_sums
+from fskd_onnx.passes.merge_branches import give_back
+from tests.helpers import assert_same_function, build, initializers, linears, ops
 
 NORM = "{t}[6] s, {t}[6] t, {t}[6] m, {t}[6] v"
 # Of x: what the weights are, what computes the sum z, and the shape of the merged weight.
@@ -226,3 +230,35 @@ def test_only_the_named_sums_are_merged_and_a_normalization_behind_folds() -> No
     folded = FoldAffine()(result.model).model
     assert ops(folded) == {"Conv": 2, "Relu": 1, "Add": 1}
     assert_same_function(folded, before)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_fitted_to_a_sum_goes_to_its_largest_branch(form: str) -> None:
+    separate = gs.import_onnx(before := model(form, "double"))
+    (branches,) = find_sums(separate)
+    if not branches.is_spanned:
+        assert form in ("dilations", "other groups", "a dilation and a point")
+        return
+    merged = MergeBranches()(before).model
+    (view,) = linears(merged).values()
+    rng = np.random.default_rng(1)
+    wanted = AffineMap(
+        view.matrix + rng.standard_normal(view.shape), rng.standard_normal(view.shape[:2])
+    )
+    fitted = ReplaceWeights({view.name: wanted})(merged).model
+    notes = give_back(separate, gs.import_onnx(merged), gs.import_onnx(fitted))
+    assert len(notes) == 1
+    result = export(separate, like=before)
+    assert_same_function(result, fitted)
+    old, new = initializers(before), initializers(result)
+    largest = {branches.largest.weight.name}
+    changed = {n for n, v in old.items() if not np.array_equal(v, new[n])}
+    assert changed <= {*largest, *(c.name for c in [branches.largest.bias_constant] if c)}
+    assert largest <= changed
+
+
+def test_what_was_not_fitted_keeps_its_bytes() -> None:
+    before = model("RepVGG")
+    separate, merged = gs.import_onnx(before), MergeBranches()(before).model
+    assert give_back(separate, gs.import_onnx(merged), gs.import_onnx(merged)) == []
+    assert initializers(export(separate, like=before)).keys() == initializers(before).keys()
