@@ -262,9 +262,10 @@ def _found_in_one_row(keys: Integers, index: Integers, rows: int) -> float:
 
 def _most_votes(votes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the votes of the row that each of the student's has most of, no row taken twice."""
-    best = votes.argmax(axis=1)
-    if len(np.unique(best)) == len(best):
-        return np.asarray(votes[np.arange(len(votes)), best])
+    best = votes.max(axis=1)
+    nearest = votes.argmax(axis=1)[best > 0]
+    if len(np.unique(nearest)) == len(nearest):
+        return best
     padded = np.pad(votes, ((0, 0), (0, max(0, len(votes) - votes.shape[1]))))
     return np.asarray(padded[linear_sum_assignment(padded, maximize=True)])
 
