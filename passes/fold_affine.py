@@ -145,7 +145,7 @@ def affine_behind(graph: gs.Graph, linear: Linear, in_bodies: set[int]) -> Affin
         return None
     # A tensor with its channels on the last axis may be of any rank.
     rank = 1 if linear.channels_last else len(linear.kernel_shape) + 2
-    return _affine(graph, node, linear.output, linear.width, rank, linear.channel_axis)
+    return affine_of(graph, node, linear.output, linear.width, rank, linear.channel_axis)
 
 
 def _merged_behind_use(graph: gs.Graph, linear: Linear, in_bodies: set[int]) -> AffineMap | None:
@@ -175,7 +175,7 @@ def _checked(
     return AffineMap(matrix, bias.reshape(matrix.shape[:2]))
 
 
-def _affine(
+def affine_of(
     graph: gs.Graph, node: gs.Node, source: gs.Tensor, width: int, rank: int, axis: int
 ) -> AffineMap | None:
     """Read a node as an affine map of the channels of one of its inputs, if it is one."""
@@ -255,7 +255,7 @@ def _merged_in_front(graph: gs.Graph, node: gs.Node, linear: Linear) -> AffineMa
     taps = math.prod(linear.kernel_shape)
     groups, n, p = linear.shape
     width = groups * p // taps
-    affine = _affine(graph, node, node.inputs[0], width, len(linear.kernel_shape) + 2, 1)
+    affine = affine_of(graph, node, node.inputs[0], width, len(linear.kernel_shape) + 2, 1)
     if affine is None or (affine.shift.any() and not sees_whole_patches(linear)):
         return None
     by_channel = linear.matrix.reshape(groups, n, -1, taps)

@@ -20,8 +20,7 @@ from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import Partner, pair_blocks
 from fskd_onnx.matching.sample_axes import leave_without_samples
 from fskd_onnx.options import FitOptions, RunOptions
-from fskd_onnx.passes import Canonicalize
-from fskd_onnx.passes.analysis.finite_parameters import find_not_finite
+from fskd_onnx.pipeline.networks import LoadedModel, Networks, load_networks
 from fskd_onnx.pipeline.splits import Splits, split_samples
 from fskd_onnx.reporting.comparable import Comparable, check_finite, comparable
 from fskd_onnx.results import Agreement, Matching
@@ -34,68 +33,13 @@ from fskd_onnx.samples.batches import default_batch_size, plan_batches
 from fskd_onnx.samples.reader import SampleReader, Samples
 from fskd_onnx.samples.sources import SampleSource, load_samples
 from fskd_onnx.serialization.interface import (
-    InputSpec,
     fixed_batch_size,
-    input_specs,
-    output_names,
-    pair_interfaces,
 )
-from fskd_onnx.serialization.model_files import ModelSource, load_model, source_name
+from fskd_onnx.serialization.model_files import ModelSource
 
 logger = logging.getLogger(__name__)
 
 _LEAST_SAMPLES = 3  # one held out, two folds
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model as it came and as the passes read it.
-
-    Attributes:
-        name: what to call it.
-        model: as it came.
-        canonical: the same, canonical.
-        inputs: its inputs, in the order of the teacher's.
-        outputs: names of its outputs, in the order of the teacher's.
-    """
-
-    name: str
-    model: onnx.ModelProto
-    canonical: onnx.ModelProto
-    inputs: tuple[InputSpec, ...]
-    outputs: tuple[str, ...]
-
-    @staticmethod
-    def load(source: ModelSource) -> LoadedModel:
-        """Read, check and canonicalize a model.
-
-        Raises:
-            ModelError: it cannot be read, or a parameter is not finite.
-        """
-        name, model = source_name(source), load_model(source)
-        for parameter, node in find_not_finite(gs.import_onnx(model)):
-            raise ModelError(
-                f"{name}: the parameter '{parameter}' of its node '{node}' holds NaN or infinite "
-                "values; repair it, or export the network again"
-            )
-        result = Canonicalize()(model)
-        for note in result.notes:
-            logger.debug("%s: %s", name, note)
-        inputs, outputs = tuple(input_specs(model)), tuple(output_names(model))
-        return LoadedModel(name, model, result.model, inputs, outputs)
-
-    def graph(self) -> gs.Graph:
-        """Return a fresh graph of the canonical form, to read or to rewrite.
-
-        Its inputs and outputs are in the order of the teacher's; `export` keeps the file's order.
-        """
-        graph = gs.import_onnx(self.canonical)
-        inputs = {tensor.name: tensor for tensor in graph.inputs}
-        outputs = {tensor.name: tensor for tensor in graph.outputs}
-        graph.name = self.name
-        graph.inputs = [inputs[spec.name] for spec in self.inputs]
-        graph.outputs = [outputs[name] for name in self.outputs]
-        return graph
 
 
 @dataclass(frozen=True)
@@ -131,7 +75,8 @@ class FitProblem:
 
     def match_again(self, settled: Mapping[str, tuple[Channels, float]]) -> Matching:
         """Match channels anew, from those that activations have decided."""
-        return match_channels(self.teacher.graph(), self.student.graph(), self.partners, settled)
+        graphs = self.teacher.graph(), self.student.graph()
+        return self.student.tell_of_branches(match_channels(*graphs, self.partners, settled))
 
     def outputs(self, model: onnx.ModelProto, name: str, samples: NDArray[np.intp]) -> Outputs:
         """Run a student on some samples; return the outputs that the verdict compares."""
@@ -229,8 +174,9 @@ def prepare(
     runtime = open_runtime(run.providers)
     decoded = _decode(loaded, splits, options, store, runtime)
     graphs = networks[0].graph(), networks[1].graph()
+    given = {} if options.map is None else read_map(options.map, *graphs, networks[1].summed)
     try:
-        partners = _pair(graphs, runtime, decoded, splits, options.map)
+        partners = _pair(graphs, runtime, decoded, splits, given)
         partners = leave_without_samples(partners, graphs, runtime, decoded, splits.final.batches)
     except ModelError:
         first = splits.final.batches[0].samples
@@ -252,19 +198,7 @@ def prepare(
     )
 
 
-Networks = tuple[LoadedModel, LoadedModel]
 Graphs = tuple[gs.Graph, gs.Graph]
-
-
-def load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
-    """Load teacher and student, which take the same inputs and give the same outputs.
-
-    Raises:
-        ModelError: a file cannot be used, or the models do not fit each other.
-    """
-    one, other = LoadedModel.load(teacher), LoadedModel.load(student)
-    paired = pair_interfaces(one.model, other.model, one.name, other.name)
-    return one, replace(other, inputs=paired.inputs, outputs=paired.outputs)
 
 
 def _load_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -> Samples:
@@ -314,21 +248,21 @@ def _pair(
     runtime: Runtime,
     samples: DecodedSamples,
     splits: Splits,
-    block_map: str | None,
+    given: Mapping[str, Partner],
 ) -> tuple[Partner, ...]:
     """Pair the student's blocks with the teacher's, those of the map first."""
     teacher, student = graphs
     return pair_blocks(
         teacher,
         student,
-        given=read_map(block_map, teacher, student) if block_map is not None else {},
+        given=given,
         similarity=ActivationSimilarity(runtime, teacher, student, samples, splits.final.batches),
     )
 
 
 def _match(networks: Networks, graphs: Graphs, partners: tuple[Partner, ...]) -> Matching:
     """Pair the channels of paired blocks; there has to be a block that can be fitted."""
-    matching = match_channels(*graphs, partners)
+    matching = networks[1].tell_of_branches(match_channels(*graphs, partners))
     if not matching.usable:
         first = next(iter(matching.pairs), None)
         why = f" ('{first.student}': {first.reason})" if first is not None else ""

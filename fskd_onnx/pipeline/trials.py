@@ -17,7 +17,6 @@ from fskd_onnx.fitting.coordinate_descent import CoordinateDescent
 from fskd_onnx.fitting.target_selection import select_targets
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.options import FitOptions, TargetsName
-from fskd_onnx.passes import export
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
 from fskd_onnx.progress import with_prefix
@@ -93,7 +92,7 @@ def fits(
     for targets, descent in _starts(problem, split, options, timer, teacher):
         fitted = descent.run()
         with timer("fuse"):
-            model = export(fitted.student, like=problem.student.canonical)
+            model = problem.student.export(fitted.student)
         with timer("verify"):
             checked(model, f"fused {problem.student.name}")
         yield FittedStudent(targets, model, fitted.blocks)

@@ -7,7 +7,8 @@ import pytest
 
 from fskd_onnx import FitOptions, RunOptions
 from fskd_onnx.errors import MatchError, ModelError, SamplesError
-from fskd_onnx.pipeline.problem import FitProblem, LoadedModel, prepare
+from fskd_onnx.pipeline.networks import LoadedModel
+from fskd_onnx.pipeline.problem import FitProblem, prepare
 from fskd_onnx.runtime.tensor_store import TensorStore
 from tests.helpers import Array, assert_close, build, run
 
