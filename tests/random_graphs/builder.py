@@ -180,20 +180,20 @@ class Builder:
 
     def model(self) -> onnx.ModelProto:
         """Give the whole model."""
-        infos = [[self._info(t) for t in part] for part in (self.inputs, self.outputs)]
-        graph = helper.make_graph(self.nodes, "g", *infos, self.initializers)
+        inputs, outputs = map(self._info, self.inputs), map(self._info, self.outputs)
+        graph = helper.make_graph(self.nodes, "g", list(inputs), list(outputs), self.initializers)
         return helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8
         )
 
     def _info(self, tensor: Tensor) -> onnx.ValueInfoProto:
-        batch = self.batch or "N"
-        shape: list[int | str] = {
+        batch: int | str = self.batch or "N"
+        shapes: dict[Layout, list[int | str]] = {
             Layout.VECTOR: [batch, tensor.width],
             Layout.SPATIAL: [batch, tensor.width, *tensor.extents],
             Layout.TOKENS: [batch, *tensor.extents, tensor.width],
             Layout.TIME_FIRST: [*tensor.extents, batch, tensor.width],
             Layout.CONSTANT: [1, tensor.width],
-        }[tensor.layout]
+        }
         kind = helper.np_dtype_to_tensor_dtype(self.dtype)
-        return helper.make_tensor_value_info(tensor.name, kind, shape)
+        return helper.make_tensor_value_info(tensor.name, kind, shapes[tensor.layout])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -70,7 +71,7 @@ def draw(seed: int) -> Case:
     """Draw a case."""
     rng = np.random.default_rng([seed, 0])
     layout = list(_LAYOUTS)[rng.choice(len(_LAYOUTS), p=list(_LAYOUTS.values()))]
-    dtype = np.dtype(np.float32)
+    dtype: np.dtype[Any] = np.dtype(np.float32)
     if rng.random() < 0.06:
         dtype = np.dtype(np.float16)
     elif rng.random() < 0.1 and layout in (Layout.VECTOR, Layout.TOKENS):

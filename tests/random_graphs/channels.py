@@ -110,7 +110,7 @@ class Channels:
                     there = rng.permutation(ids[keep[ids]])
                     keep[there[least:]] = False
             if (before == keep).all():
-                return keep[list(self.fixed)].all() and all(
+                return bool(keep[list(self.fixed)].all()) and all(
                     keep[ids].any() for groups in self.equal for ids in groups
                 )
         return False

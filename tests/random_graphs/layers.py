@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from tests.random_graphs.builder import Builder
-from tests.random_graphs.channels import Ints, Layout, Tensor
+from tests.random_graphs.channels import Layout, Tensor
 from tests.random_graphs.linear_nodes import (
     Space,
     conv,
@@ -20,7 +20,17 @@ from tests.random_graphs.linear_nodes import (
 
 Layer = Callable[[Builder, Tensor], Tensor]
 
-_POINTWISE = ("Relu", "Relu", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSwish", "Softplus")
+_POINTWISE = (
+    "Relu",
+    "Relu",
+    "Relu",
+    "LeakyRelu",
+    "Sigmoid",
+    "Tanh",
+    "Elu",
+    "HardSwish",
+    "Softplus",
+)
 
 
 def activation(b: Builder, x: Tensor) -> Tensor:
@@ -200,7 +210,8 @@ def cut(b: Builder, x: Tensor, at: int) -> list[Tensor]:
         ]
     kept = x.kept[x.kept < at], x.kept[x.kept >= at] - at
     return [
-        replace(x, name=names[i], ids=parts[i], kept=kept[i], pieces=min(x.pieces, 1)) for i in (0, 1)
+        replace(x, name=names[i], ids=parts[i], kept=kept[i], pieces=min(x.pieces, 1))
+        for i in (0, 1)
     ]
 
 

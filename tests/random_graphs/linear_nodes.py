@@ -114,8 +114,9 @@ def draw_transposed_kernel(b: Builder, x: Tensor) -> Kernel:
         for i, extent in enumerate(x.extents)
     )
     if min(extents) < 1:
-        pads, extents = [0] * 2 * rank, tuple(
-            strides[i] * (e - 1) + more[i] + reach[i] + 1 for i, e in enumerate(x.extents)
+        pads, extents = (
+            [0] * 2 * rank,
+            tuple(strides[i] * (e - 1) + more[i] + reach[i] + 1 for i, e in enumerate(x.extents)),
         )
     attributes = {
         "strides": strides,
@@ -128,7 +129,12 @@ def draw_transposed_kernel(b: Builder, x: Tensor) -> Kernel:
 
 
 def conv(
-    b: Builder, x: Tensor, out: Space, kernel: Kernel, groups: int = 1, weights: Weights | None = None
+    b: Builder,
+    x: Tensor,
+    out: Space,
+    kernel: Kernel,
+    groups: int = 1,
+    weights: Weights | None = None,
 ) -> Tensor:
     """Write a convolution to new channels, or with weights that another one has too."""
     ids, kept = out

@@ -83,13 +83,11 @@ class Truth:
         if block not in self.case.truth:
             return False
         kept = self.case.truth[block]
-        return len(channels) == len(kept) and self._equal(target, channels, block, kept)
+        return len(channels) == len(kept) and self._equal(target, channels, block, kept.tolist())
 
-    def _equal(
-        self, one: str, channels: Sequence[int], other: str, others: Sequence[int]
-    ) -> bool:
-        values = [self._values(one, channels), self._values(other, others)]
-        return values[0].shape == values[1].shape and np.allclose(*values, rtol=1e-4, atol=1e-5)
+    def _equal(self, one: str, channels: Sequence[int], other: str, others: Sequence[int]) -> bool:
+        a, b = self._values(one, channels), self._values(other, others)
+        return a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=1e-5)
 
     def _values(self, name: str, channels: Sequence[int]) -> Array:
         values = self._activations[name]
