@@ -25,6 +25,7 @@ class Recipe:
         zeros: share of the smallest weights that become zero.
         low_rank: whether matrices lose half of their rank.
         decompose: share of the linear nodes that become chains.
+        drop: share of the residual branches that go.
     """
 
     prune: bool = False
@@ -33,6 +34,7 @@ class Recipe:
     zeros: float = 0.0
     low_rank: bool = False
     decompose: float = 0.0
+    drop: float = 0.0
 
     @property
     def exact(self) -> bool:
@@ -53,6 +55,9 @@ class Builder:
         channels: all ids.
         spaces: sets of ids that were drawn together.
         truth: teacher's position of each channel, by block output.
+        truth_of_sums: the same of sums of linear branches.
+        sums: the sum that a linear branch is a part of, by block output.
+        same_weights: another block output of the same weights, by block output.
         linear_count: how many linear nodes there are in the teacher.
         batch: size of the batch that the network insists on; 0 for none.
     """
@@ -67,6 +72,9 @@ class Builder:
     channels: Channels = field(default_factory=Channels)
     spaces: list[Ints] = field(default_factory=list)
     truth: dict[str, Ints] = field(default_factory=dict)
+    truth_of_sums: dict[str, Ints] = field(default_factory=dict)
+    sums: dict[str, str] = field(default_factory=dict)
+    same_weights: dict[str, str] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
@@ -117,6 +125,15 @@ class Builder:
         self.channels.fixed.update(ids.tolist())
 
     # Nodes.
+
+    def state(self) -> tuple[int, int, set[str]]:
+        """Give how far the graph has come."""
+        return len(self.nodes), len(self.initializers), set(self.truth)
+
+    def forget(self, state: tuple[int, int, set[str]]) -> None:
+        """Take back all that was appended since."""
+        del self.nodes[state[0] :], self.initializers[state[1] :]
+        self.truth = {name: kept for name, kept in self.truth.items() if name in state[2]}
 
     def split(self, source: str, counts: str, outputs: list[str], axis: int) -> None:
         """Append a Split into parts of some sizes."""

@@ -13,8 +13,9 @@ from fskd_onnx import FitOptions, RunOptions
 from tests.helpers import Array, check
 from tests.random_graphs.builder import Builder, Recipe
 from tests.random_graphs.channels import Ints, Layout, Tensor
-from tests.random_graphs.layers import LAYERS, Layer, activation, linear_to, to_vector
+from tests.random_graphs.layers import LAYERS, Layer, linear_to
 from tests.random_graphs.names import Names, Scrambled, scrambled
+from tests.random_graphs.plain_layers import activation, to_vector
 
 _MOST_LINEAR = 6
 _LAYOUTS = {
@@ -36,7 +37,9 @@ class Case:
         recipe: how it was made.
         truth: the teacher's position of each channel, by the student's block output as it was
             called before names were scrambled; the teacher's block output was called the same.
-        samples: values of each input, samples on the first axis of each.
+        truth_of_sums: the same of sums of linear branches.
+        sums: the sum that a linear branch is a part of, by block output.
+        same_weights: another block output of the same weights, by block output.
         options: of the fit.
         count: number of samples.
         batch_axis: which axis of the inputs follows the samples.
@@ -47,6 +50,9 @@ class Case:
     student: Scrambled
     recipe: Recipe
     truth: Mapping[str, Ints]
+    truth_of_sums: Mapping[str, Ints]
+    sums: Mapping[str, str]
+    same_weights: Mapping[str, str]
     options: FitOptions
     count: int
     batch_axis: int
@@ -107,7 +113,8 @@ def draw(seed: int) -> Case:
         targets=str(rng.choice([*["kept"] * 7, "auto", "auto", "select"])),
     )
     axis = 1 if layout is Layout.TIME_FIRST else 0
-    return Case(seed, one, other, recipe, student.truth, options, count, axis)
+    truth = student.truth, student.truth_of_sums, student.sums, student.same_weights
+    return Case(seed, one, other, recipe, *truth, options, count, axis)
 
 
 def draw_recipe(rng: np.random.Generator) -> Recipe:
@@ -125,7 +132,9 @@ def draw_recipe(rng: np.random.Generator) -> Recipe:
         Recipe(decompose=float(rng.choice([0.4, 1.0]))),
         Recipe(prune=True, decompose=0.5),
     ][rng.integers(9)]
-    return replace(recipe, noise=noise) if rng.random() < 0.1 else recipe
+    if rng.random() < 0.1:
+        recipe = replace(recipe, noise=noise)
+    return replace(recipe, drop=0.5) if rng.random() < 0.15 else recipe
 
 
 def program(b: Builder, layout: Layout) -> None:

@@ -10,36 +10,34 @@ import numpy as np
 from tests.random_graphs.builder import Builder
 from tests.random_graphs.channels import Layout, Tensor
 from tests.random_graphs.linear_nodes import (
+    Kernel,
     Space,
+    Weights,
     conv,
     dense,
     draw_kernel,
     draw_transposed_kernel,
     draw_weights,
 )
-
-Layer = Callable[[Builder, Tensor], Tensor]
-
-_POINTWISE = (
-    "Relu",
-    "Relu",
-    "Relu",
-    "LeakyRelu",
-    "Sigmoid",
-    "Tanh",
-    "Elu",
-    "HardSwish",
-    "Softplus",
+from tests.random_graphs.plain_layers import (
+    activation,
+    batch_normalization,
+    cut,
+    group_normalization,
+    instance_normalization,
+    joined,
+    layer_normalization,
+    pad,
+    pool,
+    resize,
+    scale,
+    shuffle,
+    slice_,
+    to_tokens,
+    to_vector,
 )
 
-
-def activation(b: Builder, x: Tensor) -> Tensor:
-    """A function of each element: channels stay."""
-    if b.chance(0.15):
-        low, high = b.constant(0.0), b.constant(2.0)
-        return x.named(b.node("Clip", [x.name, low, high]))
-    op = b.pick(*_POINTWISE)
-    return x.named(b.node(op if b.dtype == np.float32 else "Relu", [x.name]))
+Layer = Callable[[Builder, Tensor], Tensor]
 
 
 def linear(b: Builder, x: Tensor) -> Tensor:
@@ -82,47 +80,6 @@ def transposed(b: Builder, x: Tensor) -> Tensor:
     return activation(b, conv(b, x, out, draw_transposed_kernel(b, x), groups))
 
 
-def batch_normalization(b: Builder, x: Tensor) -> Tensor:
-    """A scale and a shift per channel, from four vectors."""
-    width = len(x.ids)
-    values = [b.rng.uniform(0.5, 1.5, width), b.rng.standard_normal(width) * 0.2]
-    values += [b.rng.standard_normal(width) * 0.2, b.rng.uniform(0.5, 1.5, width)]
-    inputs = [x.name, *(b.vector(v, x.kept) for v in values)]
-    return x.named(b.node("BatchNormalization", inputs, epsilon=1e-3))
-
-
-def scale(b: Builder, x: Tensor) -> Tensor:
-    """A constant factor or summand per channel."""
-    op, values = b.pick("Mul", "Add", "Sub", "Div"), b.rng.uniform(0.5, 1.5, len(x.ids))
-    return x.named(b.node(op, [x.name, b.vector(values, x.kept, b.spread(x))]))
-
-
-def instance_normalization(b: Builder, x: Tensor) -> Tensor:
-    """Each channel of each sample normalised over positions."""
-    values = b.rng.uniform(0.5, 1.5, len(x.ids)), b.rng.standard_normal(len(x.ids)) * 0.2
-    inputs = [x.name, *(b.vector(v, x.kept) for v in values)]
-    return x.named(b.node("InstanceNormalization", inputs, epsilon=1e-2))
-
-
-def group_normalization(b: Builder, x: Tensor) -> Tensor:
-    """Groups of channels normalised together, as PyTorch exports it."""
-    if not x.can_be_cut(2):
-        return x
-    b.equal(np.split(x.ids, 2))
-    folded = b.node("Reshape", [x.name, b.indices(0, 2, -1)])
-    ones, zeros = b.constant(np.ones(2)), b.constant(np.zeros(2))
-    normal = b.node("InstanceNormalization", [folded, ones, zeros], epsilon=1e-2)
-    y = x.named(b.node("Reshape", [normal, b.indices(0, x.width, *x.extents)]))
-    return scale(b, y)
-
-
-def layer_normalization(b: Builder, x: Tensor) -> Tensor:
-    """All channels of a position normalised together."""
-    values = b.rng.uniform(0.5, 1.5, len(x.ids)), b.rng.standard_normal(len(x.ids)) * 0.2
-    inputs = [x.name, *(b.vector(v, x.kept) for v in values)]
-    return x.named(b.node("LayerNormalization", inputs, axis=-1, epsilon=1e-2))
-
-
 def squeeze_and_excitation(b: Builder, x: Tensor) -> Tensor:
     """A gate per channel, from the mean over positions."""
     mean = replace(x, name=b.node("GlobalAveragePool", [x.name]), extents=(1,) * len(x.extents))
@@ -141,7 +98,8 @@ def gate(b: Builder, x: Tensor) -> Tensor:
 
 
 def residual(b: Builder, x: Tensor) -> Tensor:
-    """One or two linear nodes beside a shortcut, which may be broadcast."""
+    """One or two linear nodes beside a shortcut, which may be broadcast, or none of it."""
+    state = b.state()
     y = x
     if b.chance(0.6):
         y = activation(b, linear_to(b, x, b.fresh(b.whole(2, 6) * 2), keep_extents=True))
@@ -150,7 +108,11 @@ def residual(b: Builder, x: Tensor) -> Tensor:
         y = replace(y, name=b.node("GlobalAveragePool", [y.name]))
     operands = [x.name, y.name]
     y = x.named(b.node("Add", operands[:: b.pick(1, -1)]))
-    return activation(b, y) if b.chance(0.5) else y
+    activated = b.chance(0.5)
+    if b.is_student and b.change.random() < b.recipe.drop:
+        b.forget(state)
+        y = x
+    return activation(b, y) if activated else y
 
 
 def concat(b: Builder, x: Tensor) -> Tensor:
@@ -159,17 +121,6 @@ def concat(b: Builder, x: Tensor) -> Tensor:
     other = x if b.chance(0.4) else linear_to(b, x, b.fresh(2 * b.whole(2, 4)), keep_extents=True)
     y = joined(b, [one, other])
     return activation(b, y) if b.chance(0.6) else y
-
-
-def joined(b: Builder, parts: list[Tensor]) -> Tensor:
-    """Tensors of the same positions behind each other, along their channels."""
-    starts = np.cumsum([0, *(len(part.ids) for part in parts)])
-    kept = [part.kept + start for part, start in zip(parts, starts, strict=False)]
-    axis = parts[0].axis - (b.pick(0, 2 + len(parts[0].extents)))
-    name = b.node("Concat", [part.name for part in parts], axis=axis)
-    ids = np.concatenate([part.ids for part in parts])
-    pieces = int(any(part.pieces for part in parts))
-    return replace(parts[0], name=name, ids=ids, kept=np.concatenate(kept), pieces=pieces)
 
 
 def split(b: Builder, x: Tensor) -> Tensor:
@@ -181,86 +132,6 @@ def split(b: Builder, x: Tensor) -> Tensor:
     one = linear_to(b, one, b.fresh(b.whole(2, 4) * 2), keep_extents=True)
     parts = [one, other]
     return activation(b, joined(b, parts[:: b.pick(1, -1)]))
-
-
-def slice_(b: Builder, x: Tensor) -> Tensor:
-    """The first or the last channels alone."""
-    can = len(x.ids) >= 4 and x.can_be_cut(2)
-    return cut(b, x, len(x.ids) // 2)[b.whole(0, 1)] if can else x
-
-
-def cut(b: Builder, x: Tensor, at: int) -> list[Tensor]:
-    """Channels in two parts, by Split or by two Slices."""
-    parts = [x.ids[:at], x.ids[at:]]
-    if x.pieces:
-        b.equal(parts)
-    else:
-        for part in parts:
-            b.equal([part])
-    counts = [int((x.kept < at).sum()), int((x.kept >= at).sum())]
-    if b.chance(0.5):
-        names = [b.name("split"), b.name("split")]
-        b.split(x.name, b.indices(*counts), names, x.axis)
-    else:
-        ends = (0, counts[0], sum(counts))
-        axis = b.indices(x.axis)
-        names = [
-            b.node("Slice", [x.name, b.indices(ends[i]), b.indices(ends[i + 1]), axis])
-            for i in (0, 1)
-        ]
-    kept = x.kept[x.kept < at], x.kept[x.kept >= at] - at
-    return [
-        replace(x, name=names[i], ids=parts[i], kept=kept[i], pieces=min(x.pieces, 1))
-        for i in (0, 1)
-    ]
-
-
-def shuffle(b: Builder, x: Tensor) -> Tensor:
-    """The channel shuffle: two groups between each other."""
-    if len(x.ids) % 4 or x.pieces:
-        return x
-    half = len(x.ids) // 2
-    b.equal(np.split(x.ids, 4))
-    rest = range(3, 3 + len(x.extents))
-    apart = b.node("Reshape", [x.name, b.indices(0, 2, x.width // 2, *x.extents)])
-    moved = b.node("Transpose", [apart], perm=[0, 2, 1, *rest])
-    name = b.node("Reshape", [moved, b.indices(0, x.width, *x.extents)])
-    kept = (x.kept % half) * 2 + x.kept // half
-    order = kept.reshape(2, -1).T.reshape(-1)
-    return replace(x, name=name, ids=x.ids.reshape(2, -1).T.reshape(-1), kept=order, pieces=2)
-
-
-def pool(b: Builder, x: Tensor) -> Tensor:
-    """A window over positions."""
-    if min(x.extents) < 2:
-        return activation(b, x)
-    op, rank = b.pick("MaxPool", "AveragePool"), len(x.extents)
-    stride = b.whole(1, 2)
-    extents = tuple((extent - 2) // stride + 1 for extent in x.extents)
-    name = b.node(op, [x.name], kernel_shape=[2] * rank, strides=[stride] * rank)
-    return x.named(name, extents)
-
-
-def to_vector(b: Builder, x: Tensor) -> Tensor:
-    """Positions averaged, or laid out beside each other."""
-    if x.layout is Layout.SPATIAL and b.chance(0.5):
-        mean = b.node(b.pick("GlobalAveragePool", "GlobalMaxPool"), [x.name])
-        return replace(x, name=b.flatten(mean), layout=Layout.VECTOR, extents=())
-    if x.layout is Layout.SPATIAL and len(x.ids) * np.prod(x.extents) <= 160:
-        count = int(np.prod(x.extents))
-        kept = (x.kept[:, np.newaxis] * count + np.arange(count)).reshape(-1)
-        ids = np.repeat(x.ids, count)
-        return Tensor(b.flatten(x.name), Layout.VECTOR, ids, kept, pieces=min(x.pieces, 1))
-    axis = 0 if x.layout is Layout.TIME_FIRST else 1
-    axes = tuple(range(2, 2 + len(x.extents))) if x.layout is Layout.SPATIAL else (axis,)
-    return replace(x, name=b.mean(x.name, axes), layout=Layout.VECTOR, extents=())
-
-
-def to_tokens(b: Builder, x: Tensor) -> Tensor:
-    """Positions become tokens."""
-    flat = b.node("Reshape", [x.name, b.indices(0, x.width, -1)])
-    name = b.node("Transpose", [flat], perm=[0, 2, 1])
-    return replace(x, name=name, layout=Layout.TOKENS, extents=(int(np.prod(x.extents)),))
 
 
 def attention(b: Builder, x: Tensor) -> Tensor:
@@ -275,39 +146,94 @@ def attention(b: Builder, x: Tensor) -> Tensor:
 
 
 def shared(b: Builder, x: Tensor) -> Tensor:
-    """One weight at two scales, as the heads of a feature pyramid."""
+    """One weight at two scales, as the heads of a feature pyramid; a student may have two."""
     out, kernel = b.fresh(2 * b.whole(2, 4)), draw_kernel(b, x, keep_extents=True, most=2)
     weights = draw_weights(b, 1, len(out[0]), len(x.ids), kernel.shape)
     small = x.named(b.node("GlobalAveragePool", [x.name]), (1,) * len(x.extents))
     one = conv(b, x, out, kernel, weights=weights)
+    if b.is_student and b.change.random() < 0.3:
+        weights = Weights(weights.matrix, weights.bias)
     same = replace(kernel, extents=small.extents)
     other = conv(b, small, out, same, weights=weights)
+    b.same_weights[other.name] = one.name
     return activation(b, one.named(b.node("Add", [one.name, other.name])))
 
 
+def branches(b: Builder, x: Tensor) -> Tensor:
+    """A sum of linear branches, as RepVGG has them; in a student they may be one convolution."""
+    rank, begin = len(x.extents), b.whole(0, 1)
+    kernel = Kernel((2,) * rank, {"pads": [begin] * rank + [1 - begin] * rank}, x.extents)
+    point = Kernel((1,) * rank, {"kernel_shape": [1] * rank}, x.extents)
+    to_itself = b.chance(0.4)
+    out = (x.ids, x.kept) if to_itself else b.fresh(2 * b.whole(2, 5))
+    drawn = [draw_weights(b, 1, len(out[0]), len(x.ids), k.shape) for k in (kernel, point)]
+    factor = b.rng.uniform(0.5, 1, len(out[0]))
+    state = b.state()
+    parts = [conv(b, x, out, k, weights=w) for k, w in zip((kernel, point), drawn, strict=True)]
+    if to_itself:
+        scaled = b.node("Mul", [x.name, b.vector(factor, x.kept, b.spread(x))])
+        parts.append(x.named(scaled))
+    total = b.name("branches")
+    if b.is_student and b.change.random() < 0.5:
+        b.forget(state)
+        matrix = drawn[0].matrix.copy()
+        center = matrix[(slice(None),) * 3 + (begin,) * rank]
+        center += drawn[1].matrix.reshape(center.shape)
+        if to_itself:
+            center += np.diag(factor)
+        biases = [weights.bias for weights in drawn if weights.bias is not None]
+        merged = Weights(matrix, np.sum(biases, axis=0) if biases else None)
+        y = conv(b, x, out, kernel, weights=merged, output=total)
+    else:
+        b.sums.update({part.name: total for part in parts[:2]})
+        first = parts[0].name
+        if to_itself:
+            first = b.node("Add", [first, parts[2].name], f"{total}/first")
+        y = replace(parts[1], name=b.node("Add", [first, parts[1].name], total))
+        b.truth_of_sums[total] = out[1]
+    return activation(b, y)
+
+
+def channels_last(b: Builder, x: Tensor) -> Tensor:
+    """A MatMul per position, between two Transposes."""
+    rank = len(x.extents)
+    last = b.node("Transpose", [x.name], perm=[0, *range(2, 2 + rank), 1])
+    y = replace(x, name=last, layout=Layout.TOKENS)
+    if b.chance(0.5):
+        y = layer_normalization(b, y)
+    y = activation(b, dense(b, y, b.fresh(2 * b.whole(2, 5))))
+    first = b.node("Transpose", [y.name], perm=[0, 1 + rank, *range(1, 1 + rank)])
+    return replace(y, name=first, layout=Layout.SPATIAL)
+
+
 SPATIAL, VECTOR, TOKENS, TIME = Layout.SPATIAL, Layout.VECTOR, Layout.TOKENS, Layout.TIME_FIRST
+_ANY = (SPATIAL, VECTOR, TOKENS, TIME)
 
 LAYERS: tuple[tuple[Layer, int, tuple[Layout, ...]], ...] = (
-    (linear, 8, (SPATIAL, VECTOR, TOKENS, TIME)),
-    (grouped, 2, (SPATIAL,)),
-    (depthwise, 2, (SPATIAL,)),
-    (transposed, 2, (SPATIAL,)),
+    (linear, 6, _ANY),
+    (grouped, 3, (SPATIAL,)),
+    (depthwise, 3, (SPATIAL,)),
+    (transposed, 3, (SPATIAL,)),
     (batch_normalization, 1, (SPATIAL,)),
-    (scale, 1, (SPATIAL, VECTOR, TOKENS, TIME)),
+    (scale, 1, _ANY),
     (instance_normalization, 1, (SPATIAL,)),
     (group_normalization, 1, (SPATIAL,)),
     (layer_normalization, 2, (VECTOR, TOKENS, TIME)),
     (squeeze_and_excitation, 2, (SPATIAL,)),
-    (gate, 1, (SPATIAL, VECTOR, TOKENS, TIME)),
-    (residual, 4, (SPATIAL, VECTOR, TOKENS, TIME)),
-    (concat, 2, (SPATIAL, VECTOR, TOKENS, TIME)),
-    (split, 2, (SPATIAL, VECTOR, TOKENS, TIME)),
-    (slice_, 1, (SPATIAL, VECTOR, TOKENS, TIME)),
+    (gate, 1, _ANY),
+    (residual, 5, _ANY),
+    (concat, 2, _ANY),
+    (split, 2, _ANY),
+    (slice_, 1, _ANY),
     (shuffle, 2, (SPATIAL,)),
     (pool, 2, (SPATIAL,)),
+    (pad, 1, (SPATIAL,)),
+    (resize, 1, (SPATIAL,)),
     (shared, 1, (SPATIAL,)),
-    (to_tokens, 1, (SPATIAL,)),
-    (to_vector, 1, (SPATIAL, TOKENS)),
+    (branches, 2, (SPATIAL,)),
+    (channels_last, 1, (SPATIAL,)),
+    (to_tokens, 2, (SPATIAL,)),
+    (to_vector, 2, (SPATIAL, TOKENS)),
     (attention, 2, (TOKENS,)),
 )
 """Each layer, how often it is drawn, and on which layouts."""

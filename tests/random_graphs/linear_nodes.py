@@ -135,6 +135,7 @@ def conv(
     kernel: Kernel,
     groups: int = 1,
     weights: Weights | None = None,
+    output: str = "",
 ) -> Tensor:
     """Write a convolution to new channels, or with weights that another one has too."""
     ids, kept = out
@@ -144,8 +145,10 @@ def conv(
     if 1 < groups < len(x.ids):
         b.equal(np.split(x.ids, groups))
         b.equal(np.split(ids, groups))
-    output = b.name("conv")
-    stored = b.name("weight"), b.name("bias")
+    stored = f"{output}/weight", f"{output}/bias"
+    if not output:
+        output, stored = b.name("conv"), (b.name("weight"), b.name("bias"))
+        b.linear_count += 1
     matrix = sliced(weights.matrix, x.kept, kept)
     attributes = {**kernel.attributes, "group": len(matrix)}
     source, shared = x.name, bool(weights.stored)
@@ -171,7 +174,6 @@ def conv(
     op = "ConvTranspose" if kernel.transposed else "Conv"
     b.node(op, [source, *weights.stored], output, **attributes)
     b.truth[output] = kept
-    b.linear_count += 1
     return replace(x, name=output, ids=ids, kept=kept, extents=kernel.extents, pieces=0)
 
 
