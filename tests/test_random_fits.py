@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
 import pytest
 
+from tests.helpers import Array, initializers
 from tests.random_fits import Outcome, broken_limits, judge, main, summary
 from tests.random_graphs.case import draw
 
@@ -31,6 +34,34 @@ def test_a_seed_gives_the_same_case_twice() -> None:
         assert models[0] == models[1]
     assert all((one.samples()[key] == values).all() for key, values in other.samples().items())
     assert one.options == other.options
+
+
+def test_the_truth_is_where_the_weights_of_a_slice_come_from() -> None:
+    count = 0
+    for case in map(draw, range(60)):
+        if not case.recipe.exact:
+            continue
+        teacher, student = (_weights_by_output(m.origin) for m in (case.teacher, case.student))
+        for output in student.keys() & teacher.keys() & case.truth.keys():
+            for row, channel in zip(student[output], case.truth[output], strict=True):
+                assert np.isin(row, teacher[output][channel]).all(), (case.seed, output)
+                count += 1
+    assert count > 300
+
+
+def _weights_by_output(model: onnx.ModelProto) -> dict[str, Array]:
+    """Give the weights of linear nodes, output channels on the first axis, dense ones only."""
+    values, found = initializers(model), {}
+    for node in model.graph.node:
+        attributes = {a.name: a.i for a in node.attribute}
+        output = node.output[0].removesuffix("/product")
+        if node.op_type == "Conv" or (node.op_type == "Gemm" and attributes["transB"]):
+            found[output] = values[node.input[1]]
+        elif node.op_type in ("Gemm", "MatMul") and node.input[1] in values:
+            found[output] = values[node.input[1]].T
+        elif node.op_type == "ConvTranspose" and attributes["group"] == 1:
+            found[output] = np.swapaxes(values[node.input[1]], 0, 1)
+    return found
 
 
 def test_the_command_counts_and_names_what_breaks_a_limit(

@@ -59,6 +59,7 @@ class Builder:
         sums: the sum that a linear branch is a part of, by block output.
         same_weights: another block output of the same weights, by block output.
         linear_count: how many linear nodes there are in the teacher.
+        decay: by which power of e the singular values of weights decay, as they do in trained ones.
         batch: size of the batch that the network insists on; 0 for none.
     """
 
@@ -80,11 +81,13 @@ class Builder:
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     linear_count: int = 0
+    decay: float = 0.0
     _numbers: int = 0
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng([self.seed, 1])
         self.change = np.random.default_rng([self.seed, 2])
+        self.decay = 6.0 if self.chance(0.4) else 0.0
 
     @property
     def is_student(self) -> bool:

@@ -92,6 +92,8 @@ def draw(seed: int) -> Case:
     permutable = frozenset(keep - teacher.channels.ordered()) | (
         frozenset(range(teacher.channels.count)) - teacher.channels.ordered()
     )
+    if batch and rng.random() < 0.3:
+        batch = int(rng.integers(1, 5))
     student = Builder(seed, dtype, opset, recipe, keep, permutable, batch)
     program(student, layout)
     names = [Names(str(name)) for name in rng.choice(list(Names), 2)]
@@ -120,18 +122,17 @@ def draw(seed: int) -> Case:
 def draw_recipe(rng: np.random.Generator) -> Recipe:
     """Draw what makes the student: one thing, or several."""
     noise = float(rng.choice([0.01, 0.05, 0.2]))
-    pruned = Recipe(prune=True)
-    recipe = [
-        pruned,
-        pruned,
-        Recipe(prune=True, permute=True),
-        Recipe(prune=True, noise=noise),
+    recipes = [
+        *[Recipe(prune=True)] * 4,
+        *[Recipe(prune=True, permute=True)] * 2,
+        *[Recipe(prune=True, noise=noise)] * 2,
         Recipe(noise=noise),
         Recipe(prune=bool(rng.random() < 0.5), zeros=0.5),
         Recipe(low_rank=True),
         Recipe(decompose=float(rng.choice([0.4, 1.0]))),
         Recipe(prune=True, decompose=0.5),
-    ][rng.integers(9)]
+    ]
+    recipe = recipes[rng.integers(len(recipes))]
     if rng.random() < 0.1:
         recipe = replace(recipe, noise=noise)
     return replace(recipe, drop=0.5) if rng.random() < 0.15 else recipe

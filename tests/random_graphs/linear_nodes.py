@@ -54,6 +54,9 @@ def draw_weights(
     """Draw weights that keep the variance of activations; a few have equal or dead rows."""
     shape = (groups, n, channels, *kernel)
     matrix = b.rng.standard_normal(shape) * math.sqrt(2 / (channels * math.prod(kernel)))
+    u, s, vt = np.linalg.svd(matrix.reshape(groups, n, -1), full_matrices=False)
+    s *= np.exp(-b.decay * np.arange(s.shape[1]) / s.shape[1])
+    matrix = ((u * s[:, np.newaxis]) @ vt).reshape(shape) * (1.5 if b.decay else 1)
     bias = 0.3 * b.rng.standard_normal(groups * n) if b.chance(0.7) else None
     kind, rows = b.rng.random(), b.rng.integers(n, size=2)
     if kind < 0.02:
