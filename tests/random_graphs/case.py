@@ -115,7 +115,10 @@ def draw(seed: int) -> Case:
         targets=str(rng.choice([*["kept"] * 7, "auto", "auto", "select"])),
     )
     axis = 1 if layout is Layout.TIME_FIRST else 0
-    truth = student.truth, student.truth_of_sums, student.sums, student.same_weights
+    sums = {name: student.truth.get(name) for name in teacher.truth_of_sums}
+    sums |= student.truth_of_sums
+    there = {name: kept for name, kept in sums.items() if kept is not None}
+    truth = student.truth, there, student.sums, student.same_weights
     return Case(seed, one, other, recipe, *truth, options, count, axis)
 
 
