@@ -79,42 +79,38 @@ def judge(seed: int) -> Outcome:
     """Draw a case, fit it, and hold all that is reported against the truth."""
     outcome = Outcome(seed)
     try:
-        case = draw(seed)
-        target = outputs_of(case.teacher.model, case, _FRESH)
-        before = outputs_of(case.student.model, case, _FRESH)
-        outcome.recipe = str(case.recipe)
-        for name, values in target.items():
-            assert values.shape == before[name].shape, name
-            assert np.isfinite(values).all(), name
+        _judge(outcome)
     except Exception:
         outcome.faults.append(("invalid case", traceback.format_exc()[-600:]))
-        return outcome
+    return outcome
+
+
+def _judge(outcome: Outcome) -> None:
+    case = draw(outcome.seed)
+    outcome.recipe = str(case.recipe)
+    target = outputs_of(case.teacher.model, case, _FRESH)
+    before = outputs_of(case.student.model, case, _FRESH)
+    for name, values in target.items():
+        assert values.shape == before[name].shape, name
+        assert np.isfinite(values).all(), name
     _judge_fusing(case, outcome)
     truth = Truth(case)
     _judge_matching(case, truth, outcome)
     result = _fitted(case, truth, outcome)
     if result is None:
-        return outcome
+        return
     outcome.result = "accepted"
-    try:
-        _judge_untouched(case, result, outcome)
-        after = outputs_of(result.model, case, _FRESH)
-    except Exception:
-        outcome.faults.append(("untouched part changed", traceback.format_exc()[-600:]))
-        return outcome
+    _judge_untouched(case, result, outcome)
+    after = outputs_of(result.model, case, _FRESH)
     outcome.before, outcome.after = (relative_error(o, target, case) for o in (before, after))
     rounding = 1e-5 if next(iter(target.values())).dtype == np.float16 else 1e-9
     if not outcome.after <= outcome.before * 1.001 + rounding:
-        claimed = result.report.before.relative_mse, result.report.after.relative_mse
-        seen = f"{outcome.before:.4g} -> {outcome.after:.4g}"
-        outcome.faults.append(
-            (
-                "worse on fresh samples",
-                f"{seen} where the report says {claimed[0]:.4g} -> {claimed[1]:.4g} "
-                f"on {case.count} samples",
-            )
+        said = result.report.before.relative_mse, result.report.after.relative_mse
+        text = (
+            f"{outcome.before:.4g} -> {outcome.after:.4g} where the report says "
+            f"{said[0]:.4g} -> {said[1]:.4g} on {case.count} samples"
         )
-    return outcome
+        outcome.faults.append(("worse on fresh samples", text))
 
 
 def _fitted(case: Case, truth: Truth, outcome: Outcome) -> FitResult | None:

@@ -56,6 +56,7 @@ class Builder:
         spaces: sets of ids that were drawn together.
         truth: teacher's position of each channel, by block output.
         truth_of_sums: the same of sums of linear branches.
+        axes: axis of the channels, by block output.
         sums: the sum that a linear branch is a part of, by block output.
         same_weights: another block output of the same weights, by block output.
         linear_count: how many linear nodes there are in the teacher.
@@ -74,6 +75,7 @@ class Builder:
     spaces: list[Ints] = field(default_factory=list)
     truth: dict[str, Ints] = field(default_factory=dict)
     truth_of_sums: dict[str, Ints] = field(default_factory=dict)
+    axes: dict[str, int] = field(default_factory=dict)
     sums: dict[str, str] = field(default_factory=dict)
     same_weights: dict[str, str] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -137,6 +139,8 @@ class Builder:
         """Take back all that was appended since."""
         del self.nodes[state[0] :], self.initializers[state[1] :]
         self.truth = {name: kept for name, kept in self.truth.items() if name in state[2]}
+        made = {node.output[0] for node in self.nodes}
+        self.truth_of_sums = {n: kept for n, kept in self.truth_of_sums.items() if n in made}
 
     def split(self, source: str, counts: str, outputs: list[str], axis: int) -> None:
         """Append a Split into parts of some sizes."""

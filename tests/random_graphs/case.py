@@ -38,6 +38,7 @@ class Case:
         truth: the teacher's position of each channel, by the student's block output as it was
             called before names were scrambled; the teacher's block output was called the same.
         truth_of_sums: the same of sums of linear branches.
+        outputs: axis of the channels of each block output of the teacher.
         sums: the sum that a linear branch is a part of, by block output.
         same_weights: another block output of the same weights, by block output.
         options: of the fit.
@@ -51,6 +52,7 @@ class Case:
     recipe: Recipe
     truth: Mapping[str, Ints]
     truth_of_sums: Mapping[str, Ints]
+    outputs: Mapping[str, int]
     sums: Mapping[str, str]
     same_weights: Mapping[str, str]
     options: FitOptions
@@ -118,7 +120,7 @@ def draw(seed: int) -> Case:
     sums = {name: student.truth.get(name) for name in teacher.truth_of_sums}
     sums |= student.truth_of_sums
     there = {name: kept for name, kept in sums.items() if kept is not None}
-    truth = student.truth, there, student.sums, student.same_weights
+    truth = student.truth, there, teacher.axes, student.sums, student.same_weights
     return Case(seed, one, other, recipe, *truth, options, count, axis)
 
 

@@ -99,20 +99,30 @@ def gate(b: Builder, x: Tensor) -> Tensor:
 
 def residual(b: Builder, x: Tensor) -> Tensor:
     """One or two linear nodes beside a shortcut, which may be broadcast, or none of it."""
-    state = b.state()
+    state, single = b.state(), b.chance(0.4)
     y = x
-    if b.chance(0.6):
+    if not single:
         y = activation(b, linear_to(b, x, b.fresh(b.whole(2, 6) * 2), keep_extents=True))
     y = linear_to(b, y, (x.ids, x.kept), keep_extents=True)
+    last = next(reversed(b.truth))
     if x.layout is Layout.SPATIAL and b.chance(0.2):
         y = replace(y, name=b.node("GlobalAveragePool", [y.name]))
     operands = [x.name, y.name]
     y = x.named(b.node("Add", operands[:: b.pick(1, -1)]))
+    if single:  # a linear branch beside the identity: their sum is linear as well
+        add_sum(b, [last], y)
     activated = b.chance(0.5)
     if b.is_student and b.change.random() < b.recipe.drop:
         b.forget(state)
         y = x
     return activation(b, y) if activated else y
+
+
+def add_sum(b: Builder, parts: list[str], total: Tensor) -> None:
+    """Note that a sum of linear nodes and of their input may be taken for one linear node."""
+    b.sums.update({part: total.name for part in parts})
+    b.truth_of_sums[total.name] = total.kept
+    b.axes[total.name] = 1 if total.layout is Layout.SPATIAL else -1
 
 
 def concat(b: Builder, x: Tensor) -> Tensor:
@@ -185,12 +195,11 @@ def branches(b: Builder, x: Tensor) -> Tensor:
         merged = Weights(matrix, np.sum(biases, axis=0) if biases else None)
         y = conv(b, x, out, kernel, weights=merged, output=total)
     else:
-        b.sums.update({part.name: total for part in parts[:2]})
         first = parts[0].name
         if to_itself:
             first = b.node("Add", [first, parts[2].name], f"{total}/first")
         y = replace(parts[1], name=b.node("Add", [first, parts[1].name], total))
-        b.truth_of_sums[total] = out[1]
+        add_sum(b, [part.name for part in parts[:2]], y)
     return activation(b, y)
 
 

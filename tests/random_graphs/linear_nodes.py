@@ -176,7 +176,7 @@ def conv(
             weights.stored.append(b.constant(weights.bias[kept], stored[1]))
     op = "ConvTranspose" if kernel.transposed else "Conv"
     b.node(op, [source, *weights.stored], output, **attributes)
-    b.truth[output] = kept
+    b.truth[output], b.axes[output] = kept, 1
     return replace(x, name=output, ids=ids, kept=kept, extents=kernel.extents, pieces=0)
 
 
@@ -210,7 +210,7 @@ def dense(b: Builder, x: Tensor, out: Space, op: str = "") -> Tensor:
         product = b.node(op, [source, weight], f"{output}/product")
         addends = [product, bias]
         b.node("Add", addends[:: 1 if first_addend else -1], output)
-    b.truth[output] = kept
+    b.truth[output], b.axes[output] = kept, -1
     b.linear_count += 1
     return replace(x, name=output, ids=ids, kept=kept, pieces=0)
 

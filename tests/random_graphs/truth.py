@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,6 @@ import onnx
 
 from tests.helpers import Array, run
 from tests.random_graphs.case import Case
-from tests.random_graphs.channels import Ints
 from tests.random_graphs.names import Scrambled
 
 _AFFINE = ("BatchNormalization", "Mul", "Add", "Sub", "Div", "Identity")
@@ -52,7 +51,8 @@ class Truth:
             channels: teacher channel of each student channel; empty for unknown.
         """
         blocks = self._blocks(student)
-        target = owner(self.case.teacher, self.case.teacher.tensors.get(teacher, ""), self._sums)
+        tensor = self.case.teacher.tensors.get(teacher, "")
+        target = owner(self.case.teacher, tensor, self.case.outputs)
         listed = " or ".join(sorted(blocks)) or f"'{student}'"
         if not blocks or not target:
             unknown = f"'{student}'" if not blocks else f"'{teacher}'"
@@ -60,7 +60,11 @@ class Truth:
         if target not in blocks:
             alike = [b for b in blocks if self._interchangeable(b, target, channels)]
             return Found(listed, "" if alike else f"{listed} is paired with {target}")
-        kept = self.case.truth[target] if target in self.case.truth else self._sums[target]
+        kept = (
+            self.case.truth[target]
+            if target in self.case.truth
+            else self.case.truth_of_sums[target]
+        )
         if not len(channels):
             return Found(target)
         if len(channels) != len(kept):
@@ -69,18 +73,15 @@ class Truth:
         wrong = sum(not self._equal(target, [c], target, [t]) for c, t in apart)
         return Found(target, wrong_channels=wrong)
 
-    @property
-    def _sums(self) -> Mapping[str, Ints]:
-        return self.case.truth_of_sums
-
     def _blocks(self, name: str) -> set[str]:
         """Give the block outputs that a reported name may mean."""
         scrambled = self.case.student
         outputs = set(scrambled.nodes.get(name, ()))
         if name in scrambled.tensors:
             outputs.add(scrambled.tensors[name])
-        owners = {owner(scrambled, output, self._sums) for output in outputs}
-        linear = {o for o in owners if o in self.case.truth or o.endswith("/inner")}
+        owners = {owner(scrambled, output, self.case.truth_of_sums) for output in outputs}
+        known = {*self.case.truth, *self.case.truth_of_sums}
+        linear = {o for o in owners if o in known or o.endswith("/inner")}
         return linear | {self.case.sums[o] for o in owners if o in self.case.sums}
 
     def _interchangeable(self, block: str, target: str, channels: Sequence[int]) -> bool:
@@ -99,13 +100,7 @@ class Truth:
 
     def _values(self, name: str, channels: Sequence[int]) -> Array:
         values = self._activations[name]
-        return values.take(channels, axis=self._channel_axis[name])
-
-    @property
-    def _channel_axis(self) -> dict[str, int]:
-        ops = {o: n.op_type for n in self.case.teacher.origin.graph.node for o in n.output}
-        convolves = {name: op.startswith(("Conv", "Gemm")) for name, op in ops.items()}
-        return {o: 1 if convolves[o] or o in self._sums else -1 for o in ops}
+        return values.take(channels, axis=self.case.outputs[name])
 
     @cached_property
     def _activations(self) -> dict[str, Array]:
@@ -113,7 +108,7 @@ class Truth:
         model = onnx.ModelProto()
         model.CopyFrom(self.case.teacher.origin)
         there = {value.name for value in model.graph.output}
-        for name in (*self.case.truth, *self.case.truth_of_sums):
+        for name in self.case.outputs:
             if name not in there:
                 model.graph.output.append(onnx.ValueInfoProto(name=name))
         axis = self.case.batch_axis
@@ -121,20 +116,20 @@ class Truth:
         return run(model, self.case.samples(size, seed=2))
 
 
-def owner(scrambled: Scrambled, name: str, sums: Collection[str] = ()) -> str:
+def owner(scrambled: Scrambled, name: str, outputs: Collection[str]) -> str:
     """Give the block output that a tensor is a scaled and shifted copy of; "" for none.
 
     Args:
         scrambled: the model.
         name: the tensor as it was called.
-        sums: sums of linear branches, which are block outputs too.
+        outputs: block outputs that no single node gives, at least.
     """
     graph = scrambled.origin.graph
     makers = {output: node for node in graph.node for output in node.output}
     constants = {tensor.name for tensor in graph.initializer}
     while name in makers:
         node = makers[name]
-        if name in sums or name.endswith("/inner"):
+        if name in outputs or name.endswith("/inner"):
             return name
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             return name.removesuffix("/product")
