@@ -120,7 +120,7 @@ def residual(b: Builder, x: Tensor) -> Tensor:
 
 def add_sum(b: Builder, parts: list[str], total: Tensor) -> None:
     """Note that a sum of linear nodes and of their input may be taken for one linear node."""
-    b.sums.update({part: total.name for part in parts})
+    b.sums.update(dict.fromkeys(parts, total.name))
     b.truth_of_sums[total.name] = total.kept
     b.axes[total.name] = 1 if total.layout is Layout.SPATIAL else -1
 

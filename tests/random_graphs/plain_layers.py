@@ -27,7 +27,7 @@ def activation(b: Builder, x: Tensor) -> Tensor:
     if b.chance(0.15):
         low, high = b.constant(0.0), b.constant(2.0)
         return x.named(b.node("Clip", [x.name, low, high]))
-    if b.chance(0.06):
+    if b.chance(0.06) and b.dtype == np.float32:
         slopes = b.vector(b.rng.uniform(0.1, 0.4, len(x.ids)), x.kept, b.spread(x))
         return x.named(b.node("PRelu", [x.name, slopes]))
     op = b.pick(*_POINTWISE)
