@@ -166,13 +166,10 @@ def _judge_pairs(
         if count > 1:
             outcome.faults.append(("key not unique", f"{count} blocks are called '{name}'"))
     for block in blocks:
-        used = block.teacher is not None and not block.reason
-        if not used:
+        # Of a report, blocks that were kept have a reason as well, and a pair to be judged.
+        if block.teacher is None or (isinstance(block, BlockPair) and block.reason):
             outcome.counts["left alone"] += 1
-            fitted = isinstance(block, BlockPair) or block.teacher is None
-            if fitted or block.teacher is None:
-                continue
-        assert block.teacher is not None
+            continue
         found = truth.compare(block.student, block.teacher, block.channels or ())
         if found.wrong_pair:
             outcome.counts["wrong"] += 1
@@ -305,7 +302,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     lines = [
         f"graphs {len(outcomes)}, seconds per fit {seconds / max(len(outcomes), 1):.3f}",
         f"pairs: {counts['findable']} findable, {counts['found']} found, {counts['wrong']} wrong, "
-        f"{counts['left alone']} blocks left alone",
+        f"{counts['left alone']} blocks without a pair, inner nodes among them",
     ]
     lines += [
         f"channels of {kind} students: {counts[f'channels {kind}']}, "
