@@ -178,7 +178,7 @@ class _Network:
             if other is None:
                 raise ModelError(f"{self._name}: ONNX Runtime cannot run it: {what}") from error
             raise ModelError(
-                f"{self._name}: ONNX Runtime runs it on {other} samples at once and not on {size} "
+                f"{self._name}: ONNX Runtime runs it on batches of {other} and not of {size} "
                 f"({what}); give --batch-size {other}"
             ) from error
 
