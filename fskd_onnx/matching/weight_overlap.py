@@ -268,7 +268,7 @@ def _most_votes(votes: NDArray[np.float64]) -> NDArray[np.float64]:
     best = votes.max(axis=1)
     nearest = votes.argmax(axis=1)[best > 0]
     if len(np.unique(nearest)) == len(nearest):
-        return best
+        return np.asarray(best)
     padded = np.pad(votes, ((0, 0), (0, max(0, len(votes) - votes.shape[1]))))
     return np.asarray(padded[linear_sum_assignment(padded, maximize=True)])
 
