@@ -200,12 +200,15 @@ def approximation(one: KernelWeights, other: KernelWeights) -> float:
     fits = one.kernel_shape == other.kernel_shape and reads == reads_all and n <= n_all
     if not fits or chance >= _CHANCE:
         return 0.0
-    cosines = one.few_directions @ other.directions.T
-    rows, claimed = linear_sum_assignment(cosines, maximize=True)
-    telling = one.few_directions.any(axis=1)
-    if not telling.any():
+    directions = one.few_directions[one.few_directions.any(axis=1)]
+    if not len(directions):
         return 0.0
-    return max(0.0, float((cosines[rows, claimed][telling].mean() - chance) / (1 - chance)))
+    cosines = directions @ other.directions.T
+    nearest = cosines.max(axis=1)
+    # An assignment, which takes its time, gives at most that.
+    if nearest.mean() > chance:
+        nearest = cosines[linear_sum_assignment(cosines, maximize=True)]
+    return max(0.0, float((nearest.mean() - chance) / (1 - chance)))
 
 
 def _chance(teacher: KernelWeights) -> float:
@@ -265,7 +268,7 @@ def _most_votes(votes: NDArray[np.float64]) -> NDArray[np.float64]:
     best = votes.max(axis=1)
     nearest = votes.argmax(axis=1)[best > 0]
     if len(np.unique(nearest)) == len(nearest):
-        return best
+        return np.asarray(best)
     padded = np.pad(votes, ((0, 0), (0, max(0, len(votes) - votes.shape[1]))))
     return np.asarray(padded[linear_sum_assignment(padded, maximize=True)])
 
