@@ -179,7 +179,9 @@ def test_fresh_weights_of_equal_width_pair_channel_by_channel() -> None:
 def test_fresh_weights_of_other_width_stay_open_until_activations_decide() -> None:
     student = sliced(teacher(), KEPT)
     rng = np.random.default_rng(7)
-    fresh = {"w1": rng.standard_normal(initializers(student)["w1"].shape)}
+    fresh = {name: rng.standard_normal(initializers(student)[name].shape) for name in ("w1", "b1")}
+    fresh |= {"wd": rng.standard_normal(initializers(student)["wd"].shape), "bd": fresh["b1"]}
+    fresh |= {name: 1.1 * initializers(student)[name] for name in ("w2", "w0")}
     student = with_values(student, fresh)
     found = pairs(teacher(), student)
     assert found["c1"].channels is None
@@ -201,8 +203,11 @@ def test_fresh_weights_of_other_width_stay_open_until_activations_decide() -> No
 def test_blocks_of_one_stream_follow_the_one_whose_weights_tell(fresh: str, telling: str) -> None:
     student = sliced(teacher(), KEPT)
     rng = np.random.default_rng(7)
-    weight = rng.standard_normal(initializers(student)[f"w{fresh}"].shape)
-    found = pairs(teacher(), with_values(student, {f"w{fresh}": weight}))
+    new = {
+        name: rng.standard_normal(initializers(student)[name].shape)
+        for name in (f"w{fresh}", f"b{fresh}")
+    }
+    found = pairs(teacher(), with_values(student, new))
     follower, other = found[f"c{fresh}"], found[f"c{telling}"]
     assert (follower.teacher, follower.reason) == (f"y{fresh}", "")
     assert follower.channels == other.channels == tuple(KEPT["s"])
@@ -216,8 +221,10 @@ def test_blocks_of_one_stream_follow_the_one_whose_weights_tell(fresh: str, tell
 def test_a_stream_that_no_block_tells_of_stays_open() -> None:
     student = sliced(teacher(), KEPT)
     rng = np.random.default_rng(7)
-    shape = initializers(student)["w2"].shape
-    fresh = {name: rng.standard_normal(shape) for name in ("w2", "w0")}
+    shapes = {name: initializers(student)[name].shape for name in ("w2", "b2", "w0", "b0")}
+    fresh = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    # Blocks that read the stream would tell of it, were they exact slices.
+    fresh |= {name: 1.1 * initializers(student)[name] for name in ("w3", "w4")}
     found = pairs(teacher(), with_values(student, fresh))
     for name in ("c2", "c0"):
         assert (found[name].channels, found[name].evidence) == (None, "activations")

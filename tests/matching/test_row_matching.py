@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fskd_onnx.matching.row_matching import assign, channels_from_weights
+from fskd_onnx.matching.row_matching import LIMIT, compare_rows, confidence_of
 from fskd_onnx.passes.analysis.linear import Linear
 from tests.helpers import Array, build, linears
 
@@ -43,9 +43,11 @@ def some(seed: int, count: int, of: int) -> Array:
 def found(
     student: Linear, teacher: Linear, kept: Sequence[int] | Array | None = None
 ) -> tuple[list[int], float]:
-    result = channels_from_weights(student, teacher, None if kept is None else np.asarray(kept))
-    assert result is not None
-    return result[0].tolist(), result[1]
+    evidence = compare_rows(student, teacher, None if kept is None else np.asarray(kept))
+    assert evidence is not None
+    best = evidence.best()
+    assert best.margin >= LIMIT
+    return best.columns.tolist(), confidence_of(best.margin)
 
 
 @given(seed=SEEDS, factor=st.sampled_from([1.0, 0.7]))
@@ -139,14 +141,9 @@ def test_negative_zero_is_zero() -> None:
 def test_what_cannot_come_from_there_is_not_found() -> None:
     weight, bias = drawn(0, 8, 6, 3, 3)
     teacher = conv(weight, bias)
-    assert channels_from_weights(conv(*drawn(1, 4, 6, 3, 3)), teacher, None) is None
-    assert channels_from_weights(conv(*drawn(1, 9, 6, 3, 3)), teacher, None) is None
-    assert channels_from_weights(conv(weight[:, :, :1], bias), teacher, None) is None
-    assert channels_from_weights(conv(weight[:, :4], bias), teacher, None) is None
-
-
-def test_each_column_is_taken_once() -> None:
-    similarity = np.array([[0.9, 0.8, 0.0], [0.9, 0.1, 0.0]])
-    channels, least = assign(similarity)
-    assert channels.tolist() == [1, 0]
-    assert least == 0.8
+    fresh = compare_rows(conv(*drawn(1, 4, 6, 3, 3)), teacher, None)
+    assert fresh is not None
+    assert fresh.best().margin < LIMIT
+    assert compare_rows(conv(*drawn(1, 9, 6, 3, 3)), teacher, None) is None
+    assert compare_rows(conv(weight[:, :, :1], bias), teacher, None) is None
+    assert compare_rows(conv(weight[:, :4], bias), teacher, None) is None

@@ -1,0 +1,157 @@
+"""How unlikely it is that rows of weights are noisy ones of a teacher's.
+
+Errors of weights are normal, with one variance in a block; those of biases with another. With RSS
+the sum of N squared errors in the most likely assignment, the profile likelihood says that another
+row in the place of one costs ``N / 2 * log(1 + (its error - that of the one) / RSS)``. Nothing else
+is known of the variances, so few rows of few inputs say little.
+
+Rows have the length of their teacher's, or each a factor where a BatchNormalization was folded:
+then they are compared at unit length, which one degree of freedom of each row pays for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fskd_onnx.linalg.backends import Array
+from fskd_onnx.matching.assignment import Channels, cheapest
+
+Rows = tuple[Array, NDArray[np.floating]]
+"""Rows of weights, (groups, n, p), and their biases, (groups, n)."""
+
+# Errors of weights are not independent: a row says no more than so many independent ones would.
+_MOST_WEIGHTS = 64
+# Where factors of rows explain this much of the errors, they are there.
+_FACTORS_EXPLAIN = 4.0
+# Roundings of folding a BatchNormalization, in units of the type's precision.
+_ROUNDINGS = 4.0
+# Likelihoods and assignments hardly change after so many turns.
+_TURNS = 3
+# The shortest row that a factor is told of, by its square in units of the mean.
+_SHORTEST = 1e-6
+_TINY = float(np.finfo(np.float64).tiny)
+# Distances are differences of products in float64, to so much of a length.
+_LEAST_PRECISION = 1e-7
+
+
+def row_costs(own: Rows, columns: Rows, precision: float) -> Array:
+    """Return how unlikely it is that rows of a student are noisy ones of a teacher's.
+
+    Args:
+        own: (groups, n, p) rows of the student and their (groups, n) biases.
+        columns: (groups, m, p) of the teacher, in the same groups, and their biases.
+        precision: of the type that stores them.
+
+    Returns:
+        (groups, n, m) costs in nats.
+    """
+    (rows, own_biases), (others, others_biases) = own, columns
+    rounding = (_ROUNDINGS * max(precision, _LEAST_PRECISION)) ** 2
+    degrees, energy = rows.shape[2], float(np.square(rows).sum(axis=2).mean())
+    gaps = np.square(own_biases[:, :, np.newaxis] - others_biases[:, np.newaxis])
+    equal = np.ones((len(others), 1, others.shape[1]))
+    biases = _Errors(gaps, 1, rounding * float(np.square(own_biases).mean()), equal)
+    whole = _Errors(_squared_distances(rows, others), degrees, rounding * energy, equal)
+    cost, variance = _fitted(whole, biases)
+    if degrees == 1:
+        return cost
+    # The same error turns a short row by a larger angle.
+    lengths = np.square(others).sum(axis=2)[:, np.newaxis]
+    lengths = np.maximum(lengths / max(float(lengths.mean()), _TINY), _SHORTEST)
+    angles = 1 - np.maximum(_cosine(rows, others), 0.0) ** 2
+    scaled, explained = _fitted(_Errors(angles, degrees - 1, rounding, lengths), biases)
+    return scaled if _FACTORS_EXPLAIN * explained * energy < variance else cost
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """Squared errors of rows in the place of others.
+
+    Attributes:
+        squares: (groups, n, m).
+        degrees: of freedom of each.
+        rounding: what of a square may be rounding.
+        precision: (groups, 1, m) what squares are to be multiplied by to be of one variance.
+    """
+
+    squares: Array
+    degrees: int
+    rounding: float
+    precision: Array
+
+    @property
+    def start(self) -> Array:
+        """The squares in units of their mean, before anything is known of a variance."""
+        return self.squares / max(float(self.squares.mean()), self.rounding, _TINY)
+
+    def variance(self, columns: Channels) -> float:
+        """Return the variance that an assignment of (groups, n) columns shows."""
+        own = _chosen(self.precision * self.squares, columns)
+        return (float(own.mean()) + self.rounding + _TINY) / self.degrees
+
+    def nats(self, columns: Channels) -> Array:
+        """Return the costs of all columns under the variance of an assignment.
+
+        A row whose own error is larger than the mean says less by as much.
+        """
+        squares = self.precision * self.squares
+        own = _chosen(squares, columns)
+        noise = np.maximum(own, own.mean()) + self.rounding + _TINY
+        more = (squares - own[..., np.newaxis]) / (own.size * noise[..., np.newaxis])
+        nats: Array = self._counted * (own.size * np.log1p(more) - np.log(self.precision))
+        return nats
+
+    def unlikelihood(self, columns: Channels) -> float:
+        """Return the negative logarithm of the likelihood of an assignment."""
+        precision = np.broadcast_to(self.precision, self.squares.shape)
+        wide = -np.log(_chosen(precision, columns)).sum()
+        return self._counted * float(columns.size * math.log(self.variance(columns)) + wide)
+
+    @property
+    def _counted(self) -> float:
+        return min(self.degrees, _MOST_WEIGHTS) / 2
+
+
+def _chosen(values: Array, columns: Channels) -> Array:
+    """Return the (groups, n) values of some columns."""
+    found: Array = np.take_along_axis(values, columns[..., np.newaxis], axis=2)[..., 0]
+    return found
+
+
+def _fitted(weights: _Errors, biases: _Errors) -> tuple[Array, float]:
+    """Return costs under the variances of the most likely assignment, and that of the weights.
+
+    Assignment and variances are found in turns, from weights alone and from both together.
+    """
+    found: list[tuple[float, int, Array, float]] = []
+    for cost in (weights.start, weights.degrees * weights.start + biases.start):
+        for _ in range(_TURNS):
+            columns = np.array([cheapest(part) for part in cost])
+            cost = weights.nats(columns) + biases.nats(columns)
+        unlikely = weights.unlikelihood(columns) + biases.unlikelihood(columns)
+        found.append((unlikely, len(found), cost, weights.variance(columns)))
+    return min(found)[2:]
+
+
+def _squared_distances(rows: Array, others: Array) -> Array:
+    """Return the (groups, n, m) squared distances."""
+    lengths = [np.square(part).sum(axis=2) for part in (rows, others)]
+    products = rows @ np.swapaxes(others, 1, 2)
+    distances: Array = lengths[0][..., np.newaxis] + lengths[1][:, np.newaxis] - 2 * products
+    return np.maximum(distances, 0.0)
+
+
+def _cosine(rows: Array, others: Array) -> Array:
+    """Return the (groups, n, m) cosines; two rows of zeros agree, a dead filter with a dead one."""
+    lengths = [np.linalg.norm(part, axis=2, keepdims=True) for part in (rows, others)]
+    unit = [
+        np.divide(part, length, out=np.zeros_like(part), where=length > 0)
+        for part, length in zip((rows, others), lengths, strict=True)
+    ]
+    both_dead = (lengths[0] == 0) & np.swapaxes(lengths[1] == 0, 1, 2)
+    cosine: Array = unit[0] @ np.swapaxes(unit[1], 1, 2) + both_dead
+    return cosine
