@@ -193,9 +193,13 @@ class _Search:
         return True
 
     def _in_order(self) -> bool:
-        """Give rows that are equal, and all there, in order; return whether all rows are known."""
+        """Give rows that are equal, and all there, in order; return whether all rows are known.
+
+        That is: where the others are in order.
+        """
         open_rows, open_columns = (np.flatnonzero(part < 0) for part in (self.rows, self.columns))
-        if len(open_rows) and len(open_columns):
+        in_order = (np.diff(self.rows[self.rows >= 0]) > 0).all()
+        if len(open_rows) and (len(open_columns) or not in_order):
             return False
         if len(open_rows):
             mine = _combined(self._own[0], self._own[1])[open_rows]

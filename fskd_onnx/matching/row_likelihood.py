@@ -33,7 +33,10 @@ _ROUNDINGS = 4.0
 _TURNS = 3
 # The shortest row that a factor is told of, by its square in units of the mean.
 _SHORTEST = 1e-6
-_TINY = float(np.finfo(np.float64).tiny)
+# Stands for zero where a logarithm is taken, or a quotient.
+_TINY = 1e-60
+# Of the single row of a block, another error may be nothing in comparison.
+_LEAST = 1e-12 - 1
 # Distances are differences of products in float64, to so much of a length.
 _LEAST_PRECISION = 1e-7
 
@@ -54,7 +57,7 @@ def row_costs(own: Rows, columns: Rows, precision: float) -> Array:
     degrees, energy = rows.shape[2], float(np.square(rows).sum(axis=2).mean())
     gaps = np.square(own_biases[:, :, np.newaxis] - others_biases[:, np.newaxis])
     equal = np.ones((len(others), 1, others.shape[1]))
-    biases = _Errors(gaps, 1, rounding * float(np.square(own_biases).mean()), equal)
+    biases = _Errors(gaps, 1, rounding * float(np.square(others_biases).mean()), equal)
     whole = _Errors(_squared_distances(rows, others), degrees, rounding * energy, equal)
     cost, variance = _fitted(whole, biases)
     if degrees == 1:
@@ -102,6 +105,7 @@ class _Errors:
         own = _chosen(squares, columns)
         noise = np.maximum(own, own.mean()) + self.rounding + _TINY
         more = (squares - own[..., np.newaxis]) / (own.size * noise[..., np.newaxis])
+        more = np.maximum(more, _LEAST)
         nats: Array = self._counted * (own.size * np.log1p(more) - np.log(self.precision))
         return nats
 

@@ -105,7 +105,7 @@ def compare_rows(student: Linear, teacher: Linear, kept: Channels | None) -> Row
     if student.kernel_shape != teacher.kernel_shape:
         return None
     own, whole = _Rows.of(student), _Rows.of(teacher)
-    follows = kept is not None and whole.weights.shape[2] == 1 and own.width == whole.width
+    follows = kept is not None and whole.is_depthwise and own.width == 1
     if kept is None and own.is_depthwise and whole.is_depthwise:
         own, whole = own.in_one_group(), whole.in_one_group()
     groups, n, have = own.weights.shape[:3]
@@ -194,6 +194,11 @@ class _Rows:
     def width(self) -> int:
         """Number of rows of a group."""
         return int(self.biases.shape[1])
+
+    @property
+    def inputs(self) -> int:
+        """Number of inputs of a group."""
+        return int(self.weights.shape[2])
 
     @property
     def is_depthwise(self) -> bool:
@@ -305,21 +310,34 @@ def _equality(own: _Rows, columns: _Rows) -> Array | None:
         columns: of the teacher, of the same groups and cut down to the same inputs.
 
     Returns:
-        (groups, n, m) costs, 0 for equal rows, of which each is taken once and in order
-            where as many are here as there.
+        (groups, n, m) costs, 0 for equal rows. Where as many are here as there, and all others are
+            in order, so are these.
     """
-    few, everything = _spread(own.weights.shape[2]), np.arange(own.weights.shape[2])
-    costs = np.full((*own.biases.shape, columns.biases.shape[1]), _EXACT)
-    for looked_at in (few, everything):
-        costs[:] = _EXACT
-        for number, cost in enumerate(costs):
-            mine, theirs = (_places_of_marks(rows, number, looked_at) for rows in (own, columns))
-            for mark, rows in mine.items():
-                found = theirs.get(mark, [])
-                if len(found) < len(rows):
-                    return None
-                cost[(rows, found) if len(found) == len(rows) else np.ix_(rows, found)] = 0.0
+    costs = np.full((*own.biases.shape, columns.width), _EXACT)
+    if not all(_agree(own, columns, group, _spread(own.inputs)) for group in range(len(costs))):
+        return None
+    for group, cost in enumerate(costs):
+        found = _agree(own, columns, group, np.arange(own.inputs))
+        if found is None:
+            return None
+        single = sorted((rows[0], places[0]) for rows, places in found if len(places) == 1)
+        in_order = (np.diff([place for _, place in single]) > 0).all()
+        for rows, places in found:
+            one_by_one = in_order and len(rows) == len(places)
+            cost[(rows, places) if one_by_one else np.ix_(rows, places)] = 0.0
     return costs
+
+
+def _agree(
+    own: _Rows, columns: _Rows, group: int, inputs: Channels
+) -> list[tuple[list[int], list[int]]] | None:
+    """Return the rows of a group that are equal, and where they are, as far as some inputs tell.
+
+    None where a row is nowhere, or more often than there.
+    """
+    mine, theirs = (_places_of_marks(rows, group, inputs) for rows in (own, columns))
+    found = [(rows, theirs.get(mark, [])) for mark, rows in mine.items()]
+    return found if all(len(rows) <= len(places) for rows, places in found) else None
 
 
 def _places_of_marks(rows: _Rows, group: int, inputs: Channels) -> dict[bytes, list[int]]:
