@@ -19,7 +19,8 @@ from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg.backends import solved_by
 from fskd_onnx.linalg.moments import sum_moments
 from fskd_onnx.linalg.threads import threads_for
-from fskd_onnx.matching.channels import Channels, channels_from_moments, uncertain
+from fskd_onnx.matching.assignment import Channels
+from fskd_onnx.matching.channel_correlation import channels_from_moments
 from fskd_onnx.options import FitOptions
 from fskd_onnx.passes import AffineMap, ReplaceWeights
 from fskd_onnx.passes.analysis.epilogue import Epilogue
@@ -118,11 +119,8 @@ class CoordinateDescent:
         pair = self._pair(plan.name)
         try:
             if pair.channels is None:
-                confidence = self._settle_channels(plan, linear, stage)
+                self._settle_channels(plan, linear, stage)
                 pair = self._pair(plan.name)
-                if uncertain(confidence):
-                    reason = f"a channel correlates with the teacher's by only {confidence:.2f}"
-                    return _kept(pair, reason)
             families, keep_zeros = families_for(linear, self._families)
             request = BlockRequest(
                 plan=plan,
@@ -167,20 +165,20 @@ class CoordinateDescent:
         same = found.sums is not None and tuple(shape) == found.shape
         return plan.epilogue if same else plan.epilogue.without_sum()
 
-    def _settle_channels(self, plan: BlockPlan, linear: Linear, stage: Stage) -> float:
-        """Let activations decide a block's channels, and all that follows for later blocks."""
+    def _settle_channels(self, plan: BlockPlan, linear: Linear, stage: Stage) -> None:
+        """Let activations decide a block's channels, and all that follows for later blocks.
+
+        Raises:
+            MatchError: they do not tell.
+        """
         everything = np.arange(plan.partner.width)
         request = BlockRequest(plan, linear, everything, across_groups=True)
         columns = BlockColumns(stage, self._teacher, request, self._timer)
         data = BlockData(columns, self._timer)
         channels, confidence = channels_from_moments(sum_moments(data.moments(everything)))
-        if not uncertain(confidence):
-            self._settled[linear.name] = channels, confidence
-            pairs = zip(self.matching.pairs, self._match_again(self._settled).pairs, strict=True)
-            self.matching = Matching(
-                tuple(new if old.channels is None else old for old, new in pairs)
-            )
-        return confidence
+        self._settled[linear.name] = channels, confidence
+        pairs = zip(self.matching.pairs, self._match_again(self._settled).pairs, strict=True)
+        self.matching = Matching(tuple(new if old.channels is None else old for old, new in pairs))
 
     def _correct(self, linear: Linear, block: BlockFit) -> None:
         """Fuse a block's adapter in the graph, cast once to the types that are stored."""

@@ -59,10 +59,15 @@ def assign(cost: Array, copies: Channels | None = None) -> Assignment:
     rows = np.arange(len(cost))
     gaps = cost - cost[rows, columns][:, np.newaxis]
     _skip(gaps, columns, copies)
-    # Whoever has a column has to leave it for another, which costs it its own smallest gap.
-    moves = np.zeros(cost.shape[1])
-    moves[columns] = gaps.min(axis=1)
-    gaps += moves
+    # Whoever has the column has to leave it for another, and so on; and what the row itself leaves
+    # may be what others would rather have.
+    free = np.ones(cost.shape[1], bool)
+    free[columns] = False
+    others, least_free = gaps[:, columns], gaps[:, free].min(axis=1, initial=np.inf)
+    behind = _least_ways(others, np.minimum(others.min(axis=1), least_free))
+    in_front = np.minimum(_least_ways(others.T, others.min(axis=0)), 0.0)
+    gaps[:, columns] += behind
+    gaps += in_front[:, np.newaxis]
     rivals = gaps.argmin(axis=1)
     return Assignment(columns, gaps[rows, rivals], rivals)
 
@@ -121,6 +126,22 @@ def cheapest(cost: Array) -> Channels:
     order = (np.arange(rows)[:, np.newaxis] / rows - np.arange(count) / count) ** 2
     chosen: Channels = linear_sum_assignment(cost + _ORDER_COUNTS * order)[1]
     return chosen
+
+
+def _least_ways(steps: Array, first: Array) -> Array:
+    """Return the least sum of steps from each row, over one or more rows.
+
+    Args:
+        steps: (n, n) of one row to another; no way back to where it began has a negative sum.
+        first: (n,) the least sums of a single step.
+    """
+    least = first
+    for _ in first:
+        further = np.minimum(least, (steps + least).min(axis=1))
+        if (least >= 0).all() or (further == least).all():
+            break
+        least = further
+    return least
 
 
 def _skip(gaps: Array, columns: Channels, copies: Channels | None) -> None:

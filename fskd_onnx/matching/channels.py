@@ -11,7 +11,7 @@ again. Where its inputs are not known, rows and inputs of an exact slice are fou
 Where its own weights leave a doubt, all blocks of its residual stream count together, and the
 blocks that read its channels, if these are exact slices. A block that is as wide as the teacher's
 then has the teacher's channels in the teacher's order; of any other, activations have to tell
-(``channels_from_moments``), or it is left alone.
+(``fskd_onnx.matching.channel_correlation``), or it is left alone.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from functools import reduce
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from fskd_onnx.linalg.moments import Moments
-from fskd_onnx.matching.assignment import Assignment, Channels, assign
+from fskd_onnx.matching.assignment import Assignment, Channels
 from fskd_onnx.matching.exact_slices import Slice, find_slice
 from fskd_onnx.matching.kept_inputs import KeptInputs
 from fskd_onnx.matching.pairing import Partner, Similarity, pair_blocks
@@ -45,16 +44,10 @@ __all__ = [
     "BlockPair",
     "Channels",
     "Matching",
-    "channels_from_moments",
     "match_channels",
     "match_models",
-    "uncertain",
 ]
 
-# Below this a student's channel has no counterpart among the teacher's activations.
-_ACTIVATIONS_AGREE = 0.2
-# Where two correlations differ by less, either of the two may be the larger one by chance.
-_ACTIVATIONS_DIFFER = 0.05
 # Of a block that is matched by another one, even beyond doubt, nothing of its own was seen.
 _SURE_BY_OTHERS = 0.5
 # What one block says of another may say more of a third one.
@@ -100,28 +93,6 @@ def match_channels(
             break
         pairs = blocks.match()
     return Matching(tuple(pairs))
-
-
-def channels_from_moments(moments: Moments) -> tuple[Channels, float]:
-    """Find the teacher channel of each student channel from the correlation of their activations.
-
-    Args:
-        moments: of one group, with all channels of the teacher's block as targets.
-
-    Returns:
-        (n,) channels, each taken once, and how certain the least certain one is: by how much it
-        correlates better than any other that it could be, 0 where it hardly correlates at all.
-    """
-    correlation = moments.correlation()[0]
-    found = assign(1 - correlation)
-    likeness = correlation[np.arange(len(correlation)), found.columns].min()
-    margin = 0.0 if likeness < _ACTIVATIONS_AGREE else min(max(found.margin, 0.0), 1.0)
-    return found.columns, margin
-
-
-def uncertain(confidence: float) -> bool:
-    """Whether activations say too little to align a block by them."""
-    return confidence < _ACTIVATIONS_DIFFER
 
 
 @dataclass(frozen=True)

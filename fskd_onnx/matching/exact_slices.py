@@ -67,7 +67,7 @@ def _may_be_slice(student: Linear, teacher: Linear) -> bool:
     """Whether a few of a block's numbers are among its partner's at all."""
     numbers, others = student.native.reshape(-1), teacher.native
     few = np.unique(np.linspace(0, len(numbers) - 1, _FIRST).astype(np.intp))
-    return all(bool(np.any(others == number)) for number in numbers[few])
+    return all(bool((others == number).any()) for number in numbers[few].tolist())
 
 
 @dataclass(frozen=True)

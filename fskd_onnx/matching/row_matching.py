@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.matching.assignment import (
@@ -29,9 +28,8 @@ from fskd_onnx.matching.assignment import (
     assign_in_doubt,
 )
 from fskd_onnx.matching.row_likelihood import row_costs
+from fskd_onnx.matching.weight_rows import Rows
 from fskd_onnx.passes.analysis.linear import Linear
-
-Floats = NDArray[np.floating]
 
 LIMIT = 10.0
 """From this margin on, in nats, a row is beyond doubt: others are e^10 times less likely."""
@@ -104,7 +102,7 @@ def compare_rows(student: Linear, teacher: Linear, kept: Channels | None) -> Row
     """
     if student.kernel_shape != teacher.kernel_shape:
         return None
-    own, whole = _Rows.of(student), _Rows.of(teacher)
+    own, whole = Rows.of(student), Rows.of(teacher)
     follows = kept is not None and whole.is_depthwise and own.width == 1
     if kept is None and own.is_depthwise and whole.is_depthwise:
         own, whole = own.in_one_group(), whole.in_one_group()
@@ -140,7 +138,7 @@ def compare_rows(student: Linear, teacher: Linear, kept: Channels | None) -> Row
 
 def copies_of(teacher: Linear) -> Channels:
     """Return a number for each channel of a block, the same for channels that are always equal."""
-    return _Rows.of(teacher).copies()
+    return Rows.of(teacher).copies()
 
 
 @dataclass(frozen=True)
@@ -170,89 +168,12 @@ def _origin(
     return _Origin(group[:, 0], position)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of weights with their biases.
-
-    Attributes:
-        weights: (groups, n, inputs, taps).
-        biases: (groups, n).
-    """
-
-    weights: Floats
-    biases: Floats
-
-    @staticmethod
-    def of(linear: Linear) -> _Rows:
-        """Read those of a block."""
-        groups, n, p = linear.shape
-        taps = math.prod(linear.kernel_shape)
-        weights = linear.native.reshape(groups, n, p // taps, taps)
-        return _Rows(weights, linear.bias.reshape(groups, n))
-
-    @property
-    def width(self) -> int:
-        """Number of rows of a group."""
-        return int(self.biases.shape[1])
-
-    @property
-    def inputs(self) -> int:
-        """Number of inputs of a group."""
-        return int(self.weights.shape[2])
-
-    @property
-    def is_depthwise(self) -> bool:
-        """Whether each group has one row of one input."""
-        return len(self.weights) > 1 and self.weights.shape[1:3] == (1, 1)
-
-    def in_one_group(self) -> _Rows:
-        """Return the rows as if all of them read the same inputs."""
-        return _Rows(np.swapaxes(self.weights, 0, 1), np.swapaxes(self.biases, 0, 1))
-
-    def some(self, groups: Channels, parts: Channels) -> _Rows:
-        """Return the rows at (groups, n) places, each of a group."""
-        places = (groups[:, np.newaxis] * self.width + parts).reshape(-1)
-        weights = _taken(self.weights.reshape(-1, *self.weights.shape[2:]), places)
-        biases = self.biases.reshape(-1)[places].reshape(parts.shape)
-        return _Rows(weights.reshape(*parts.shape, *weights.shape[1:]), biases)
-
-    def of_inputs(self, inputs: Channels) -> _Rows:
-        """Return the rows cut down to some inputs, (groups, inputs) of each group."""
-        groups, n, have, taps = self.weights.shape
-        if inputs.shape[1] == have and (inputs == np.arange(have)).all():
-            return self
-        cut = np.empty((groups, n, inputs.shape[1], taps), self.weights.dtype)
-        for rows, chosen, result in zip(self.weights, inputs, cut, strict=True):
-            rows.take(chosen, axis=1, out=result, mode="clip")
-        return _Rows(cut, self.biases)
-
-    def equals(self, other: _Rows) -> bool:
-        """Whether all numbers are the same."""
-        return np.array_equal(self.biases, other.biases) and np.array_equal(
-            self.weights, other.weights
-        )
-
-    def copies(self) -> Channels:
-        """Return a number for each row, over all groups, the same for rows that are equal."""
-        marks = [_marks(w, b) for w, b in zip(self.weights, self.biases, strict=True)]
-        first: dict[tuple[int, bytes], int] = {}
-        keys = ((g, mark) for g, part in enumerate(marks) for mark in part)
-        return np.array([first.setdefault(key, place) for place, key in enumerate(keys)])
-
-    def flat(self) -> NDArray[np.float64]:
-        """Return the weights as (groups, n, inputs * taps)."""
-        flat = self.weights.reshape(*self.biases.shape, -1)
-        return np.ascontiguousarray(flat, np.float64)
+def _spread(inputs: int) -> Channels:
+    """Return a few of so many inputs."""
+    return np.unique(np.linspace(0, inputs - 1, _LOOKED_UP_BY).astype(np.intp))
 
 
-def _taken(rows: Floats, places: Channels) -> Floats:
-    """Return some of the rows, without a copy where they are all, in order."""
-    if len(places) == len(rows) and (places == np.arange(len(rows))).all():
-        return rows
-    return rows.take(places, axis=0)
-
-
-def _looked_up(own: _Rows, whole: _Rows, origin: _Origin) -> Channels | None:
+def _looked_up(own: Rows, whole: Rows, origin: _Origin) -> Channels | None:
     """Find rows that are the teacher's to the last bit; None where one of them is not.
 
     Returns:
@@ -264,7 +185,7 @@ def _looked_up(own: _Rows, whole: _Rows, origin: _Origin) -> Channels | None:
     return None
 
 
-def _guesses(own: _Rows, whole: _Rows, origin: _Origin) -> Iterator[Channels]:
+def _guesses(own: Rows, whole: Rows, origin: _Origin) -> Iterator[Channels]:
     groups, n = own.biases.shape
     if n == whole.width:
         # Nothing was removed here, as in every layer that only lost inputs.
@@ -272,25 +193,12 @@ def _guesses(own: _Rows, whole: _Rows, origin: _Origin) -> Iterator[Channels]:
     looked_at = _spread(origin.inputs.shape[1])
     parts = []
     for number, group in enumerate(origin.groups):
-        mine = own.weights[number].take(looked_at, axis=1)
-        theirs = whole.weights[group].take(origin.inputs[number, looked_at], axis=1)
-        marks = _marks(theirs, whole.biases[group])
-        found = _only_places(_marks(mine, own.biases[number]), marks)
+        theirs = whole.marks(int(group), origin.inputs[number, looked_at])
+        found = _only_places(own.marks(number, looked_at), theirs)
         if found is None:
             return
         parts.append(found)
     yield np.array(parts)
-
-
-def _spread(inputs: int) -> Channels:
-    """Return a few of so many inputs."""
-    return np.unique(np.linspace(0, inputs - 1, _LOOKED_UP_BY).astype(np.intp))
-
-
-def _marks(weights: Floats, biases: Floats) -> list[bytes]:
-    """Return the bytes of a few weights and the bias of each row; of zeros, -0 is one."""
-    table = np.column_stack([weights.reshape(len(weights), -1), biases]) + 0.0
-    return [row.tobytes() for row in table.astype(np.float64, copy=False)]
 
 
 def _only_places(own: list[bytes], others: list[bytes]) -> list[int] | None:
@@ -302,7 +210,7 @@ def _only_places(own: list[bytes], others: list[bytes]) -> list[int] | None:
     return [places[mark] for mark in own]
 
 
-def _equality(own: _Rows, columns: _Rows) -> Array | None:
+def _equality(own: Rows, columns: Rows) -> Array | None:
     """Return costs where all rows are found to the last bit, if in several places; else None.
 
     Args:
@@ -329,20 +237,12 @@ def _equality(own: _Rows, columns: _Rows) -> Array | None:
 
 
 def _agree(
-    own: _Rows, columns: _Rows, group: int, inputs: Channels
+    own: Rows, columns: Rows, group: int, inputs: Channels
 ) -> list[tuple[list[int], list[int]]] | None:
     """Return the rows of a group that are equal, and where they are, as far as some inputs tell.
 
     None where a row is nowhere, or more often than there.
     """
-    mine, theirs = (_places_of_marks(rows, group, inputs) for rows in (own, columns))
+    mine, theirs = (rows.places(group, inputs) for rows in (own, columns))
     found = [(rows, theirs.get(mark, [])) for mark, rows in mine.items()]
     return found if all(len(rows) <= len(places) for rows, places in found) else None
-
-
-def _places_of_marks(rows: _Rows, group: int, inputs: Channels) -> dict[bytes, list[int]]:
-    places: dict[bytes, list[int]] = {}
-    marks = _marks(rows.weights[group].take(inputs, axis=1), rows.biases[group])
-    for place, mark in enumerate(marks):
-        places.setdefault(mark, []).append(place)
-    return places
