@@ -1,8 +1,8 @@
 """Which of a teacher's channels a student's are, by the correlation of their activations.
 
 A channel of the teacher that correlates with one of the student's by r leaves ``1 - r^2`` of its
-variance unexplained. For N independent samples of normal numbers, the logarithm of the likelihood is
-``-N / 2 * log(1 - r^2)``, which makes two candidates comparable, whatever their correlation.
+variance unexplained. For N independent samples of normal numbers, the logarithm of the likelihood
+is ``-N / 2 * log(1 - r^2)``, which makes two candidates comparable, whatever their correlation.
 """
 
 from __future__ import annotations
