@@ -93,7 +93,7 @@ class _Table:
     @property
     def is_depthwise(self) -> bool:
         """Whether each group reads one input."""
-        return self.keys.shape[0] > 1 and self.keys.shape[2] == 1
+        return len(self.keys) > 1 and self.keys.shape[2:] == (1,)
 
 
 def _of_depthwise(own: _Table, whole: _Table) -> Slice | None:

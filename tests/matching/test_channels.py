@@ -335,7 +335,7 @@ def test_blocks_of_a_stream_tell_together_what_none_tells_alone() -> None:
     new = {f"w{n}": w[f"w{n}"][kept] for n in names}
     new = {n: v + 0.1 * v.std() * rng.standard_normal(v.shape) for n, v in new.items()}
     student = with_values(student, new | {"k": 1.1 * w["k"][:, kept]})
-    graphs = [gs.import_onnx(model) for model in (whole, student)]
+    graphs = gs.import_onnx(whole), gs.import_onnx(student)
     partners = [Partner(n, f"y{n}", Evidence.MAP, 1.0) for n in names]
     partners.append(Partner("last", "z", Evidence.MAP, 1.0))
     found = {pair.student: pair for pair in match_channels(*graphs, partners).pairs}
