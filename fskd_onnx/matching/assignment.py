@@ -137,8 +137,10 @@ def _least_ways(steps: Array, first: Array) -> Array:
     """
     least = first
     for _ in first:
+        if (least >= 0).all():
+            break
         further = np.minimum(least, (steps + least).min(axis=1))
-        if (least >= 0).all() or (further == least).all():
+        if (further == least).all():
             break
         least = further
     return least

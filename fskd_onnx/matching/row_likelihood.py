@@ -12,6 +12,7 @@ then they are compared at unit length, which one degree of freedom of each row p
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,19 +56,33 @@ def row_costs(own: Rows, columns: Rows, precision: float) -> Array:
     (rows, own_biases), (others, others_biases) = own, columns
     rounding = (_ROUNDINGS * max(precision, _LEAST_PRECISION)) ** 2
     degrees, energy = rows.shape[2], float(np.square(rows).sum(axis=2).mean())
-    gaps = np.square(own_biases[:, :, np.newaxis] - others_biases[:, np.newaxis])
     equal = np.ones((len(others), 1, others.shape[1]))
-    biases = _Errors(gaps, 1, rounding * float(np.square(others_biases).mean()), equal)
-    whole = _Errors(_squared_distances(rows, others), degrees, rounding * energy, equal)
-    cost, variance = _fitted(whole, biases)
-    if degrees == 1:
-        return cost
-    # The same error turns a short row by a larger angle.
-    lengths = np.square(others).sum(axis=2)[:, np.newaxis]
-    lengths = np.maximum(lengths / max(float(lengths.mean()), _TINY), _SHORTEST)
-    angles = 1 - np.maximum(_cosine(rows, others), 0.0) ** 2
-    scaled, explained = _fitted(_Errors(angles, degrees - 1, rounding, lengths), biases)
-    return scaled if _FACTORS_EXPLAIN * explained * energy < variance else cost
+    biases = None
+    if own_biases.any() or others_biases.any():
+        gaps = np.square(own_biases[:, :, np.newaxis] - others_biases[:, np.newaxis])
+        rounded = rounding * float(np.square(others_biases).mean())
+        biases = _Errors(gaps, 1, rounded, equal)
+    lengths = [np.square(part).sum(axis=2) for part in (rows, others)]
+    products = rows @ np.swapaxes(others, 1, 2)
+    distances = lengths[0][..., np.newaxis] + lengths[1][:, np.newaxis] - 2 * products
+    whole = _Errors(np.maximum(distances, 0.0), degrees, rounding * energy, equal)
+    fitted = _fitted(whole, biases)
+    if degrees > 1:
+        # The same error turns a short row by a larger angle.
+        ratios = lengths[1][:, np.newaxis] / max(float(lengths[1].mean()), _TINY)
+        angles = _Errors(
+            _squared_sines(products, lengths),
+            degrees - 1,
+            rounding,
+            np.maximum(ratios, _SHORTEST),
+        )
+        explained = min(
+            angles.variance(columns)
+            for columns in (fitted, np.array([cheapest(part) for part in angles.squares]))
+        )
+        if _FACTORS_EXPLAIN * explained * energy < whole.variance(fitted):
+            whole, fitted = angles, _fitted(angles, biases)
+    return _nats(whole, biases, fitted)
 
 
 @dataclass(frozen=True)
@@ -126,36 +141,49 @@ def _chosen(values: Array, columns: Channels) -> Array:
     return found
 
 
-def _fitted(weights: _Errors, biases: _Errors) -> tuple[Array, float]:
-    """Return costs under the variances of the most likely assignment, and that of the weights.
+def _nats(weights: _Errors, biases: _Errors | None, columns: Channels) -> Array:
+    nats = weights.nats(columns)
+    return nats if biases is None else nats + biases.nats(columns)
+
+
+def _fitted(weights: _Errors, biases: _Errors | None) -> Channels:
+    """Return the most likely assignment of (groups, n) columns.
 
     Assignment and variances are found in turns, from weights alone and from both together.
     """
-    found: list[tuple[float, int, Array, float]] = []
-    for cost in (weights.start, weights.degrees * weights.start + biases.start):
+    starts = [weights.start]
+    if biases is not None:
+        starts.append(weights.degrees * weights.start + biases.start)
+    found: list[tuple[float, int, Channels]] = []
+    for cost in starts:
+        columns = np.array([cheapest(part) for part in cost])
+        if any(np.array_equal(columns, other) for _, _, other in found):
+            continue
         for _ in range(_TURNS):
-            columns = np.array([cheapest(part) for part in cost])
-            cost = weights.nats(columns) + biases.nats(columns)
-        unlikely = weights.unlikelihood(columns) + biases.unlikelihood(columns)
-        found.append((unlikely, len(found), cost, weights.variance(columns)))
-    return min(found)[2:]
+            before = columns
+            nats = _nats(weights, biases, columns)
+            columns = np.array([cheapest(part) for part in nats])
+            if np.array_equal(columns, before):
+                break
+        unlikely = weights.unlikelihood(columns)
+        if biases is not None:
+            unlikely += biases.unlikelihood(columns)
+        found.append((unlikely, len(found), columns))
+    return min(found)[2]
 
 
-def _squared_distances(rows: Array, others: Array) -> Array:
-    """Return the (groups, n, m) squared distances."""
-    lengths = [np.square(part).sum(axis=2) for part in (rows, others)]
-    products = rows @ np.swapaxes(others, 1, 2)
-    distances: Array = lengths[0][..., np.newaxis] + lengths[1][:, np.newaxis] - 2 * products
-    return np.maximum(distances, 0.0)
+def _squared_sines(products: Array, lengths: Sequence[Array]) -> Array:
+    """Return 1 less the (groups, n, m) squared cosines, of which negative ones count as 0.
 
+    Rows of zeros agree, a dead filter with a dead one.
 
-def _cosine(rows: Array, others: Array) -> Array:
-    """Return the (groups, n, m) cosines; two rows of zeros agree, a dead filter with a dead one."""
-    lengths = [np.linalg.norm(part, axis=2, keepdims=True) for part in (rows, others)]
-    unit = [
-        np.divide(part, length, out=np.zeros_like(part), where=length > 0)
-        for part, length in zip((rows, others), lengths, strict=True)
-    ]
-    both_dead = (lengths[0] == 0) & np.swapaxes(lengths[1] == 0, 1, 2)
-    cosine: Array = unit[0] @ np.swapaxes(unit[1], 1, 2) + both_dead
-    return cosine
+    Args:
+        products: (groups, n, m) inner products.
+        lengths: (groups, n) and (groups, m) squared lengths.
+    """
+    both = lengths[0][..., np.newaxis] * lengths[1][:, np.newaxis]
+    cosines = np.square(np.maximum(products, 0.0))
+    np.divide(cosines, both, out=cosines, where=both > 0)
+    dead = (lengths[0] == 0)[..., np.newaxis] & (lengths[1] == 0)[:, np.newaxis]
+    sines: Array = np.clip(1 - cosines - dead, 0.0, 1.0)
+    return sines

@@ -127,10 +127,12 @@ def compare_rows(student: Linear, teacher: Linear, kept: Channels | None) -> Row
             (columns.flat(), columns.biases),
             max(float(np.finfo(rows.weights.dtype).eps) for rows in (own, columns)),
         )
-    cost = np.full((student.width, teacher.width), FORBIDDEN)
-    for number, (group, part) in enumerate(zip(origin.groups, costs, strict=True)):
-        place = slice(n * number, n * (number + 1))
-        cost[place, group * whole.width : (group + 1) * whole.width] = part
+    cost = costs[0]
+    if len(whole.weights) > 1:
+        cost = np.full((student.width, teacher.width), FORBIDDEN)
+        for number, (group, part) in enumerate(zip(origin.groups, costs, strict=True)):
+            place = slice(n * number, n * (number + 1))
+            cost[place, group * whole.width : (group + 1) * whole.width] = part
     if student.width == teacher.width:
         cost[np.diag_indices(student.width)] -= _SAME_PLACE
     return RowEvidence(cost=cost)
