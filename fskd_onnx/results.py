@@ -185,7 +185,9 @@ class BlockPair:
         channels: teacher channel of each student channel; None until activations decide.
         teacher_width: number of channels of the teacher's block output.
         evidence: what the channels were found by.
-        confidence: 0..1, of the pair or of its least certain channel, whichever is less.
+        confidence: 0..1, of the pair or of its least certain channel, whichever is less: by how
+            much better it fits than the next best, not how well. 1 is beyond doubt, 0 says that
+            another one fits as well.
         reason: why the block is left alone; empty where it is not.
         paired_by: what the block was found by.
     """

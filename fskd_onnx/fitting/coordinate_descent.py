@@ -21,7 +21,8 @@ from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg.backends import solved_by
 from fskd_onnx.linalg.moments import sum_moments
 from fskd_onnx.linalg.threads import threads_for
-from fskd_onnx.matching.channels import Channels, channels_from_moments, uncertain
+from fskd_onnx.matching.assignment import Channels
+from fskd_onnx.matching.channel_correlation import channels_from_moments
 from fskd_onnx.options import FitOptions
 from fskd_onnx.passes import AffineMap, ReplaceWeights
 from fskd_onnx.passes.analysis import constants
@@ -133,9 +134,7 @@ class CoordinateDescent:
             return kept(reason)
         try:
             if self._pair(plan.name).channels is None:
-                confidence = self._settle_channels(plan, linear, others, stage)
-                if uncertain(confidence):
-                    return kept(f"a channel correlates with the teacher's by only {confidence:.2f}")
+                self._settle_channels(plan, linear, others, stage)
             families, keep_zeros = families_for(linear, self._families)
             request = BlockRequest(
                 plan=plan,
@@ -186,20 +185,20 @@ class CoordinateDescent:
 
     def _settle_channels(
         self, plan: BlockPlan, linear: Linear, others: Sequence[Linear], stage: Stage
-    ) -> float:
-        """Let activations decide a block's channels, and all that follows for later blocks."""
+    ) -> None:
+        """Let activations decide a block's channels, and all that follows for later blocks.
+
+        Raises:
+            MatchError: they do not tell.
+        """
         everything = np.arange(plan.uses[0].partner.width)
         request = BlockRequest(plan, linear, everything, across_groups=True, others=tuple(others))
         columns = BlockColumns(stage, self._teacher, request, self._timer)
         data = BlockData(columns, self._timer)
         channels, confidence = channels_from_moments(sum_moments(data.moments(everything)))
-        if not uncertain(confidence):
-            self._settled |= {use.name: (channels, confidence) for use in plan.uses}
-            pairs = zip(self.matching.pairs, self._match_again(self._settled).pairs, strict=True)
-            self.matching = Matching(
-                tuple(new if old.channels is None else old for old, new in pairs)
-            )
-        return confidence
+        self._settled |= {use.name: (channels, confidence) for use in plan.uses}
+        pairs = zip(self.matching.pairs, self._match_again(self._settled).pairs, strict=True)
+        self.matching = Matching(tuple(new if old.channels is None else old for old, new in pairs))
 
     def _pair(self, name: str) -> BlockPair:
         return next(pair for pair in self.matching.pairs if pair.student == name)

@@ -99,4 +99,4 @@ def test_outputs_are_compared_by_name_and_tables_are_left_out() -> None:
     x = np.random.default_rng(0).standard_normal((20, 8, 6)).astype(np.float32)
     found = compare(teacher, student, x, CPU)
     assert found.agreement.relative_mse == 0
-    assert found.left_out == (("table", "it is the same for all samples"),)
+    assert found.outputs_left_out == (("table", "it is the same for all samples"),)
