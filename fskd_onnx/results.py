@@ -90,6 +90,25 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """How certain it is that a fit brings the student closer, by samples that it has not seen.
+
+    Attributes:
+        independent_count: number of independent samples: of groups of samples that belong together
+            or show the same, identical ones being there once.
+        error_ratio: what the error on one of them is multiplied by: the geometric mean of that of
+            the fitted student by that of the student as it was given.
+        interval: of the same, 90%, from its spread over the independent samples.
+        stands: whether the gain is more than chance. What does not stand is not written.
+    """
+
+    independent_count: int
+    error_ratio: float
+    interval: tuple[float, float]
+    stands: bool
+
+
+@dataclass(frozen=True)
 class Comparison:
     """How far a student agrees with its teacher.
 
@@ -137,10 +156,12 @@ class FitReport:
         options: the options of the fit, by name.
         providers: execution providers that were used, in order.
         sample_count: number of samples.
+        independent_count: number of independent groups that the samples are.
         held_out_count: how many of them each verdict was held out on.
         blocks: the student's blocks, in the order of its nodes.
         before: agreement of the student as it was given, on held-out samples.
         after: agreement of the fitted student, on the same samples.
+        verdict: how certain the gain is.
         parameters_student: number of parameters of the student as it was given.
         parameters_fused: number of parameters of the fitted student.
         seconds: time per stage.
@@ -153,10 +174,12 @@ class FitReport:
     options: dict[str, object]
     providers: tuple[str, ...]
     sample_count: int
+    independent_count: int
     held_out_count: int
     blocks: tuple[BlockReport, ...]
     before: Agreement
     after: Agreement
+    verdict: Verdict
     parameters_student: int
     parameters_fused: int
     seconds: StageSeconds

@@ -20,22 +20,24 @@ from fskd_onnx.matching.pairing import Partner, pair_blocks
 from fskd_onnx.options import FitOptions, RunOptions
 from fskd_onnx.passes import Canonicalize
 from fskd_onnx.pipeline.splits import Splits, split_samples
-from fskd_onnx.reporting.agreement import agreement
+from fskd_onnx.reporting.agreement import agreement, squared_errors
 from fskd_onnx.results import Agreement, Matching
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
+from fskd_onnx.runtime.first_reading import FirstReading
 from fskd_onnx.runtime.forward import Outputs, forward
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.augment import Augmented
-from fskd_onnx.samples.batches import default_batch_size, plan_batches
+from fskd_onnx.samples.batches import default_batch_size
 from fskd_onnx.samples.reader import SampleReader, Samples
+from fskd_onnx.samples.related import find_groups
 from fskd_onnx.samples.sources import SampleSource, load_samples
 from fskd_onnx.serialization.interface import check_same_interface, fixed_batch_size, input_specs
 from fskd_onnx.serialization.model_files import ModelSource, load_model, source_name
 
 logger = logging.getLogger(__name__)
 
-_LEAST_SAMPLES = 3  # one held out, two folds
+_LEAST_GROUPS = 3  # one held out, two folds
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class FitProblem:
         runtime: where to run.
         samples: the samples, and moved copies of them behind, each read once.
         count: how many there are, without copies.
+        groups: samples of each independent group; identical ones are there once.
         splits: which of them are fitted on, and which give the verdict.
         options: how to read and run.
     """
@@ -83,6 +86,7 @@ class FitProblem:
     runtime: Runtime
     samples: DecodedSamples
     count: int
+    groups: list[NDArray[np.intp]]
     splits: Splits
     options: RunOptions
 
@@ -105,10 +109,34 @@ class FitProblem:
         return self.outputs(self.teacher.model, self.teacher.name, self.held_out)
 
     @cached_property
+    def _untouched(self) -> Outputs:
+        """The untouched student's outputs for the same samples."""
+        return self.outputs(self.student.model, self.student.name, self.held_out)
+
+    @cached_property
     def before(self) -> Agreement:
         """How close the untouched student is on these samples."""
-        outputs = self.outputs(self.student.model, self.student.name, self.held_out)
-        return agreement(self.target, outputs)
+        return agreement(self.target, self._untouched)
+
+    @cached_property
+    def errors_before(self) -> NDArray[np.float64]:
+        """Mean squared error of the untouched student on each independent one of these samples."""
+        return self.by_group(squared_errors(self.target, self._untouched))
+
+    def by_group(self, errors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return means over the samples of the verdict that belong together.
+
+        Args:
+            errors: of each sample of the verdict.
+
+        Returns:
+            One mean per group, in the order in which groups come up.
+        """
+        group_of = {s: at for at, group in enumerate(self.groups) for s in group.tolist()}
+        members: dict[int, list[float]] = {}
+        for sample, error in zip(self.held_out.tolist(), errors.tolist(), strict=True):
+            members.setdefault(group_of[sample], []).append(error)
+        return np.array([np.mean(part) for part in members.values()])
 
 
 def prepare(
@@ -133,9 +161,11 @@ def prepare(
     run = options.run
     networks = _load_networks(teacher, student)
     loaded = _load_samples(samples, networks[0], run)
-    splits = _split(loaded, networks, options)
     runtime = open_runtime(run.providers)
-    decoded = _decode(loaded, splits, options, store, runtime)
+    reading = FirstReading(loaded, store, taken_once=not options.augment)
+    groups = _group(loaded, reading)
+    splits = _split(groups, loaded, networks, options)
+    decoded = _decode(reading, splits, options, store, runtime)
     graphs = networks[0].graph(), networks[1].graph()
     partners = _pair(graphs, runtime, decoded, splits, options.map)
     matching = _match(networks, graphs, partners)
@@ -147,6 +177,7 @@ def prepare(
         runtime=runtime,
         samples=decoded,
         count=len(loaded),
+        groups=groups,
         splits=splits,
         options=run,
     )
@@ -167,33 +198,60 @@ def _load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
 def _load_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -> Samples:
     """Open the samples, which have to be enough to fit on some and check on others."""
     inputs = input_specs(teacher.model)
-    loaded = load_samples(source, inputs, run.preprocess, run.max_samples, run.seed)
-    if len(loaded) < _LEAST_SAMPLES:
+    loaded = load_samples(source, inputs, run.preprocess, run.max_samples, run.seed, run.groups)
+    if len(loaded) < _LEAST_GROUPS:
         raise SamplesError(
             f"{len(loaded)} samples are too few to fit on some and check on others; "
-            f"give at least {_LEAST_SAMPLES}"
+            f"give at least {_LEAST_GROUPS}"
         )
     return loaded
 
 
-def _split(loaded: Samples, networks: Networks, options: FitOptions) -> Splits:
+def _group(loaded: Samples, reading: FirstReading) -> list[NDArray[np.intp]]:
+    """Divide the samples into independent groups: those given, else those that are found."""
+    groups = find_groups(reading.fingerprints, loaded.groups)
+    distinct = sum(map(len, groups))
+    if distinct < len(loaded):
+        logger.info("%d of %d samples are distinct", distinct, len(loaded))
+    if len(groups) < distinct:
+        logger.info("%d samples are %d independent groups", distinct, len(groups))
+    if len(groups) >= _LEAST_GROUPS:
+        return groups
+    if distinct < _LEAST_GROUPS:
+        reason, remedy = "all others are copies of these", "give other ones"
+    elif loaded.groups is not None:
+        reason, remedy = "the groups are those given", "give samples of more groups"
+    else:
+        reason = "those of a group look like crops or moved copies of each other"
+        remedy = "give other ones, or say by --groups which belong together"
+    raise SamplesError(
+        f"samples of {len(groups)} independent group{'s'[: len(groups) - 1]} are too few to fit on "
+        f"some and check on others ({len(loaded)} samples; {reason}); {remedy}, at least "
+        f"{_LEAST_GROUPS} groups"
+    )
+
+
+def _split(
+    groups: list[NDArray[np.intp]], loaded: Samples, networks: Networks, options: FitOptions
+) -> Splits:
     """Divide the samples and their copies, into batches of a size that both networks take."""
     size = options.run.batch_size or default_batch_size(loaded.shapes)
     fixed = fixed_batch_size([s for network in networks for s in input_specs(network.model)])
     copies = options.augment_copies + 1 if options.augment else 1
-    return split_samples(len(loaded), copies, options.run.seed, size, fixed)
+    return split_samples(groups, len(loaded), copies, options.run.seed, size, fixed)
 
 
 def _decode(
-    loaded: Samples, splits: Splits, options: FitOptions, store: TensorStore, runtime: Runtime
+    reading: FirstReading,
+    splits: Splits,
+    options: FitOptions,
+    store: TensorStore,
+    runtime: Runtime,
 ) -> DecodedSamples:
-    """Return the samples, with moved copies behind where these are asked for, read once."""
-    source: SampleReader = loaded
+    """Return the samples in batches, with moved copies behind where these are asked for."""
+    source: SampleReader = reading
     if options.augment:
-        # Copies are made on the host, in many batches; all of them are made of one reading.
-        alone = plan_batches([np.arange(len(loaded))], default_batch_size(loaded.shapes), None)
-        read_once = DecodedSamples(loaded, alone, store, "cpu")
-        source = Augmented(read_once, options.augment, options.run.seed)
+        source = Augmented(reading, options.augment, options.run.seed)
     return DecodedSamples(source, splits.batches, store, runtime.device)
 
 

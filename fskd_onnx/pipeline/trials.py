@@ -20,9 +20,10 @@ from fskd_onnx.options import FitOptions, TargetsName
 from fskd_onnx.passes import export
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
+from fskd_onnx.pipeline.verdict import judge
 from fskd_onnx.progress import with_prefix
 from fskd_onnx.reporting.agreement import agreement, squared_errors
-from fskd_onnx.results import Agreement, BlockReport
+from fskd_onnx.results import Agreement, BlockReport, Verdict
 from fskd_onnx.runtime.forward import Outputs
 from fskd_onnx.serialization.model_files import load_model
 from fskd_onnx.timing import StageTimer
@@ -50,12 +51,14 @@ class Candidate:
     Attributes:
         last: of its fits.
         after: how close they came to the teacher, each on its own held-out samples.
-        errors: on each of these samples.
+        errors: on each independent one of these samples.
+        verdict: how certain it is that they came closer than the untouched student.
     """
 
     last: FittedStudent
     after: Agreement
     errors: NDArray[np.float64]
+    verdict: Verdict
 
 
 def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list[Candidate]:
@@ -72,14 +75,18 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
                     name = f"fused {problem.student.name}"
                     found = problem.outputs(fitted.model, name, trial.held_out)
                     outputs[fitted.targets].append(found)
+    nothing = [np.zeros_like(output) for output in problem.target]
+    size = float(np.mean(squared_errors(problem.target, nothing)))
     candidates = []
     for targets, parts in outputs.items():
         together = [np.concatenate(output) for output in zip(*parts, strict=True)]
+        errors = problem.by_group(squared_errors(problem.target, together))
         candidates.append(
             Candidate(
                 last[targets],
                 agreement(problem.target, together),
-                squared_errors(problem.target, together),
+                errors,
+                judge(problem.errors_before, errors, size),
             )
         )
     return candidates
@@ -149,10 +156,14 @@ def choose(candidates: Sequence[Candidate], before: Agreement) -> Candidate:
 
     Chosen channels were the better start in all that was measured, and a handful of held-out
     samples can say otherwise by accident: so the kept ones have to be closer by more than the
-    standard error of the mean difference over held-out samples. What does not bring the student
-    closer at all is out either way.
+    standard error of the mean difference over independent samples. What does not bring the student
+    closer beyond doubt is out either way.
     """
-    closer = [candidate for candidate in candidates if error_of(candidate.after) < error_of(before)]
+    closer = [
+        candidate
+        for candidate in candidates
+        if error_of(candidate.after) < error_of(before) and candidate.verdict.stands
+    ]
     best = (closer or candidates)[-1]
     for other in closer[:-1]:
         difference = best.errors - other.errors

@@ -34,9 +34,17 @@ def to_json(report: FitReport) -> str:
             "output": report.output,
             "options": report.options,
             "providers": report.providers,
-            "samples": {"count": report.sample_count, "held_out": report.held_out_count},
+            "samples": {
+                "count": report.sample_count,
+                "independent": report.independent_count,
+                "held_out": report.held_out_count,
+            },
             "blocks": blocks,
-            "end_to_end": {"before": asdict(report.before), "after": asdict(report.after)},
+            "end_to_end": {
+                "before": asdict(report.before),
+                "after": asdict(report.after),
+                "verdict": asdict(report.verdict),
+            },
             "parameters": {
                 "student": report.parameters_student,
                 "fused": report.parameters_fused,

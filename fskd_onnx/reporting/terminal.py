@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fskd_onnx.results import Comparison, FitReport, Matching
+from fskd_onnx.results import Comparison, FitReport, Matching, Verdict
 
 _NOT_KNOWN = "-"
 
@@ -51,11 +51,13 @@ def print_report(report: FitReport, console: Console) -> None:
     stages = (field.name for field in fields(seconds) if field.name != "total")
     _print_facts(
         {
-            "samples": f"{report.sample_count}, of which {report.held_out_count} held out",
+            "samples": f"{report.sample_count}, of which {report.held_out_count} held out"
+            + _independent(report),
             "relative mse": f"{_number(report.before.relative_mse)} -> "
             f"{_number(report.after.relative_mse)}",
             "top-1 agreement": f"{_percent(report.before.top1_agreement)} -> "
             f"{_percent(report.after.top1_agreement)}",
+            "verdict": _verdict(report.verdict),
             "parameters": f"{report.parameters_student:,} -> {report.parameters_fused:,}",
             "time": f"{seconds.total:.1f} s ("
             + ", ".join(f"{stage} {getattr(seconds, stage):.1f}" for stage in stages)
@@ -64,6 +66,22 @@ def print_report(report: FitReport, console: Console) -> None:
             "output": report.output or "none was written",
         },
         console,
+    )
+
+
+def _independent(report: FitReport) -> str:
+    """Return how many independent groups the samples are, where these are fewer."""
+    fewer = report.independent_count < report.sample_count
+    return f", in {report.independent_count} independent groups" if fewer else ""
+
+
+def _verdict(verdict: Verdict) -> str:
+    """Return how certain a gain is."""
+    low, high = map(_number, verdict.interval)
+    doubt = "" if verdict.stands else ": not beyond chance"
+    return (
+        f"error of a sample x {_number(verdict.error_ratio)} ({low} to {high}, 90% interval) by "
+        f"{verdict.independent_count} independent ones{doubt}"
     )
 
 

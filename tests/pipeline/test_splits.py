@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from fskd_onnx.pipeline.splits import SampleSplit, split_samples
+
+
+def singles(count: int) -> list[NDArray[np.intp]]:
+    """Samples that are independent of each other."""
+    return list(np.arange(count, dtype=np.intp)[:, np.newaxis])
 
 
 def folds(split: SampleSplit) -> list[set[int]]:
@@ -28,7 +34,7 @@ def folds(split: SampleSplit) -> list[set[int]]:
 def test_every_sample_is_in_one_fold_or_held_out(
     count: int, size: int, seed: int, fixed: int | None
 ) -> None:
-    found = split_samples(count, 1, seed, size, fixed)
+    found = split_samples(singles(count), count, 1, seed, size, fixed)
     for split in (*found.trials, found.final):
         held_out = set(split.held_out.tolist())
         parts = folds(split)
@@ -44,7 +50,7 @@ def test_every_sample_is_in_one_fold_or_held_out(
 
 @given(st.integers(3, 54))
 def test_of_few_samples_every_fold_is_held_out_in_turn(count: int) -> None:
-    found = split_samples(count, 1, 0, 8, None)
+    found = split_samples(singles(count), count, 1, 0, 8, None)
     assert sorted(np.concatenate([t.held_out for t in found.trials])) == list(range(count))
     assert len(found.trials) == min(5, count)
     assert len(found.final.held_out) == 0
@@ -56,7 +62,7 @@ def test_of_few_samples_every_fold_is_held_out_in_turn(count: int) -> None:
 
 @pytest.mark.parametrize(("count", "held_out"), [(55, 6), (80, 8)])
 def test_of_many_samples_a_tenth_is_held_out(count: int, held_out: int) -> None:
-    found = split_samples(count, 1, 0, 8, None)
+    found = split_samples(singles(count), count, 1, 0, 8, None)
     assert found.trials == (found.final,)
     assert len(found.final.held_out) == held_out
     assert len(folds(found.final)) == 5
@@ -66,8 +72,8 @@ def test_of_many_samples_a_tenth_is_held_out(count: int, held_out: int) -> None:
 def test_copies_are_in_the_fold_of_their_source_and_never_held_out(
     count: int, copies: int, fixed: int | None
 ) -> None:
-    found = split_samples(count, copies, 0, 8, fixed)
-    plain = split_samples(count, 1, 0, 8, fixed)
+    found = split_samples(singles(count), count, copies, 0, 8, fixed)
+    plain = split_samples(singles(count), count, 1, 0, 8, fixed)
     for split, alone in zip(
         (*found.trials, found.final), (*plain.trials, plain.final), strict=True
     ):
@@ -80,7 +86,7 @@ def test_copies_are_in_the_fold_of_their_source_and_never_held_out(
 def test_the_batches_of_all_splits_are_among_those_of_all_samples(
     count: int, copies: int, fixed: int | None
 ) -> None:
-    found = split_samples(count, copies, 0, 8, fixed)
+    found = split_samples(singles(count), count, copies, 0, 8, fixed)
     counted = np.concatenate([batch.samples[: batch.count] for batch in found.batches])
     assert len(set(counted.tolist())) == len(counted)
     assert set(range(count)) <= set(counted.tolist())
