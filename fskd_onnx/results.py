@@ -11,10 +11,15 @@ if TYPE_CHECKING:
 
 
 class BlockStatus(StrEnum):
-    """What became of a block: it has new weights, or its bytes are those of the student's file."""
+    """What became of a block."""
 
     FITTED = "fitted"
+    """An adapter is in its weights."""
     KEPT = "kept"
+    """Its bytes are those of the student's file."""
+    REPLACED = "replaced"
+    """It has other bytes, though no adapter was better: its channels were chosen anew, or what
+    stood beside it was folded into it."""
 
 
 class Evidence(StrEnum):
@@ -55,11 +60,12 @@ class BlockReport:
         channels: teacher channel of each student channel.
         error_before: ``||student - teacher||^2 / ||teacher - mean||^2`` of the student as it was
             given, cross-validated over folds of samples; None where it was not measured.
-        error_after: the same of the fitted block.
-        status: whether it was fitted or kept.
-        reason: why it was kept; empty where it was fitted.
+        error_after: the same of the block in the student that is given out.
+        status: whether it was fitted, kept or replaced.
+        reason: why it was not fitted; empty where it was.
         teacher_width: number of channels of the teacher's tensor. The terminal shows it, the JSON
             report does not.
+        adds_node: whether an Add was put behind it for its bias; likewise.
     """
 
     student: str
@@ -73,6 +79,7 @@ class BlockReport:
     status: BlockStatus
     reason: str
     teacher_width: int | None = None
+    adds_node: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,11 @@ class FitReport:
     parameters_fused: int
     seconds: StageSeconds
     versions: dict[str, str]
+
+    @property
+    def added_nodes(self) -> tuple[str, ...]:
+        """Names of the blocks that an Add was put behind, for their bias."""
+        return tuple(block.student for block in self.blocks if block.adds_node)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,7 +13,7 @@ from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting.adapters import families_for, families_of, need_patches
 from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
-from fskd_onnx.fitting.block_fit import BlockFit, fit_block
+from fskd_onnx.fitting.block_fit import BlockFit, error_of, fit_block
 from fskd_onnx.fitting.block_plan import BlockPlan
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg.backends import solved_by
@@ -42,11 +42,13 @@ class Descent:
         student: the corrected graph.
         matching: pairs of blocks and channels, those settled by activations included.
         blocks: a line for every linear node of the student, in order.
+        parameters: names of the constants that each of these nodes reads, by its name.
     """
 
     student: gs.Graph
     matching: Matching
     blocks: tuple[BlockReport, ...]
+    parameters: Mapping[str, tuple[str, ...]]
 
 
 class CoordinateDescent:
@@ -86,9 +88,15 @@ class CoordinateDescent:
         self._timer = timer
         self._match_again = match_again
         self._settled: dict[str, tuple[Channels, float]] = {}
+        # The map of the student as it was given, of the nodes that start from another.
+        self._given = {
+            name: (view.native, view.bias)
+            for name, view in self._views().items()
+            if name in (weights or {})
+        }
         ReplaceWeights(weights or {}).run(self.student)
-        views = (view for view in find_linear(self.student) if isinstance(view, Linear))
-        self._linears = {view.name: view for view in views}
+        self._linears = self._views()
+        self._unbiased = {n for n, view in self._linears.items() if view.bias_slot is None}
 
     def run(self) -> Descent:
         """Fit block by block; each is corrected before the student runs on."""
@@ -108,8 +116,19 @@ class CoordinateDescent:
         for pair in self.matching.pairs:
             if pair.reason:
                 blocks[pair.student] = _kept(pair, pair.reason)
-        reports = tuple(blocks[pair.student] for pair in self.matching.pairs)
-        return Descent(self.student, self.matching, reports)
+        views = self._views()
+        added = {name for name in self._unbiased if views[name].bias_slot is not None}
+        reports = tuple(
+            replace(blocks[pair.student], adds_node=pair.student in added)
+            for pair in self.matching.pairs
+        )
+        parameters = {name: tuple(_parameters(view)) for name, view in views.items()}
+        return Descent(self.student, self.matching, reports, parameters)
+
+    def _views(self) -> dict[str, Linear]:
+        """Return the linear nodes of the student as it is now, by name."""
+        views = (view for view in find_linear(self.student) if isinstance(view, Linear))
+        return {view.name: view for view in views}
 
     def _fit(self, plan: BlockPlan, stage: Stage) -> BlockReport:
         """Fit one block and correct it in the graph, or say why it is kept."""
@@ -133,11 +152,18 @@ class CoordinateDescent:
                 keep_zeros=keep_zeros,
             )
             columns = BlockColumns(stage, self._teacher, request, self._timer).in_span()
-            block = fit_block(BlockData(columns, self._timer), families, epilogue)
+            data = BlockData(columns, self._timer)
+            block = fit_block(data, families, epilogue)
         except MatchError as error:
             return _kept(pair, str(error))
+        before: float | None = block.error_before
+        if linear.name in self._given:
+            matrix, bias = self._given[linear.name]
+            groups = linear.shape[:2]
+            given = AffineMap(np.asarray(matrix, np.float64), bias.reshape(groups))
+            before = error_of(given, data, epilogue)
         if not block.improves:
-            return _kept(pair, "no adapter is better on held-out folds", block.error_before)
+            return _kept(pair, _why_kept(block), before, block.error_before)
         with self._timer("fuse"):
             self._correct(linear, block)
         logger.info("%s: %.4g -> %.4g", plan.name, block.error_before, block.error_after)
@@ -148,7 +174,7 @@ class CoordinateDescent:
             adapter=block.family.name,
             ridge=block.ridge,
             channels=pair.channels or (),
-            error_before=block.error_before,
+            error_before=before,
             error_after=block.error_after,
             status=BlockStatus.FITTED,
             reason="",
@@ -191,8 +217,34 @@ class CoordinateDescent:
         return next(pair for pair in self.matching.pairs if pair.student == name)
 
 
-def _kept(pair: BlockPair, reason: str, error: float | None = None) -> BlockReport:
-    logger.info("%s: kept, %s", pair.student, reason)
+def _parameters(view: Linear) -> Iterator[str]:
+    """Yield the names of the constants that a linear node reads."""
+    for constant in (view.weight, view.bias_constant):
+        if constant is not None:
+            yield constant.name
+
+
+def _why_kept(block: BlockFit) -> str:
+    """Return why a block stays as it is."""
+    if block.error_before <= block.rounding:
+        return "it is the teacher's, to rounding"
+    if block.error_after < block.error_before:
+        return "no adapter gains more than rounding"
+    return "no adapter is better on held-out folds"
+
+
+def _kept(
+    pair: BlockPair, reason: str, before: float | None = None, after: float | None = None
+) -> BlockReport:
+    """Return the row of a block that is not fitted.
+
+    Args:
+        pair: the block.
+        reason: why.
+        before: error of the block of the student as it was given.
+        after: error of the block as it is.
+    """
+    logger.info("%s: not fitted, %s", pair.student, reason)
     return BlockReport(
         student=pair.student,
         teacher=pair.teacher,
@@ -200,8 +252,8 @@ def _kept(pair: BlockPair, reason: str, error: float | None = None) -> BlockRepo
         adapter=None,
         ridge=None,
         channels=pair.channels or (),
-        error_before=error,
-        error_after=error,
+        error_before=before,
+        error_after=after,
         status=BlockStatus.KEPT,
         reason=reason,
         teacher_width=pair.teacher_width,

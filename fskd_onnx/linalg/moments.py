@@ -14,7 +14,7 @@ of the same columns have a cross part of their own and share the Gram part.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add, sub
 from typing import Any, Self, TypeVar
@@ -65,6 +65,10 @@ class GramMoments(Sums):
         x = x.astype(np.float64, copy=False)
         return GramMoments(x.shape[2], backend().multiply(x, x), x.sum(axis=2))
 
+    def without_means(self) -> GramMoments:
+        """Return what gives regressions without a shift: their means count as zero."""
+        return replace(self, sum_x=np.zeros_like(self.sum_x))
+
     @property
     def mean_x(self) -> Array:
         """(groups, m) mean regressors."""
@@ -109,6 +113,10 @@ class CrossMoments(Sums):
     def mapped(self, matrix: Array) -> CrossMoments:
         """Return the moments of the regressors ``matrix`` (groups, r, m) times x."""
         return CrossMoments(self.cross @ np.swapaxes(matrix, 1, 2), self.sum_y, self.square_y)
+
+    def without_means(self) -> CrossMoments:
+        """Return what gives regressions without a shift: the targets' means count as zero."""
+        return replace(self, sum_y=np.zeros_like(self.sum_y))
 
     def of_targets(self, rows: NDArray[np.intp]) -> CrossMoments:
         """Return the moments of some of the targets only, the same ones in each group."""
@@ -167,6 +175,10 @@ class Moments(Sums):
     @property
     def _energy_y(self) -> Array:
         return self.of_y.square_y - self.of_y.sum_y * self.mean_y
+
+    def without_means(self) -> Moments:
+        """Return what gives regressions without a shift: all means count as zero."""
+        return Moments(self.of_x.without_means(), self.of_y.without_means())
 
     def of_targets(self, rows: NDArray[np.intp]) -> Moments:
         """Return the moments with some of the targets only, the same ones in each group."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
 
 from fskd_onnx.fitting.adapters import families_of, need_patches
 from fskd_onnx.fitting.block_plan import plan_blocks
-from fskd_onnx.fitting.coordinate_descent import CoordinateDescent
+from fskd_onnx.fitting.coordinate_descent import CoordinateDescent, Descent
 from fskd_onnx.fitting.target_selection import select_targets
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.options import FitOptions, TargetsName
@@ -23,7 +25,7 @@ from fskd_onnx.pipeline.splits import SampleSplit
 from fskd_onnx.pipeline.verdict import judge
 from fskd_onnx.progress import with_prefix
 from fskd_onnx.reporting.agreement import agreement, squared_errors
-from fskd_onnx.results import Agreement, BlockReport, Verdict
+from fskd_onnx.results import Agreement, BlockReport, BlockStatus, Verdict
 from fskd_onnx.runtime.forward import Outputs
 from fskd_onnx.serialization.model_files import load_model
 from fskd_onnx.timing import StageTimer
@@ -103,7 +105,42 @@ def fits(
             model = export(fitted.student, like=problem.student.canonical)
         with timer("verify"):
             load_model(model)
-        yield FittedStudent(targets, model, fitted.blocks)
+        yield FittedStudent(targets, model, _with_true_status(fitted, model, problem.student.model))
+
+
+def _with_true_status(
+    fitted: Descent, model: onnx.ModelProto, student: onnx.ModelProto
+) -> tuple[BlockReport, ...]:
+    """Say of blocks that are not fitted whether their bytes are those of the student's file."""
+    new, old = _stored(model), _stored(student)
+
+    def same(name: str) -> bool:
+        one, other = new.get(name), old.get(name)
+        if one is None or other is None or one == other:
+            return one is other or one == other
+        if uses_external_data(one) or uses_external_data(other) or one.data_type != other.data_type:
+            return False
+        arrays = numpy_helper.to_array(one), numpy_helper.to_array(other)
+        return arrays[0].tobytes() == arrays[1].tobytes()
+
+    return tuple(
+        replace(block, status=BlockStatus.REPLACED)
+        if block.status == BlockStatus.KEPT
+        and not all(map(same, fitted.parameters.get(block.student, ())))
+        else block
+        for block in fitted.blocks
+    )
+
+
+def _stored(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Return the tensors that a model stores, by name: initializers and Constants."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    stored[node.output[0]] = attribute.t
+    return stored
 
 
 def teacher_pass(problem: FitProblem, split: SampleSplit, options: FitOptions) -> TeacherPass:

@@ -25,7 +25,7 @@ def to_json(report: FitReport) -> str:
     """
     blocks = [asdict(block) for block in report.blocks]
     for block in blocks:
-        del block["teacher_width"]
+        del block["teacher_width"], block["adds_node"]
     return _dump(
         {
             "schema_version": SCHEMA_VERSION,
@@ -49,6 +49,7 @@ def to_json(report: FitReport) -> str:
                 "student": report.parameters_student,
                 "fused": report.parameters_fused,
             },
+            "added_nodes": report.added_nodes,
             "seconds": asdict(report.seconds),
             "versions": report.versions,
         }

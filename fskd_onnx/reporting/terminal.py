@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fskd_onnx.results import Comparison, FitReport, Matching, Verdict
+from fskd_onnx.results import BlockStatus, Comparison, FitReport, Matching, Verdict
 
 _NOT_KNOWN = "-"
 
@@ -41,11 +41,13 @@ def print_report(report: FitReport, console: Console) -> None:
             block.status,
         )
     console.print(table)
-    _print_reasons(
-        "kept as they were:",
-        ((block.student, block.reason) for block in report.blocks if block.reason),
-        console,
-    )
+    titles = {
+        BlockStatus.KEPT: "kept as they were:",
+        BlockStatus.REPLACED: "not fitted, but not as they were:",
+    }
+    for status, title in titles.items():
+        rows = ((b.student, b.reason) for b in report.blocks if b.status == status)
+        _print_reasons(title, rows, console)
     console.print()
     seconds = report.seconds
     stages = (field.name for field in fields(seconds) if field.name != "total")
@@ -58,7 +60,8 @@ def print_report(report: FitReport, console: Console) -> None:
             "top-1 agreement": f"{_percent(report.before.top1_agreement)} -> "
             f"{_percent(report.after.top1_agreement)}",
             "verdict": _verdict(report.verdict),
-            "parameters": f"{report.parameters_student:,} -> {report.parameters_fused:,}",
+            "parameters": f"{report.parameters_student:,} -> {report.parameters_fused:,}"
+            + _added(report.added_nodes),
             "time": f"{seconds.total:.1f} s ("
             + ", ".join(f"{stage} {getattr(seconds, stage):.1f}" for stage in stages)
             + ")",
@@ -73,6 +76,14 @@ def _independent(report: FitReport) -> str:
     """Return how many independent groups the samples are, where these are fewer."""
     fewer = report.independent_count < report.sample_count
     return f", in {report.independent_count} independent groups" if fewer else ""
+
+
+def _added(names: Sequence[str]) -> str:
+    """Return which blocks have a node more."""
+    if not names:
+        return ""
+    count = "1 node" if len(names) == 1 else f"{len(names)} nodes"
+    return f"; {count} added: an Add for the bias of {', '.join(names)}"
 
 
 def _verdict(verdict: Verdict) -> str:

@@ -57,6 +57,13 @@ def error(
     return agreement(*outputs).relative_mse
 
 
+def assert_same_bytes(one: Any, other: Any) -> None:
+    assert (one is None) == (other is None)
+    if one is not None:
+        assert one.name == other.name
+        assert one.values.tobytes() == other.values.tobytes()
+
+
 def fit_to(
     teacher: onnx.ModelProto,
     student: onnx.ModelProto,
@@ -90,8 +97,11 @@ def assert_sound(result: FitResult, student: onnx.ModelProto) -> None:
     assert [block.student for block in report.blocks] == list(views)
     for name, block in zip(views, report.blocks, strict=True):
         assert linears(model)[name].weight.shape == views[name].weight.shape
-        assert block.status in ("fitted", "kept")
-        assert (block.status == "kept") == bool(block.reason) == (block.adapter is None)
+        assert block.status in ("fitted", "kept", "replaced")
+        assert (block.status != "fitted") == bool(block.reason) == (block.adapter is None)
+        if block.status == "kept":
+            for part in ("weight", "bias_constant"):
+                assert_same_bytes(getattr(views[name], part), getattr(linears(model)[name], part))
     biases = sum(view.width for view in unbiased)
     assert report.parameters_student == count_parameters(student)
     assert report.parameters_fused == count_parameters(model)

@@ -27,6 +27,7 @@ def test_the_keys_are_those_of_the_contract() -> None:
         "blocks",
         "end_to_end",
         "parameters",
+        "added_nodes",
         "seconds",
         "versions",
     ]
