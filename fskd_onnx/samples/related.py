@@ -249,7 +249,7 @@ class _Spectra:
 
     def _negative(self, axis: int) -> Indices:
         size = self._spectra.shape[axis]
-        return -np.arange(size) % size
+        return np.asarray(-np.arange(size) % size, np.intp)
 
     def _is_near(self) -> NDArray[np.bool_]:
         """Return which displacements are too small to tell moved content from centred objects."""

@@ -93,3 +93,35 @@ def test_the_batches_of_all_splits_are_among_those_of_all_samples(
     everything = {batch.samples.tobytes() for batch in found.batches}
     for split in (*found.trials, found.final):
         assert {batch.samples.tobytes() for batch in split.batches} <= everything
+
+
+@given(st.lists(st.integers(1, 30), min_size=3, max_size=70), st.integers(0, 3))
+def test_groups_stay_together(sizes: list[int], seed: int) -> None:
+    count = sum(sizes)
+    order = np.random.default_rng(seed).permutation(count)
+    groups = [np.sort(part) for part in np.split(order, np.cumsum(sizes)[:-1])]
+    found = split_samples(groups, count, 1, seed, 8, None)
+    for split in (*found.trials, found.final):
+        parts = [part for part in (*folds(split), set(split.held_out.tolist())) if part]
+        assert sorted(sample for part in parts for sample in part) == list(range(count))
+        for group in groups:
+            assert sum(not part.isdisjoint(group.tolist()) for part in parts) == 1
+        assert all(folds(split))
+        # No fold is larger than its share by more than the largest group.
+        filled = [len(part) for part in folds(split)]
+        assert max(filled) <= -(-sum(filled) // len(filled)) + max(sizes)
+
+
+def test_samples_in_no_group_are_left_out() -> None:
+    groups = [np.array([0, 2]), np.array([3]), np.array([5])]
+    found = split_samples(groups, 6, 2, 0, 8, None)
+    used = {sample for part in folds(found.final) for sample in part}
+    assert used == {0, 2, 3, 5, 6, 8, 9, 11}
+
+
+def test_a_large_group_is_not_held_out_where_one_fit_is_made() -> None:
+    groups = [np.arange(100), *singles(160)[100:]]
+    for seed in range(5):
+        (trial,) = split_samples(groups, 160, 1, seed, 8, None).trials
+        assert len(trial.held_out) == 6
+        assert min(trial.held_out) >= 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,8 +33,8 @@ def test_the_table_keeps_all_information(width: int) -> None:
     assert first.split() == words
     assert LONG in "".join(line.split(" ")[0] for line in text.splitlines())
     assert "odd[1], gemm: the teacher has no counterpart" in text
-    text = text.replace("\n" + 17 * " ", " ")  # facts that were folded
-    facts = {line[:15].strip(): line[15:].strip() for line in text.splitlines()[-9:]}
+    text = re.sub(r" ?\n {17}", " ", text)  # facts that were folded
+    facts = {line[:15].strip(): line[15:].strip() for line in text.splitlines()[-8:]}
     assert facts == {
         "samples": "500, of which 100 held out, in 400 independent groups",
         "relative mse": "nan -> 0.0123",
