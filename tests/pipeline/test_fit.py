@@ -646,7 +646,7 @@ def test_groups_are_what_the_verdict_stands_on() -> None:
     assert report.verdict.independent_count == 8
     assert report.options["run"]["groups"] == groups  # type: ignore[index]
     few = replace(CPU, groups=tuple(index % 2 for index in range(40)))
-    with pytest.raises(SamplesError, match="the groups are those given.; give samples of more"):
+    with pytest.raises(SamplesError, match=r"those given\); give samples of more"):
         fit(teacher, student, samples, FitOptions(few))
     with pytest.raises(SamplesError, match="3 groups for 40 samples"):
         fit(teacher, student, samples, FitOptions(replace(CPU, groups=("a", "b", "c"))))
@@ -720,6 +720,7 @@ def test_rows_of_chosen_channels_tell_the_given_student_from_what_replaced_it(na
     kept = fit_to(teacher, student, network.samples(56), "auto", "kept").report
     for block, other in zip(report.blocks, kept.blocks, strict=True):
         assert block.error_before is not None
+        assert other.error_before is not None
         if block.channels != other.channels:  # the given weights are not those of these channels
             assert block.error_before > other.error_before
 

@@ -24,7 +24,9 @@ def pictures(count: int, side: int, seed: int = 0, channels: int = 3) -> Floats:
     rows, columns = np.fft.fftfreq(side)[:, np.newaxis], np.fft.rfftfreq(side)
     frequency = np.maximum(np.hypot(rows, columns), 1 / side)
     noise = np.fft.rfft2(rng.standard_normal((count, channels, side, side)))
-    return np.asarray(np.fft.irfft2(noise / frequency, s=(side, side)), np.float32)
+    drawn = np.fft.irfft2(noise / frequency, s=(side, side))
+    smooth: Floats = drawn.astype(np.float32)
+    return smooth
 
 
 def garments(count: int) -> Floats:
