@@ -25,7 +25,8 @@ def pictures(count: int, side: int, seed: int = 0, channels: int = 3) -> Floats:
     frequency = np.maximum(np.hypot(rows, columns), 1 / side)
     noise = np.fft.rfft2(rng.standard_normal((count, channels, side, side)))
     drawn = np.fft.irfft2(noise / frequency, s=(side, side))
-    smooth: Floats = drawn.astype(np.float32)
+    smooth = np.empty(drawn.shape, np.float32)
+    smooth[:] = drawn
     return smooth
 
 
