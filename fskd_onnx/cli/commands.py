@@ -47,6 +47,14 @@ _MemoryLimit = Annotated[
         help="Memory for activations between blocks, such as 200MB or 2GB; more goes to files.",
     ),
 ]
+_Groups = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|folders",
+        help="The group of each sample (.npy, .npz, .txt, .csv): samples of a group are fitted on "
+        "or held out together; folders takes subfolders of SAMPLES as groups.",
+    ),
+]
 _Map = Annotated[
     Path | None,
     typer.Option(
@@ -91,6 +99,7 @@ def _fit(
         SolverName, typer.Option(help="What solves the small systems; torch uses the GPU.")
     ] = SolverName.NUMPY,
     block_map: _Map = None,
+    groups: _Groups = None,
     memory_limit: _MemoryLimit = None,
     report: Annotated[
         list[Path] | None,
@@ -112,7 +121,7 @@ def _fit(
     for path in (output, *reports):
         check_writable(path)
     options = FitOptions(
-        run=_limited(shared.run, memory_limit),
+        run=_with_own(shared.run, memory_limit, groups),
         adapter=adapter,
         targets=targets,
         augment=names(augment) if augment else (),
@@ -153,12 +162,13 @@ def _match(
         Path | None, typer.Option(metavar="FILE", help="Save the pairs to this file.")
     ] = None,
     block_map: _Map = None,
+    groups: _Groups = None,
     memory_limit: _MemoryLimit = None,
 ) -> None:
     """Show which blocks and channels of STUDENT belong to which of TEACHER."""
     if json is not None:
         check_writable(json)
-    options = _limited(shared.run, memory_limit)
+    options = _with_own(shared.run, memory_limit, groups)
 
     from fskd_onnx.pipeline.match import match
     from fskd_onnx.reporting.json_format import matching_to_json
@@ -199,6 +209,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = MappingProxyType(
 """The commands by name, in the order of the help."""
 
 
-def _limited(run: RunOptions, memory: str | None) -> RunOptions:
-    """Return the options with a limit of memory, which only some commands have."""
-    return replace(run, memory_limit=parse(byte_count, memory, "--memory-limit"))
+def _with_own(run: RunOptions, memory: str | None, groups: str | None) -> RunOptions:
+    """Return the options with a limit of memory and groups, which only some commands have."""
+    limit = parse(byte_count, memory, "--memory-limit")
+    return replace(run, memory_limit=limit, groups=groups)

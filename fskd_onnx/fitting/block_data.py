@@ -39,16 +39,21 @@ class BlockData:
     Attributes:
         regressors: the block as a map of them.
         residual: whether the error is seen behind a sum.
+        linear: the student's block, as it is now.
+        with_shift: whether fits to the moments may shift the block.
     """
 
-    def __init__(self, columns: BlockColumns, timer: StageTimer) -> None:
+    def __init__(self, columns: BlockColumns, timer: StageTimer, with_shift: bool = True) -> None:
         """Sum nothing yet.
 
         Args:
             columns: of the block.
             timer: counts the time spent here as "capture".
+            with_shift: whether fits to the moments may shift the block.
         """
         self.regressors = columns.regressors
+        self.linear = columns.request.linear
+        self.with_shift = with_shift
         self.residual = columns.request.residual
         self._columns = columns
         self._timer = timer
@@ -156,4 +161,10 @@ class BlockData:
         with self._timer("capture"):
             for fold, part in parallel_map(work, self._columns.chunks()):
                 folds[fold] = folds[fold] + part if fold in folds else part
-        return list(folds.values())
+        if self.with_shift:
+            return list(folds.values())
+        return [fold.without_means() for fold in folds.values()]
+
+    def without_shift(self) -> BlockData:
+        """Return the same columns for fits that do not shift the block."""
+        return BlockData(self._columns, self._timer, with_shift=False)

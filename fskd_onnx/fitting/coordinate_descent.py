@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting.adapters import families_for, families_of, need_patches
 from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
-from fskd_onnx.fitting.block_fit import BlockFit, fit_block
+from fskd_onnx.fitting.block_fit import BlockFit, error_of, fit_block
 from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse, common_epilogue
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg.backends import solved_by
@@ -49,11 +49,13 @@ class Descent:
         student: the corrected graph.
         matching: pairs of blocks and channels, those settled by activations included.
         blocks: a line for every linear node of the student, in order.
+        parameters: names of the constants that each of these nodes reads, by its name.
     """
 
     student: gs.Graph
     matching: Matching
     blocks: tuple[BlockReport, ...]
+    parameters: Mapping[str, tuple[str, ...]]
 
 
 class CoordinateDescent:
@@ -93,9 +95,15 @@ class CoordinateDescent:
         self._timer = timer
         self._match_again = match_again
         self._settled: dict[str, tuple[Channels, float]] = {}
+        # The map of the student as it was given, of the nodes that start from another.
+        self._given = {
+            name: (view.native, view.bias)
+            for name, view in self._views().items()
+            if name in (weights or {})
+        }
         ReplaceWeights(weights or {}).run(self.student)
-        views = (view for view in find_linear(self.student) if isinstance(view, Linear))
-        self._linears = {view.name: view for view in views}
+        self._linears = self._views()
+        self._unbiased = {n for n, view in self._linears.items() if view.bias_slot is None}
 
     def run(self) -> Descent:
         """Fit block by block; each is corrected before the student runs on."""
@@ -115,8 +123,19 @@ class CoordinateDescent:
         for pair in self.matching.pairs:
             if pair.reason:
                 blocks[pair.student] = _kept(pair, pair.reason)
-        reports = tuple(blocks[pair.student] for pair in self.matching.pairs)
-        return Descent(self.student, self.matching, reports)
+        views = self._views()
+        added = {name for name in self._unbiased if views[name].bias_slot is not None}
+        reports = tuple(
+            replace(blocks[pair.student], adds_node=pair.student in added)
+            for pair in self.matching.pairs
+        )
+        parameters = {name: tuple(_parameters(view)) for name, view in views.items()}
+        return Descent(self.student, self.matching, reports, parameters)
+
+    def _views(self) -> dict[str, Linear]:
+        """Return the linear nodes of the student as it is now, by name."""
+        views = (view for view in find_linear(self.student) if isinstance(view, Linear))
+        return {view.name: view for view in views}
 
     def _fit(self, plan: BlockPlan, stage: Stage) -> dict[str, BlockReport]:
         """Fit one block and correct it in the graph, or say why it is kept.
@@ -127,8 +146,11 @@ class CoordinateDescent:
         linear, *others = (self._linears[use.name] for use in plan.uses)
         epilogue = self._epilogue(plan, stage)
 
-        def kept(reason: str, error: float | None = None) -> dict[str, BlockReport]:
-            return {use.name: _kept(self._pair(use.name), reason, error) for use in plan.uses}
+        def kept(
+            reason: str, before: float | None = None, after: float | None = None
+        ) -> dict[str, BlockReport]:
+            pairs = (self._pair(use.name) for use in plan.uses)
+            return {pair.student: _kept(pair, reason, before, after) for pair in pairs}
 
         if reason := self._pair(plan.name).reason:
             return kept(reason)
@@ -152,18 +174,24 @@ class CoordinateDescent:
             return kept(str(error))
         if not math.isfinite(block.error_before):
             return kept("its activations are so large that its error overflows")
+        before: float | None = block.error_before
+        if linear.name in self._given:
+            matrix, bias = self._given[linear.name]
+            groups = linear.shape[:2]
+            given = AffineMap(np.asarray(matrix, np.float64), bias.reshape(groups))
+            before = error_of(given, data, epilogue)
         if not block.improves:
-            return kept("no adapter is better on held-out folds", block.error_before)
+            return kept(_why_kept(block), before, block.error_before)
         with self._timer("fuse"):
             fused = block.family.fused(block.adapter, linear.matrix)
             if not all(_fit_into(use, fused) for use in (linear, *others)):
                 reason = "the weights of the best adapter overflow the type that they are stored in"
-                return kept(reason, block.error_before)
+                return kept(reason, before, block.error_before)
             # Cast once, to the types that are stored.
             ReplaceWeights({use.name: fused for use in plan.uses}).run(self.student)
         logger.info("%s: %.4g -> %.4g", plan.name, block.error_before, block.error_after)
         note = _note_on(self._teacher.names(data.left_out))
-        return {use.name: _fitted(self._pair(use.name), block, note) for use in plan.uses}
+        return {use.name: _fitted(self._pair(use.name), block, before, note) for use in plan.uses}
 
     def _epilogue(self, plan: BlockPlan, stage: Stage) -> Epilogue:
         """Return where the error of all uses is seen; sums that broadcast are not looked behind."""
@@ -204,7 +232,15 @@ class CoordinateDescent:
         return next(pair for pair in self.matching.pairs if pair.student == name)
 
 
-def _fitted(pair: BlockPair, block: BlockFit, note: str) -> BlockReport:
+def _fitted(pair: BlockPair, block: BlockFit, before: float | None, note: str) -> BlockReport:
+    """Return the row of a block that is fitted.
+
+    Args:
+        pair: the block.
+        block: its fit.
+        before: error of the block of the student as it was given.
+        note: what else there is to know of it.
+    """
     return BlockReport(
         student=pair.student,
         teacher=pair.teacher,
@@ -212,7 +248,7 @@ def _fitted(pair: BlockPair, block: BlockFit, note: str) -> BlockReport:
         adapter=block.family.name,
         ridge=block.ridge,
         channels=pair.channels or (),
-        error_before=block.error_before,
+        error_before=before,
         error_after=block.error_after,
         status=BlockStatus.FITTED,
         reason="",
@@ -238,8 +274,34 @@ def _note_on(samples: Sequence[str]) -> str:
     return f"its activations are not finite on {len(samples)} samples ({listed}) and left out there"
 
 
-def _kept(pair: BlockPair, reason: str, error: float | None = None) -> BlockReport:
-    logger.info("%s: kept, %s", pair.student, reason)
+def _parameters(view: Linear) -> Iterator[str]:
+    """Yield the names of the constants that a linear node reads."""
+    for constant in (view.weight, view.bias_constant):
+        if constant is not None:
+            yield constant.name
+
+
+def _why_kept(block: BlockFit) -> str:
+    """Return why a block stays as it is."""
+    if block.error_before <= block.rounding:
+        return "it is the teacher's, to rounding"
+    if block.error_after < block.error_before:
+        return "no adapter gains more than rounding"
+    return "no adapter is better on held-out folds"
+
+
+def _kept(
+    pair: BlockPair, reason: str, before: float | None = None, after: float | None = None
+) -> BlockReport:
+    """Return the row of a block that is not fitted.
+
+    Args:
+        pair: the block.
+        reason: why.
+        before: error of the block of the student as it was given.
+        after: error of the block as it is.
+    """
+    logger.info("%s: not fitted, %s", pair.student, reason)
     return BlockReport(
         student=pair.student,
         teacher=pair.teacher,
@@ -247,8 +309,8 @@ def _kept(pair: BlockPair, reason: str, error: float | None = None) -> BlockRepo
         adapter=None,
         ridge=None,
         channels=pair.channels or (),
-        error_before=error,
-        error_after=error,
+        error_before=before,
+        error_after=after,
         status=BlockStatus.KEPT,
         reason=reason,
         teacher_width=pair.teacher_width,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add, sub
 from typing import Any, Self, TypeVar
@@ -87,6 +87,10 @@ class GramMoments(Sums):
         x = x.astype(np.float64, copy=False)
         return GramMoments(x.shape[2], backend().multiply(x, x), x.sum(axis=2))
 
+    def without_means(self) -> GramMoments:
+        """Return what gives regressions without a shift: their means count as zero."""
+        return replace(self, sum_x=np.zeros_like(self.sum_x))
+
     @property
     def mean_x(self) -> Array:
         """(groups, m) mean regressors."""
@@ -131,6 +135,10 @@ class CrossMoments(Sums):
     def mapped(self, matrix: Array) -> CrossMoments:
         """Return the moments of the regressors ``matrix`` (groups, r, m) times x."""
         return CrossMoments(self.cross @ np.swapaxes(matrix, 1, 2), self.sum_y, self.square_y)
+
+    def without_means(self) -> CrossMoments:
+        """Return what gives regressions without a shift: the targets' means count as zero."""
+        return replace(self, sum_y=np.zeros_like(self.sum_y))
 
     def of_targets(self, rows: NDArray[np.intp]) -> CrossMoments:
         """Return the moments of some of the targets only, the same ones in each group."""
@@ -195,6 +203,10 @@ class Moments(Sums):
         """Whether no sum has overflowed."""
         gram, cross = self.of_x, self.of_y
         return all(map(all_finite, (gram.gram, gram.sum_x, cross.cross, cross.square_y)))
+
+    def without_means(self) -> Moments:
+        """Return what gives regressions without a shift: all means count as zero."""
+        return Moments(self.of_x.without_means(), self.of_y.without_means())
 
     def of_targets(self, rows: NDArray[np.intp]) -> Moments:
         """Return the moments with some of the targets only, the same ones in each group."""

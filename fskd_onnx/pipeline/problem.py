@@ -22,15 +22,18 @@ from fskd_onnx.matching.sample_axes import leave_without_samples
 from fskd_onnx.options import FitOptions, RunOptions
 from fskd_onnx.pipeline.networks import LoadedModel, Networks, load_networks
 from fskd_onnx.pipeline.splits import Splits, split_samples
+from fskd_onnx.reporting.agreement import squared_errors
 from fskd_onnx.reporting.comparable import Comparable, check_finite, comparable
 from fskd_onnx.results import Agreement, Matching
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
+from fskd_onnx.runtime.first_reading import FirstReading
 from fskd_onnx.runtime.forward import ForwardResult, Outputs, forward
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.augment import Augmented
-from fskd_onnx.samples.batches import default_batch_size, plan_batches
+from fskd_onnx.samples.batches import default_batch_size
 from fskd_onnx.samples.reader import SampleReader, Samples
+from fskd_onnx.samples.related import find_groups
 from fskd_onnx.samples.sources import SampleSource, load_samples
 from fskd_onnx.serialization.interface import (
     fixed_batch_size,
@@ -39,7 +42,7 @@ from fskd_onnx.serialization.model_files import ModelSource
 
 logger = logging.getLogger(__name__)
 
-_LEAST_SAMPLES = 3  # one held out, two folds
+_LEAST_GROUPS = 3  # one held out, two folds
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class FitProblem:
         runtime: where to run.
         samples: the samples, and moved copies of them behind, each read once.
         count: how many there are, without copies.
+        groups: samples of each independent group; identical ones are there once.
         splits: which of them are fitted on, and which give the verdict.
         options: how to read and run.
     """
@@ -65,6 +69,7 @@ class FitProblem:
     runtime: Runtime
     samples: DecodedSamples
     count: int
+    groups: list[NDArray[np.intp]]
     splits: Splits
     options: RunOptions
 
@@ -100,6 +105,27 @@ class FitProblem:
     def agreement(self, outputs: Outputs) -> Agreement:
         """Return how close outputs for the samples of the verdict are to the teacher's."""
         return self._compared.agreement(outputs)
+
+    @cached_property
+    def errors_before(self) -> NDArray[np.float64]:
+        """Mean squared error of the untouched student on each independent one of these samples."""
+        return self.by_group(squared_errors(self.target, self._compared.student))
+
+    def by_group(self, errors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return means over the samples of the verdict that belong together.
+
+        Args:
+            errors: of each sample of the verdict.
+
+        Returns:
+            One mean per group, in the order in which groups come up.
+        """
+        group_of = {s: at for at, group in enumerate(self.groups) for s in group.tolist()}
+        members: dict[int, list[float]] = {}
+        judged = self.held_out[self.judged].tolist()
+        for sample, error in zip(judged, errors.tolist(), strict=True):
+            members.setdefault(group_of[sample], []).append(error)
+        return np.array([np.mean(part) for part in members.values()])
 
     @property
     def judged(self) -> NDArray[np.bool_]:
@@ -170,9 +196,11 @@ def prepare(
     run = options.run
     networks = load_networks(teacher, student)
     loaded = _load_samples(samples, networks[0], run)
-    splits = _split(loaded, networks, options)
     runtime = open_runtime(run.providers)
-    decoded = _decode(loaded, splits, options, store, runtime)
+    reading = FirstReading(loaded, store, taken_once=not options.augment)
+    groups = _group(loaded, reading)
+    splits = _split(groups, loaded, networks, options)
+    decoded = _decode(reading, splits, options, store, runtime)
     graphs = networks[0].graph(), networks[1].graph()
     given = {} if options.map is None else read_map(options.map, *graphs, networks[1].summed)
     try:
@@ -193,6 +221,7 @@ def prepare(
         runtime=runtime,
         samples=decoded,
         count=len(loaded),
+        groups=groups,
         splits=splits,
         options=run,
     )
@@ -203,16 +232,44 @@ Graphs = tuple[gs.Graph, gs.Graph]
 
 def _load_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -> Samples:
     """Open the samples, which have to be enough to fit on some and check on others."""
-    loaded = load_samples(source, teacher.inputs, run.preprocess, run.max_samples, run.seed)
-    if len(loaded) < _LEAST_SAMPLES:
+    loaded = load_samples(
+        source, teacher.inputs, run.preprocess, run.max_samples, run.seed, run.groups
+    )
+    if len(loaded) < _LEAST_GROUPS:
         raise SamplesError(
             f"{len(loaded)} samples are too few to fit on some and check on others; "
-            f"give at least {_LEAST_SAMPLES}"
+            f"give at least {_LEAST_GROUPS}"
         )
     return loaded
 
 
-def _split(loaded: Samples, networks: Networks, options: FitOptions) -> Splits:
+def _group(loaded: Samples, reading: FirstReading) -> list[NDArray[np.intp]]:
+    """Divide the samples into independent groups: those given, else those that are found."""
+    groups = find_groups(reading.fingerprints, loaded.groups)
+    distinct = sum(map(len, groups))
+    if distinct < len(loaded):
+        logger.info("%d of %d samples are distinct", distinct, len(loaded))
+    if len(groups) < distinct:
+        logger.info("%d samples are %d independent groups", distinct, len(groups))
+    if len(groups) >= _LEAST_GROUPS:
+        return groups
+    if distinct < _LEAST_GROUPS:
+        reason, remedy = "all others are copies of these", "give other ones"
+    elif loaded.groups is not None:
+        reason, remedy = "the groups are those given", "give samples of more groups"
+    else:
+        reason = "those of a group look like crops or moved copies of each other"
+        remedy = "give other ones, or say by --groups which belong together"
+    raise SamplesError(
+        f"samples of {len(groups)} independent group{'s'[: len(groups) - 1]} are too few to fit on "
+        f"some and check on others ({len(loaded)} samples; {reason}); {remedy}, at least "
+        f"{_LEAST_GROUPS} groups"
+    )
+
+
+def _split(
+    groups: list[NDArray[np.intp]], loaded: Samples, networks: Networks, options: FitOptions
+) -> Splits:
     """Divide the samples and their copies, into batches of a size that both networks take."""
     size = default_batch_size(loaded.shapes)
     stated = [
@@ -227,19 +284,20 @@ def _split(loaded: Samples, networks: Networks, options: FitOptions) -> Splits:
     # Each network runs as many samples as it states; a batch is a multiple of that for both.
     fixed = math.lcm(*filter(None, stated)) if any(stated) else options.run.batch_size
     copies = options.augment_copies + 1 if options.augment else 1
-    return split_samples(len(loaded), copies, options.run.seed, size, fixed)
+    return split_samples(groups, len(loaded), copies, options.run.seed, size, fixed)
 
 
 def _decode(
-    loaded: Samples, splits: Splits, options: FitOptions, store: TensorStore, runtime: Runtime
+    reading: FirstReading,
+    splits: Splits,
+    options: FitOptions,
+    store: TensorStore,
+    runtime: Runtime,
 ) -> DecodedSamples:
-    """Return the samples, with moved copies behind where these are asked for, read once."""
-    source: SampleReader = loaded
+    """Return the samples in batches, with moved copies behind where these are asked for."""
+    source: SampleReader = reading
     if options.augment:
-        # Copies are made on the host, in many batches; all of them are made of one reading.
-        alone = plan_batches([np.arange(len(loaded))], default_batch_size(loaded.shapes), None)
-        read_once = DecodedSamples(loaded, alone, store, "cpu")
-        source = Augmented(read_once, options.augment, options.run.seed)
+        source = Augmented(reading, options.augment, options.run.seed)
     return DecodedSamples(source, splits.batches, store, runtime.device)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fskd_onnx.results import Comparison, FitReport, Matching
+from fskd_onnx.results import BlockStatus, Comparison, FitReport, Matching, Verdict
 
 _NOT_KNOWN = "-"
 # Samples that are named of those that were left out.
@@ -43,11 +43,13 @@ def print_report(report: FitReport, console: Console) -> None:
             block.status,
         )
     console.print(table)
-    _print_reasons(
-        "kept as they were:",
-        ((block.student, block.reason) for block in report.blocks if block.reason),
-        console,
-    )
+    titles = {
+        BlockStatus.KEPT: "kept as they were:",
+        BlockStatus.REPLACED: "not fitted, but not as they were:",
+    }
+    for status, title in titles.items():
+        rows = ((b.student, b.reason) for b in report.blocks if b.status == status)
+        _print_reasons(title, rows, console)
     _print_reasons(
         "to be known of those that were fitted:",
         ((block.student, block.note) for block in report.blocks if block.note),
@@ -60,12 +62,15 @@ def print_report(report: FitReport, console: Console) -> None:
     _print_facts(
         {
             "samples": f"{report.sample_count}, of which {report.held_out_count} held out"
+            + _independent(report)
             + _left_out(report.samples_left_out),
             "relative mse": f"{_number(report.before.relative_mse)} -> "
             f"{_number(report.after.relative_mse)}",
             "top-1 agreement": f"{_percent(report.before.top1_agreement)} -> "
             f"{_percent(report.after.top1_agreement)}",
-            "parameters": f"{report.parameters_student:,} -> {report.parameters_fused:,}",
+            "verdict": _verdict(report.verdict),
+            "parameters": f"{report.parameters_student:,} -> {report.parameters_fused:,}"
+            + _added(report.added_nodes),
             "time": f"{seconds.total:.1f} s ("
             + ", ".join(f"{stage} {getattr(seconds, stage):.1f}" for stage in stages)
             + ")",
@@ -73,6 +78,30 @@ def print_report(report: FitReport, console: Console) -> None:
             "output": report.output or "none was written",
         },
         console,
+    )
+
+
+def _independent(report: FitReport) -> str:
+    """Return how many independent groups the samples are, where these are fewer."""
+    fewer = report.independent_count < report.sample_count
+    return f", in {report.independent_count} independent groups" if fewer else ""
+
+
+def _added(names: Sequence[str]) -> str:
+    """Return which blocks have a node more."""
+    if not names:
+        return ""
+    count = "1 node" if len(names) == 1 else f"{len(names)} nodes"
+    return f"; {count} added: an Add for the bias of {', '.join(names)}"
+
+
+def _verdict(verdict: Verdict) -> str:
+    """Return how certain a gain is."""
+    low, high = map(_number, verdict.interval)
+    doubt = "" if verdict.stands else ": not beyond chance"
+    return (
+        f"error of a sample x {_number(verdict.error_ratio)} ({low} to {high}, 90% interval) by "
+        f"{verdict.independent_count} independent ones{doubt}"
     )
 
 

@@ -53,6 +53,7 @@ class Samples:
         source_indices: positions in the source of the samples that were drawn, ascending.
         inputs: the model's inputs; those that turn out to be the same for all samples say so.
         shapes: shape of one sample of each input.
+        groups: number of the group of each drawn sample; None where none are given.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Samples:
         inputs: Sequence[InputSpec],
         max_samples: int | None,
         seed: int,
+        groups: NDArray[np.intp] | None = None,
     ) -> None:
         """Draw the samples and read the first one, so that bad input shows at once.
 
@@ -69,6 +71,7 @@ class Samples:
             inputs: the model's inputs.
             max_samples: how many to draw at most; None for all.
             seed: decides the draw.
+            groups: number of the group of each sample of the source; None where none are given.
 
         Raises:
             SamplesError: the first sample is not what the model takes.
@@ -77,6 +80,7 @@ class Samples:
         self._ends = np.cumsum([part.count for part in parts], dtype=np.intp)
         self.source_count = int(self._ends[-1])
         self.source_indices = draw(self.source_count, max_samples, seed)
+        self.groups = None if groups is None else groups[self.source_indices]
         first_part, first_index = self._locate(self.source_indices[0])
         self._first_name = first_part.describe(first_index)
         self._first = {spec.name: first_part.read(spec, first_index) for spec in inputs}

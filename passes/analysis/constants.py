@@ -30,6 +30,14 @@ def element_type(constant: gs.Constant) -> int:
     return _onnx_type(constant.dtype)
 
 
+def epsilon(constant: gs.Constant) -> float:
+    """Return the distance of the type that a constant of floats is stored in from 1 to the next."""
+    kind = element_type(constant)
+    if kind == TensorProto.BFLOAT16:
+        return 2.0**-7
+    return float(np.finfo(onnx.helper.tensor_dtype_to_np_dtype(kind)).eps)
+
+
 def read(constant: gs.Constant) -> NDArray[np.float64]:
     """Return the values of a constant of floats; what it stores stays as it is."""
     return np.asarray(native(constant), dtype=np.float64)

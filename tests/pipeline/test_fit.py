@@ -59,6 +59,13 @@ def error(
     return agreement(*outputs).relative_mse
 
 
+def assert_same_bytes(one: Any, other: Any) -> None:
+    assert (one is None) == (other is None)
+    if one is not None:
+        assert one.name == other.name
+        assert one.values.tobytes() == other.values.tobytes()
+
+
 def fit_to(
     teacher: onnx.ModelProto,
     student: onnx.ModelProto,
@@ -92,8 +99,11 @@ def assert_sound(result: FitResult, student: onnx.ModelProto) -> None:
     assert [block.student for block in report.blocks] == list(views)
     for name, block in zip(views, report.blocks, strict=True):
         assert linears(model)[name].weight.shape == views[name].weight.shape
-        assert block.status in ("fitted", "kept")
-        assert (block.status == "kept") == bool(block.reason) == (block.adapter is None)
+        assert block.status in ("fitted", "kept", "replaced")
+        assert (block.status != "fitted") == bool(block.reason) == (block.adapter is None)
+        if block.status == "kept":
+            for part in ("weight", "bias_constant"):
+                assert_same_bytes(getattr(views[name], part), getattr(linears(model)[name], part))
     biases = sum(view.width for view in unbiased)
     assert report.parameters_student == count_parameters(student)
     assert report.parameters_fused == count_parameters(model)
@@ -122,7 +132,13 @@ def test_students_come_closer_on_new_data(name: str, adapter: str, targets: str)
 def test_a_handful_of_samples_is_enough(name: str, count: int) -> None:
     network = NETWORKS[name]
     teacher, student = network.teacher(), network.student()
-    result = fit_to(teacher, student, network.samples(count))
+    try:
+        result = fit_to(teacher, student, network.samples(count))
+    except NoImprovementError as refusal:
+        # The chain's errors differ too much from sample to sample for a handful to tell.
+        assert name == "chain"
+        assert "do not tell whether" in str(refusal)
+        return
     assert result.report.held_out_count == 1
     new = network.samples(64, seed=77)
     assert error(teacher, result.model, new) < error(teacher, student, new)
@@ -769,3 +785,132 @@ def test_networks_that_cannot_be_fitted_are_one_sentence() -> None:
         with pytest.raises(FskdError) as caught:
             fit(teacher, NETWORKS[name].teacher(seed=1), {"x": np.zeros((2, 1))}, FitOptions(CPU))
         assert "\n" not in str(caught.value)
+
+
+def test_identical_samples_count_once() -> None:
+    network = NETWORKS["chain"]
+    teacher, student, samples = network.teacher(), network.student(), network.samples(20)
+    order = np.array([*range(20), *[0] * 30, *range(20)])
+    repeated = {name: value[order] for name, value in samples.items()}
+    plain, result = (fit_to(teacher, student, each) for each in (samples, repeated))
+    assert result.model.SerializeToString() == plain.model.SerializeToString()
+    assert result.report.blocks == plain.report.blocks
+    assert result.report.verdict == plain.report.verdict
+    assert (result.report.sample_count, result.report.independent_count) == (70, 20)
+
+
+def test_copies_of_two_samples_are_too_few() -> None:
+    network = NETWORKS["chain"]
+    samples = {name: value[[0, 1] * 20] for name, value in network.samples(2).items()}
+    with pytest.raises(SamplesError, match="samples of 2 independent groups are too few"):
+        fit(network.teacher(), network.student(), samples, FitOptions(CPU))
+
+
+def test_groups_are_what_the_verdict_stands_on() -> None:
+    network = NETWORKS["chain"]
+    teacher, student, samples = network.teacher(), network.student(), network.samples(40)
+    groups = tuple(f"photo {index % 8}" for index in range(40))
+    report = fit(teacher, student, samples, FitOptions(replace(CPU, groups=groups))).report
+    assert (report.sample_count, report.independent_count) == (40, 8)
+    assert report.verdict.independent_count == 8
+    assert report.options["run"]["groups"] == groups  # type: ignore[index]
+    few = replace(CPU, groups=tuple(index % 2 for index in range(40)))
+    with pytest.raises(SamplesError, match=r"those given\); give samples of more"):
+        fit(teacher, student, samples, FitOptions(few))
+    with pytest.raises(SamplesError, match="3 groups for 40 samples"):
+        fit(teacher, student, samples, FitOptions(replace(CPU, groups=("a", "b", "c"))))
+
+
+def test_related_samples_are_groups() -> None:
+    network = NETWORKS["dynamic size"]
+    samples = network.samples(10, size=16)["x"]
+    rng = np.random.default_rng(0)
+    copies = [samples + 0.05 * rng.standard_normal(samples.shape) for _ in range(4)]
+    related = np.concatenate([samples, *copies]).astype(np.float32)
+    report = fit(network.teacher(), network.student(), related, FitOptions(CPU)).report
+    assert report.independent_count == report.verdict.independent_count == 10
+
+
+ATTENTION = """g (float[N,6,8] x) => (float[N,6,8] z)
+  <float[8,8] wq, float[8,8] wk, float[8,8] wv, float[8,8] wo> {
+    [q] q = MatMul (x, wq)
+    [k] k = MatMul (x, wk)
+    [v] v = MatMul (x, wv)
+    kt = Transpose <perm = [0,2,1]> (k)
+    s = MatMul (q, kt)
+    a = Softmax <axis = -1> (s)
+    c = MatMul (a, v)
+    [o] z = MatMul (c, wo)
+}"""
+
+
+@pytest.mark.parametrize("kind", ["float", "float16"])
+def test_blocks_that_are_the_teachers_keep_their_bytes(kind: str) -> None:
+    """Those in front of the only one that differs; what rounding tells apart is no gain."""
+    text = ATTENTION.replace("float[", f"{kind}[")
+    teacher = build(text)
+    values = initializers(teacher)
+    rng = np.random.default_rng(1)
+    values["wo"] = (values["wo"] + 0.3 * rng.standard_normal((8, 8))).astype(values["wo"].dtype)
+    student = build(text, values)
+    samples = {"x": rng.standard_normal((40, 6, 8)).astype(values["wo"].dtype)}
+    result = fit_to(teacher, student, samples, "auto", "kept")
+    rows = {block.student: block for block in result.report.blocks}
+    for name in "qkv":
+        assert (rows[name].status, rows[name].reason) == (
+            "kept",
+            "it is the teacher's, to rounding",
+        )
+    assert rows["o"].status == "fitted"
+    assert ops(result.model) == ops(student)  # no bias is worth a node
+    assert result.report.added_nodes == ()
+
+
+@pytest.mark.parametrize(("offset", "added"), [(0.0, ()), (0.5, ("f",))])
+def test_an_add_is_put_where_a_shift_is_worth_it(offset: float, added: tuple[str, ...]) -> None:
+    head = "g (float[N,7,6] x) => (float[N,7,4] z) <float[6,4] w, float[4] b>"
+    biased = build(f"{head} {{ [f] h = MatMul (x, w) z = Add (h, b) }}", {"b": np.full(4, offset)})
+    values = initializers(biased)
+    rng = np.random.default_rng(0)
+    values["w"] = values["w"] + 0.2 * rng.standard_normal((6, 4))
+    student = build(f"{head.replace(', float[4] b', '')} {{ [f] z = MatMul (x, w) }}", values)
+    samples = {"x": rng.standard_normal((60, 7, 6)).astype(np.float32)}
+    result = fit_to(biased, student, samples, "auto", "kept")
+    assert result.report.added_nodes == added
+    assert ops(result.model).get("Add", 0) == len(added)
+    assert result.report.after.relative_mse < 1e-6
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "flatten", "matmul", "concat"])
+def test_rows_of_chosen_channels_tell_the_given_student_from_what_replaced_it(name: str) -> None:
+    network = NETWORKS[name]
+    teacher, student = network.teacher(), network.student()
+    report = fit_to(teacher, student, network.samples(56), "auto", "select").report
+    kept = fit_to(teacher, student, network.samples(56), "auto", "kept").report
+    for block, other in zip(report.blocks, kept.blocks, strict=True):
+        assert block.error_before is not None
+        assert other.error_before is not None
+        if block.channels != other.channels:  # the given weights are not those of these channels
+            assert block.error_before > other.error_before
+
+
+def test_what_was_folded_into_a_block_is_not_called_kept() -> None:
+    text = """g (float[N,3,6,6] x) => (float[N,4,6,6] z) <float[8,3,1,1] w1, float[8] s, float[8] b,
+      float[8] m, float[8] v, float[4,8,1,1] w2> {
+        [c1] y = Conv (x, w1)
+        n = BatchNormalization (y, s, b, m, v)
+        r = Relu (n)
+        [c2] z = Conv (r, w2)
+    }"""
+    teacher = build(text, {"v": np.full(8, 2.0)})
+    values = initializers(teacher)
+    values["w2"] = values["w2"] * 0.5
+    result = fit(
+        teacher,
+        build(text, values),
+        {"x": np.random.default_rng(0).standard_normal((30, 3, 6, 6)).astype(np.float32)},
+        FitOptions(CPU, targets="kept"),
+    )
+    first, second = result.report.blocks
+    assert (first.status, first.reason) == ("replaced", "it is the teacher's, to rounding")
+    assert second.status == "fitted"

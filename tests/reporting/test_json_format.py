@@ -27,11 +27,12 @@ def test_the_keys_are_those_of_the_contract() -> None:
         "blocks",
         "end_to_end",
         "parameters",
+        "added_nodes",
         "seconds",
         "versions",
     ]
     assert document["schema_version"] == SCHEMA_VERSION
-    assert document["samples"] == {"count": 500, "held_out": 100}
+    assert document["samples"] == {"count": 500, "independent": 400, "held_out": 100}
     assert list(document["blocks"][0]) == [
         "student",
         "teacher",
@@ -55,6 +56,12 @@ def test_numbers_that_json_lacks_are_null() -> None:
     assert document["end_to_end"] == {
         "before": {"relative_mse": None, "top1_agreement": 0.1},
         "after": {"relative_mse": 0.0123, "top1_agreement": None},
+        "verdict": {
+            "independent_count": 100,
+            "error_ratio": 0.0213,
+            "interval": [0.0198, 0.0231],
+            "stands": True,
+        },
     }
 
 
