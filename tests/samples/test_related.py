@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from fskd_onnx.samples.related import Fingerprint, find_groups
 from tests.helpers import DEMO, Array
-
-Floats = NDArray[np.float32]
 
 
 def groups_of(samples: Array, given: Array | None = None) -> list[list[int]]:
@@ -18,7 +15,7 @@ def groups_of(samples: Array, given: Array | None = None) -> list[list[int]]:
     return [group.tolist() for group in find_groups(prints, given)]
 
 
-def pictures(count: int, side: int, seed: int = 0, channels: int = 3) -> Floats:
+def pictures(count: int, side: int, seed: int = 0, channels: int = 3) -> Array:
     """Independent ones whose neighbouring pixels are alike, as in photos."""
     rng = np.random.default_rng(seed)
     rows, columns = np.fft.fftfreq(side)[:, np.newaxis], np.fft.rfftfreq(side)
@@ -30,7 +27,7 @@ def pictures(count: int, side: int, seed: int = 0, channels: int = 3) -> Floats:
     return smooth
 
 
-def garments(count: int) -> Floats:
+def garments(count: int) -> Array:
     """Centred objects of ten kinds."""
     paths = sorted((DEMO / "samples").glob("*.png"))[:count]
     images = np.stack([np.asarray(Image.open(path), np.float32)[np.newaxis] for path in paths])
@@ -38,7 +35,7 @@ def garments(count: int) -> Floats:
     return images
 
 
-def moved(samples: Floats, way: str) -> Floats:
+def moved(samples: Array, way: str) -> Array:
     rng = np.random.default_rng(1)
     if way == "noise":
         noise = 0.05 * np.ptp(samples) * rng.standard_normal(samples.shape)
