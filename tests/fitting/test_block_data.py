@@ -689,20 +689,32 @@ def test_other_positions_are_refused() -> None:
         pass
 
 
-@pytest.mark.parametrize(("shape", "inner"), [((-1, 4), 4), ((-1, 7, 2), 2)])
-def test_positions_that_one_of_them_folds_into_the_samples_are_refused(
-    shape: tuple[int, ...], inner: int
-) -> None:
+FOLDED = """net (float[N,7,3] x) => (float[{axes}] y)
+    <float[3,4] v, float[{inner},4] w, int64[{rank}] s> {{
+    p = MatMul(x, v)
+    h = Reshape(p, s)
+    [n] y = {op}(h, w)
+}}"""
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_positions_that_are_rows_of_a_matrix_stay_those_of_their_samples(op: str) -> None:
+    teacher, plain = (build(MATMUL.format(kind="float", out=out)) for out in (6, 4))
+    folded = build(FOLDED.format(axes="M,4", inner=4, rank=2, op=op), {"s": np.array((-1, 4))})
+    found = []
+    for student in (plain, folded):
+        with opened(Block(), None, (student, teacher)) as case:
+            found.append(case.moments())
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one.centered_gram, other.centered_gram, rtol=1e-5)
+        np.testing.assert_allclose(one.centered_cross, other.centered_cross, rtol=1e-5, atol=1e-4)
+
+
+def test_channels_that_one_of_them_folds_into_the_samples_are_refused() -> None:
     """Also where each of the samples then has as many positions as before."""
     teacher = build(MATMUL.format(kind="float", out=6))
-    axes = ",".join(["M", *map(str, shape[1:-1]), "4"])
-    folded = f"""net (float[N,7,3] x) => (float[{axes}] y)
-        <float[3,4] v, float[{inner},4] w, int64[{len(shape)}] s> {{
-        p = MatMul(x, v)
-        h = Reshape(p, s)
-        [n] y = MatMul(h, w)
-    }}"""
-    student = build(folded, {"s": np.array(shape)})
+    text = FOLDED.format(axes="M,7,4", inner=2, rank=3, op="MatMul")
+    student = build(text, {"s": np.array((-1, 7, 2))})
     with (
         pytest.raises(MatchError, match="its output has"),
         opened(Block(), None, (student, teacher)),
