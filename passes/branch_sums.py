@@ -220,7 +220,8 @@ def find_sums(graph: gs.Graph, views: Iterable[Linear] | None = None) -> list[Br
             whole = _read_sum(graph, node, linears, sums, in_bodies)
             if whole is not None:
                 for tensor in node.inputs:
-                    sums.pop(id(tensor), None)
+                    if tensor is not whole.source:  # else it is a sum of its own, in front
+                        sums.pop(id(tensor), None)
                 sums[id(whole.output)] = whole
     return list(sums.values())
 

@@ -222,7 +222,7 @@ def _alike(one: BlockContext, other: BlockContext) -> float:
         + 0.2 * width
         + 0.1 * (one.op == other.op)
         + 0.07 * _in_common(one.input_kinds, other.input_kinds)
-        + 0.05 * (one.concat_slots == other.concat_slots)
+        + 0.05 * (one.operand_slots == other.operand_slots)
         + 0.03 * (one.grouping == other.grouping)
     )
 

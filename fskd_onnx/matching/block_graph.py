@@ -31,6 +31,9 @@ from fskd_onnx.passes.branch_sums import BranchSum, find_sums
 
 T = TypeVar("T")
 
+# Operators whose operands may be exchanged.
+_COMMUTE = ("Add", "Mul", "Sum", "Mean", "Max", "Min")
+
 
 @dataclass(frozen=True)
 class BlockSignature:
@@ -75,7 +78,8 @@ class BlockContext:
         output_kinds: of the nearest nodes that read its output; "output" for the network's.
         end_kinds: the same behind the sum of branches of one input that it is one of, if any; else
             those of its output.
-        concat_slots: which inputs of Concats its output is, up to the next linear nodes.
+        operand_slots: which of the operands its output is where their order counts (Concat, a
+            product of activations, ...), up to the next linear nodes.
         input_field: its receptive field along each axis, in positions of the network's input.
         output_field: the receptive field of the network's output, or of a global pool, in
             positions of its output.
@@ -88,7 +92,7 @@ class BlockContext:
     input_kinds: frozenset[str]
     output_kinds: frozenset[str]
     end_kinds: frozenset[str]
-    concat_slots: frozenset[int]
+    operand_slots: frozenset[int]
     input_field: tuple[float, ...]
     output_field: tuple[float, ...]
     signature: BlockSignature
@@ -157,7 +161,7 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
                 id(sum_of[id(view.output)].output if id(view.output) in sum_of else view.output)
             ],
             summed_with=_summed_with(view, sum_of.get(id(view.output))),
-            concat_slots=down.slots[id(view.output)],
+            operand_slots=down.slots[id(view.output)],
             input_field=up.fields[id(view.output)].size,
             output_field=down.fields[id(view.output)].size,
             signature=BlockSignature(
@@ -236,7 +240,7 @@ class _Downstream:
     Attributes:
         kinds: of the nearest nodes that count.
         ends: positions of the graph's outputs.
-        slots: places in Concats on the way to the nearest linear nodes.
+        slots: places among operands whose order counts, on the way to the nearest linear nodes.
         fields: how much of them the graph's outputs see.
     """
 
@@ -261,8 +265,10 @@ class _Downstream:
             elif id(node) not in biases and not _is_looked_through(node):
                 kinds = frozenset({_kind(node)})
             field = widest(self.fields[r] for r in results if r in self.fields).backward(node)
-            for slot, tensor in enumerate(reads(node)):
-                taken = slots | {slot} if is_standard(node, "Concat") else slots
+            operands = list(reads(node))
+            ordered = len(operands) > 1 and not is_standard(node, *_COMMUTE)
+            for slot, tensor in enumerate(operands):
+                taken = slots | {slot} if ordered else slots
                 self._add(tensor, kinds, ends, taken, field)
             for tensor in node.outputs:
                 self._add(tensor, frozenset(), frozenset(), frozenset(), ReceptiveField())

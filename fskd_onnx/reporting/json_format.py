@@ -54,8 +54,8 @@ def to_json(report: FitReport) -> str:
             "parameters": {
                 "student": report.parameters_student,
                 "fused": report.parameters_fused,
-            },
-            "added_nodes": report.added_nodes,
+            }
+            | ({"added_nodes": report.added_nodes} if report.added_nodes else {}),
             "seconds": asdict(report.seconds),
             "versions": report.versions,
         }

@@ -5,15 +5,18 @@ The samples are kept until batches take them, or for good where moved copies are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
-from fskd_onnx.runtime.tensor_store import StoredTensor, TensorStore
+from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.reader import SizedReader
 from fskd_onnx.samples.related import Fingerprint
+
+_Kept = Callable[[], NDArray[Any]]
 
 
 class FirstReading:
@@ -36,17 +39,12 @@ class FirstReading:
         self.inputs, self.shapes = samples.inputs, samples.shapes
         self.fingerprints: list[Fingerprint] = []
         self._samples, self._taken_once = samples, taken_once
-        self._kept: list[dict[str, StoredTensor] | None] = []
+        self._kept: list[dict[str, _Kept] | None] = []
         for index in range(len(samples)):
             arrays = samples.take(np.array([index], np.intp))
             sample = {name: array[0] for name, array in arrays.items()}
             self.fingerprints.append(Fingerprint.of(sample))
-            self._kept.append(
-                {
-                    name: store.keep(OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
-                    for name, array in arrays.items()
-                }
-            )
+            self._kept.append({name: _keep(store, array) for name, array in arrays.items()})
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -64,15 +62,29 @@ class FirstReading:
         """
         taken = {}
         for spec in self.inputs:
-            values = [self._sample(index)[spec.name].value() for index in indices.tolist()]
-            taken[spec.name] = np.concatenate([value.numpy() for value in values])
+            arrays = [self._sample(index)[spec.name]() for index in indices.tolist()]
+            taken[spec.name] = np.concatenate(arrays)
         if self._taken_once:
             for index in indices.tolist():
                 self._kept[index] = None
         return taken
 
-    def _sample(self, index: int) -> dict[str, StoredTensor]:
+    def _sample(self, index: int) -> dict[str, _Kept]:
         kept = self._kept[index]
         if kept is None:
             raise IndexError(f"sample {index} was taken before")
         return kept
+
+
+def _keep(store: TensorStore, array: NDArray[Any]) -> _Kept:
+    """Keep an array; return what brings it back."""
+    try:
+        stored = store.keep(OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
+    except RuntimeError:  # of a type that the runtime does not take; who runs it says so
+        return lambda: array
+
+    def bring_back() -> NDArray[Any]:
+        value = stored.value()  # what it gives is on loan, and has to live until it is copied
+        return np.array(value.numpy())
+
+    return bring_back

@@ -10,7 +10,9 @@ import pytest
 
 from fskd_onnx.fitting.block_plan import common_epilogue, plan_blocks
 from fskd_onnx.matching.channels import match_models
+from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.passes.analysis.epilogue import Epilogue
+from fskd_onnx.results import Evidence
 from fskd_onnx.runtime import column_sampling
 from tests.fitting.four_blocks import network, plans
 from tests.helpers import build
@@ -90,7 +92,11 @@ def test_a_sum_that_the_teacher_does_not_have_is_not_looked_behind() -> None:
     student = gs.import_onnx(build(SHORTCUT % f"{PROJECTION}\n{BLOCK}"))
     text = SHORTCUT.replace("y = Relu(s)", "z = Relu(c)\ny = Add(z, s)")
     teacher = gs.import_onnx(build(text % f"{PROJECTION}\n{BLOCK}"))
-    planned = plan_blocks(match_models(teacher, student), student, teacher, True, 0)
+    given = {
+        name: Partner(name, output, Evidence.MAP, 1.0) for name, output in (("n", "c"), ("m", "k"))
+    }
+    matching = match_models(teacher, student, given)
+    planned = plan_blocks(matching, student, teacher, True, 0)
     [block] = next(plan.uses for plan in planned if plan.name == "n")
     assert (block.epilogue, block.teacher_sum) == (Epilogue(), None)
     assert block.student_tensors == ["x"]

@@ -578,3 +578,42 @@ def test_rows_folded_into_samples_are_the_same_positions() -> None:
     assert {partner.evidence for partner in found.values()} == {"weights"}
     back = nameless(student, teacher)
     assert back["two"].teacher == "k"
+
+
+def test_operands_of_a_product_are_told_apart_by_their_order() -> None:
+    """Queries and keys that were decomposed, behind inputs that were pruned."""
+    whole = build(
+        """g (float[N,4,8] x) => (float[N,4,4] y)
+        <float[8,9] a, float[9,5] wq, float[9,5] wk> {
+            h = MatMul (x, a)
+            r = Relu (h)
+            q = MatMul (r, wq)
+            k = MatMul (r, wk)
+            t = Transpose <perm = [0,2,1]> (k)
+            s = MatMul (q, t)
+            y = Softmax (s)
+        }"""
+    )
+    w = initializers(whole)
+    kept = np.array([0, 1, 3, 4, 5, 6, 8])
+    factors = {}
+    for name, rank in (("q", 3), ("k", 4)):
+        u, s, v = np.linalg.svd(w[f"w{name}"][kept], full_matrices=False)
+        factors[f"u{name}"], factors[f"v{name}"] = u[:, :rank] * s[:rank], v[:rank]
+    student = build(
+        """g (float[N,4,8] x) => (float[N,4,4] y)
+        <float[8,7] a, float[7,4] uk, float[4,5] vk, float[7,3] uq, float[3,5] vq> {
+            h = MatMul (x, a)
+            r = Relu (h)
+            f = MatMul (r, uk)
+            g = MatMul (f, vk)
+            t = Transpose <perm = [0,2,1]> (g)
+            d = MatMul (r, uq)
+            e = MatMul (d, vq)
+            s = MatMul (e, t)
+            y = Softmax (s)
+        }""",
+        {"a": w["a"][:, kept], **factors},
+    )
+    found = {p.student: p.teacher for p in match_models(canonical(whole), canonical(student)).pairs}
+    assert found == {"h": "h", "f": None, "g": "k", "d": None, "e": "q"}

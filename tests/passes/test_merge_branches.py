@@ -262,3 +262,18 @@ def test_what_was_not_fitted_keeps_its_bytes() -> None:
     separate, merged = gs.import_onnx(before), MergeBranches()(before).model
     assert give_back(separate, gs.import_onnx(merged), gs.import_onnx(merged)) == []
     assert initializers(export(separate, like=before)).keys() == initializers(before).keys()
+
+
+def test_sums_directly_behind_each_other_are_merged_one_by_one() -> None:
+    text = """g (float[N,6] x) => (float[N,6] z) <float[6,6] a, float[6,6] c, float[6] d> {
+        p = MatMul (x, a)
+        y = Add (x, p)
+        q = MatMul (y, c)
+        r = Add (d, q)
+        z = Add (r, y)
+    }"""
+    model = build(text)
+    assert [s.name for s in find_sums(gs.import_onnx(model))] == ["y", "z"]
+    merged = MergeBranches()(model)
+    assert ops(merged.model) == {"MatMul": 2, "Add": 1}
+    assert_same_function(merged.model, model)

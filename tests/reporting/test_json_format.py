@@ -27,7 +27,6 @@ def test_the_keys_are_those_of_the_contract() -> None:
         "blocks",
         "end_to_end",
         "parameters",
-        "added_nodes",
         "seconds",
         "versions",
     ]
@@ -47,6 +46,8 @@ def test_the_keys_are_those_of_the_contract() -> None:
     ]
     assert document["blocks"][0]["channels"] == list(range(0, 32, 2))
     assert document["parameters"] == {"student": 3_700_000, "fused": 3_700_128}
+    added = dataclasses.replace(REPORT, blocks=(block("q", adds_node=True),))
+    assert json.loads(to_json(added))["parameters"]["added_nodes"] == ["q"]
     assert list(document["seconds"]) == ["total", "capture", "solve", "fuse", "verify"]
     assert document["options"] == {"seed": 0, "providers": ["auto"], "scale": None, "path": "a"}
 
