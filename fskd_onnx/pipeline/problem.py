@@ -148,7 +148,8 @@ class FitProblem:
         Raises:
             ModelError: they are not.
         """
-        check_finite(self._compared.student, self.student.outputs, self.student.name)
+        names = [name for _, name in self._compared.names]
+        check_finite(self._compared.student, names, self.student.name)
 
     @cached_property
     def _compared(self) -> Comparable:
