@@ -14,8 +14,8 @@ from onnx.external_data_helper import uses_external_data
 
 from fskd_onnx.errors import ModelError
 from fskd_onnx.serialization import external_data
-from fskd_onnx.serialization.atomic_files import atomic_path
-from fskd_onnx.serialization.file_names import data_path
+from fskd_onnx.serialization.atomic_files import OutputFiles
+from fskd_onnx.serialization.file_names import data_path, free_data_path
 
 _FLOATS = (
     onnx.TensorProto.FLOAT,
@@ -83,7 +83,29 @@ def save_model(
         path: the file that is to appear.
         like: the file that the model came from. Weights that this file keeps in external files go
             to one file beside ``path``, named after it. So do large weights of a model of more than
-            2 GB.
+            2 GB. Where a file of that name holds other bytes it is left alone, and the new name
+            has a part of a checksum in it.
+
+    Raises:
+        FskdError: the file cannot be written.
+    """
+    with OutputFiles() as files:
+        stage_model(files, model, path, like)
+
+
+def stage_model(
+    files: OutputFiles,
+    model: onnx.ModelProto,
+    path: str | os.PathLike[str],
+    like: ModelSource | None = None,
+) -> None:
+    """Write a model as one of several output files that appear together.
+
+    Args:
+        files: these.
+        model: see `save_model`.
+        path: likewise.
+        like: likewise.
 
     Raises:
         FskdError: the file cannot be written.
@@ -93,12 +115,20 @@ def save_model(
     if external_data.exceeds_one_file(model):
         outside |= external_data.large_initializers(model)
     if not any(t.name in outside or uses_external_data(t) for t in model.graph.initializer):
-        with atomic_path(path) as temporary:
-            onnx.save_model(model, temporary, format="protobuf")
+        onnx.save_model(model, files.stage(path), format="protobuf")
         return
-    data = data_path(path)
-    with atomic_path(path) as temporary, atomic_path(data) as temporary_data:
-        external_data.save(model, temporary, temporary_data, data.name, outside)
+    # Weights first: they appear before the model that refers to them.
+    data, temporary = files.stage(data_path(path)), files.stage(path)
+
+    def location() -> str:
+        place = free_data_path(path, data)
+        if place.exists():  # with the same bytes
+            files.discard(data)
+        else:
+            files.restage(data, place)
+        return place.name
+
+    external_data.save(model, temporary, data, location, outside)
 
 
 def count_parameters(model: onnx.ModelProto) -> int:

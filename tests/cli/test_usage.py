@@ -21,6 +21,7 @@ from fskd_onnx.reporting.formats import REPORT_FORMATS
 from fskd_onnx.results import Agreement, BlockPair, Evidence, FitReport, Matching, StageSeconds
 from fskd_onnx.samples.augment import MOVES
 from fskd_onnx.samples.labels import LABEL_FORMATS
+from fskd_onnx.serialization.atomic_files import OutputFiles
 
 REPORT = FitReport(
     teacher="t.onnx",
@@ -277,11 +278,11 @@ def install_fit(monkeypatch: pytest.MonkeyPatch, error: FskdError | None = None)
             raise error
         return SimpleNamespace(model="model", report=REPORT)
 
-    def save_model(model: str, path: Path, like: Path) -> None:
-        path.write_text(f"{model} like {like.name}")
+    def stage_model(files: OutputFiles, model: str, path: Path, like: Path) -> None:
+        files.write_text(path, f"{model} like {like.name}")
 
     install(monkeypatch, "fskd_onnx.pipeline.fit", fit=fit)
-    install(monkeypatch, "fskd_onnx.serialization.model_files", save_model=save_model)
+    install(monkeypatch, "fskd_onnx.serialization.model_files", stage_model=stage_model)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:

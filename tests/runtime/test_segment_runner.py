@@ -438,11 +438,11 @@ def test_ctrl_c_ends_a_fit_cleanly(tmp_path: Path) -> None:
         text=True,
     )
     # ONNX Runtime leaves a file of its own there.
-    while started.poll() is None and not list(scratch.glob("fskd-onnx-*/*")):
+    while started.poll() is None and not list(scratch.glob(".fskd-onnx-*/[0-9]*")):
         time.sleep(0.01)
     started.send_signal(signal.SIGINT)
     _, errors = started.communicate()
     lines = [line for line in errors.splitlines() if "onnxruntime:" not in line]
     assert (started.returncode, lines) == (130, ["error: interrupted"])
-    assert not list(scratch.glob("fskd-onnx-*"))
+    assert not list(scratch.glob(".fskd-onnx-*"))
     assert not output.exists()
