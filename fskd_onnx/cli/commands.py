@@ -125,6 +125,7 @@ def _fit(
 
     from fskd_onnx.pipeline.fit import fit
     from fskd_onnx.reporting.terminal import print_report
+    from fskd_onnx.serialization.external_data import weight_files
     from fskd_onnx.serialization.model_files import stage_model
 
     try:
@@ -135,7 +136,7 @@ def _fit(
             print_report(error.report, shared.console)
         raise
     outcome = replace(result.report, output=str(output))
-    with OutputFiles() as files:
+    with OutputFiles([*weight_files(teacher), *weight_files(student)]) as files:
         stage_model(files, result.model, output, like=student)
         for path in reports:
             stage_report(files, outcome, path)

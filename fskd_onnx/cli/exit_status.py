@@ -71,7 +71,7 @@ def printing() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except OSError as error:  # a closed pipe, a full disk
+    except (OSError, SystemExit) as error:  # a full disk; what Rich makes of a closed pipe
         logger.debug("results cannot be printed: %s", error)
         # What is still buffered would fail once more when the process ends.
         with open(os.devnull, "w") as nowhere:  # noqa: PTH123

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +66,13 @@ class OutputFiles:
     process that dies between the two leaves the old files as they were.
     """
 
-    def __init__(self) -> None:
-        """Begin without any file."""
+    def __init__(self, read: Collection[Path] = ()) -> None:
+        """Begin without any file.
+
+        Args:
+            read: files that the call reads, beside which outputs appear.
+        """
+        self._read = read
         self._staged: list[_Staged] = []
         self._obsolete: list[Path] = []
 
@@ -111,8 +116,13 @@ class OutputFiles:
         staged.file.remove()
 
     def remove_afterwards(self, path: Path) -> None:
-        """Remove a file that is of no use once all others are in their places."""
-        self._obsolete.append(path)
+        """Remove a file that is of no use once all others are in their places.
+
+        Args:
+            path: the file; it stays if the call reads it.
+        """
+        if path.exists() and not any(path.samefile(read) for read in self._read if read.exists()):
+            self._obsolete.append(path)
 
     def write_text(self, path: str | Path, text: str) -> None:
         """Stage a text as UTF-8 with plain newlines.
@@ -193,9 +203,11 @@ def write_text_atomically(path: str | Path, text: str) -> None:
 
 def _take_back(staged: _Staged) -> None:
     """Bring back what was at a place before."""
+    if not staged.placed:
+        return
     if staged.backup is not None:
         staged.backup.replace(staged.target)
-    elif staged.placed:
+    else:
         staged.target.unlink(missing_ok=True)
 
 

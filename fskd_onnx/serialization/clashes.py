@@ -10,11 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import google.protobuf.message
-import onnx
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
-from fskd_onnx.serialization.external_data import all_tensors
+from fskd_onnx.serialization.external_data import weight_files
 
 Identity = tuple[int | str, ...]
 """Equal for two paths if they lead to the same file, or would if there was one."""
@@ -59,17 +55,6 @@ def _further_files(
     for role, path in read.items():
         for folder, _, names in os.walk(path):
             yield from ((f"one of {role}", Path(folder, name)) for name in names)
-
-
-def weight_files(path: Path) -> list[Path]:
-    """Return the files in which a model keeps weights; none of a file that is no model."""
-    try:
-        model = onnx.load(os.fspath(path), format="protobuf", load_external_data=False)
-    except (OSError, google.protobuf.message.DecodeError):
-        return []
-    tensors = filter(uses_external_data, all_tensors(model.graph))
-    names = {str(ExternalDataInfo(tensor).location) for tensor in tensors}
-    return [path.parent / name for name in sorted(names)]
 
 
 def _identity(path: Path) -> Identity:

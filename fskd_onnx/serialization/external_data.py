@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import google.protobuf.message
 import numpy as np
 import onnx
 from onnx.external_data_helper import (
@@ -117,6 +118,17 @@ def save(
     for kept, offset, size in moved:
         _set_location(kept, name, offset, size)
     path.write_bytes(light.SerializeToString())
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the files in which a model keeps weights; none of a file that is no model."""
+    try:
+        model = onnx.load(os.fspath(path), format="protobuf", load_external_data=False)
+    except (OSError, google.protobuf.message.DecodeError):
+        return []
+    tensors = filter(uses_external_data, all_tensors(model.graph))
+    names = {str(ExternalDataInfo(tensor).location) for tensor in tensors}
+    return [path.parent / name for name in sorted(names)]
 
 
 def exceeds_one_file(model: onnx.ModelProto) -> bool:

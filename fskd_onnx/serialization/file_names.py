@@ -22,6 +22,11 @@ def data_path(model: Path) -> Path:
     return model.with_name(model.name + _DATA_SUFFIX)
 
 
+def is_data_name(name: str, model: Path) -> bool:
+    """Return whether a file has a name that weights of a model get."""
+    return name.startswith(f"{model.name}.") and name.endswith(_DATA_SUFFIX)
+
+
 def free_data_path(model: Path, data: Path) -> Path:
     """Return where a model's large weights may go without changing a file that is there.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,7 +16,8 @@ from onnx.external_data_helper import uses_external_data
 from fskd_onnx.errors import ModelError
 from fskd_onnx.serialization import external_data
 from fskd_onnx.serialization.atomic_files import OutputFiles
-from fskd_onnx.serialization.file_names import data_path, free_data_path
+from fskd_onnx.serialization.external_data import weight_files
+from fskd_onnx.serialization.file_names import data_path, free_data_path, is_data_name
 
 _FLOATS = (
     onnx.TensorProto.FLOAT,
@@ -89,7 +91,8 @@ def save_model(
     Raises:
         FskdError: the file cannot be written.
     """
-    with OutputFiles() as files:
+    read = () if like is None or isinstance(like, onnx.ModelProto) else weight_files(Path(like))
+    with OutputFiles(read) as files:
         stage_model(files, model, path, like)
 
 
@@ -114,8 +117,10 @@ def stage_model(
     outside = set() if like is None or isinstance(like, onnx.ModelProto) else _kept_outside(like)
     if external_data.exceeds_one_file(model):
         outside |= external_data.large_initializers(model)
+    replaced = [file for file in weight_files(path) if is_data_name(file.name, path)]
     if not any(t.name in outside or uses_external_data(t) for t in model.graph.initializer):
         onnx.save_model(model, files.stage(path), format="protobuf")
+        _remove_afterwards(files, replaced)
         return
     # Weights first: they appear before the model that refers to them.
     data, temporary = files.stage(data_path(path)), files.stage(path)
@@ -126,9 +131,16 @@ def stage_model(
             files.discard(data)
         else:
             files.restage(data, place)
+        _remove_afterwards(files, [old for old in replaced if old.name != place.name])
         return place.name
 
     external_data.save(model, temporary, data, location, outside)
+
+
+def _remove_afterwards(files: OutputFiles, old: Sequence[Path]) -> None:
+    """Remove the weights of a model that is replaced, once it is."""
+    for path in old:
+        files.remove_afterwards(path)
 
 
 def count_parameters(model: onnx.ModelProto) -> int:

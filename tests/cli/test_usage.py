@@ -243,6 +243,22 @@ def test_an_interrupt_is_one_line(compare_calls: Any) -> None:
     assert result.stderr == "error: interrupted\n"
 
 
+def test_what_nobody_foresaw_is_one_line_and_a_traceback_in_the_log(
+    tmp_path: Path, compare_calls: Any
+) -> None:
+    def fail(_: RunOptions) -> None:
+        raise KeyError("an\x1b\nodd name")
+
+    compare_calls(fail)
+    result = invoke("compare", "t", "s", "x", "-vv", "--log-file", tmp_path / "log")
+    assert result.exit_code == 1
+    *others, line = result.stderr.splitlines()
+    assert line.startswith("error: this was not foreseen (KeyError: ")
+    assert "--log-file" in line
+    assert not any("Traceback" in other for other in others)
+    assert "Traceback" in (tmp_path / "log").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("options", "heard"),
     [

@@ -8,7 +8,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from fskd_onnx.serialization.clashes import find_clash, weight_files
+from fskd_onnx.serialization.clashes import find_clash
+from fskd_onnx.serialization.external_data import weight_files
 from tests.helpers import build
 
 TEXT = "g (float[N,4] x) => (float[N,6] z) <float[4,6] w> { z = MatMul (x, w) }"
