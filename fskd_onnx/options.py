@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -18,6 +18,9 @@ ChannelOrder: TypeAlias = Literal["RGB", "BGR"]
 
 CHANNEL_COUNTS = (1, 3)
 """Channels of an image: grayscale or colour."""
+
+FOLDERS = "folders"
+"""In place of a file of groups: the subfolders of the samples are the groups."""
 
 AUTO_PROVIDERS = ("auto",)
 """Execution providers unless told: CUDA where it works, else the CPU."""
@@ -184,6 +187,10 @@ class RunOptions:
         preprocess: how pixels become tensors.
         memory_limit: bytes of samples, columns and activations that a fit keeps in memory between
             blocks; what is past it goes to temporary files. None keeps everything in memory.
+        groups: which samples belong together (crops of one photo, frames of one video), so that
+            they are fitted on or held out together: the group of each sample of the source, names
+            or integers; a file of these; or "folders", where the subfolders of the samples are the
+            groups. None lets a fit find samples that show the same.
     """
 
     providers: tuple[str, ...] = AUTO_PROVIDERS
@@ -192,6 +199,13 @@ class RunOptions:
     seed: int = 0
     preprocess: Preprocess = field(default_factory=Preprocess)
     memory_limit: int | None = None
+    groups: str | Sequence[str | int] | None = None
+
+    def __post_init__(self) -> None:
+        """Let groups be a tuple where they are listed."""
+        if not (self.groups is None or isinstance(self.groups, str)):
+            listed = tuple(np.asarray(self.groups).tolist())
+            object.__setattr__(self, "groups", listed)
 
 
 @dataclass(frozen=True)

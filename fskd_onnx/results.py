@@ -11,10 +11,15 @@ if TYPE_CHECKING:
 
 
 class BlockStatus(StrEnum):
-    """What became of a block: it has new weights, or its bytes are those of the student's file."""
+    """What became of a block."""
 
     FITTED = "fitted"
+    """An adapter is in its weights."""
     KEPT = "kept"
+    """Its bytes are those of the student's file."""
+    REPLACED = "replaced"
+    """It has other bytes, though no adapter was better: its channels were chosen anew, or what
+    stood beside it was folded into it."""
 
 
 class Evidence(StrEnum):
@@ -55,11 +60,13 @@ class BlockReport:
         channels: teacher channel of each student channel.
         error_before: ``||student - teacher||^2 / ||teacher - mean||^2`` of the student as it was
             given, cross-validated over folds of samples; None where it was not measured.
-        error_after: the same of the fitted block.
-        status: whether it was fitted or kept.
-        reason: why it was kept; empty where it was fitted.
+        error_after: the same of the block in the student that is given out.
+        status: whether it was fitted, kept or replaced.
+        reason: why it was not fitted; empty where it was.
         teacher_width: number of channels of the teacher's tensor. The terminal shows it, the JSON
             report does not.
+        note: what else there is to know of a fitted block; mostly nothing.
+        adds_node: whether an Add was put behind it for its bias; as teacher_width.
     """
 
     student: str
@@ -73,6 +80,8 @@ class BlockReport:
     status: BlockStatus
     reason: str
     teacher_width: int | None = None
+    note: str = ""
+    adds_node: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,21 +99,44 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """How certain it is that a fit brings the student closer, by samples that it has not seen.
+
+    Attributes:
+        independent_count: number of independent samples: of groups of samples that belong together
+            or show the same, identical ones being there once.
+        error_ratio: what the error on one of them is multiplied by: the geometric mean of that of
+            the fitted student by that of the student as it was given.
+        interval: of the same, 90%, from its spread over the independent samples.
+        stands: whether the gain is more than chance. What does not stand is not written.
+    """
+
+    independent_count: int
+    error_ratio: float
+    interval: tuple[float, float]
+    stands: bool
+
+
+@dataclass(frozen=True)
 class Comparison:
     """How far a student agrees with its teacher.
 
     Attributes:
         agreement: of the student with the teacher.
-        count: number of samples.
+        count: number of samples that the figures are of.
         accuracy_teacher: fraction of samples whose label the teacher ranks first; None without
             labels.
         accuracy_student: the same of the student.
+        samples_left_out: names of the samples for which an output of either model is not finite.
+        outputs_left_out: outputs that could not be compared, each with the reason.
     """
 
     agreement: Agreement
     count: int
     accuracy_teacher: float | None
     accuracy_student: float | None
+    samples_left_out: tuple[str, ...] = ()
+    outputs_left_out: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,14 +169,19 @@ class FitReport:
         options: the options of the fit, by name.
         providers: execution providers that were used, in order.
         sample_count: number of samples.
+        independent_count: number of independent groups that the samples are.
         held_out_count: how many of them each verdict was held out on.
         blocks: the student's blocks, in the order of its nodes.
         before: agreement of the student as it was given, on held-out samples.
         after: agreement of the fitted student, on the same samples.
+        verdict: how certain the gain is.
         parameters_student: number of parameters of the student as it was given.
         parameters_fused: number of parameters of the fitted student.
         seconds: time per stage.
         versions: versions of this package and of those it computes with.
+        samples_left_out: names of the held-out samples that the verdict leaves out, since an output
+            of the teacher or of the given student is not finite.
+        outputs_left_out: outputs that could not be compared, each with the reason.
     """
 
     teacher: str
@@ -153,14 +190,23 @@ class FitReport:
     options: dict[str, object]
     providers: tuple[str, ...]
     sample_count: int
+    independent_count: int
     held_out_count: int
     blocks: tuple[BlockReport, ...]
     before: Agreement
     after: Agreement
+    verdict: Verdict
     parameters_student: int
     parameters_fused: int
     seconds: StageSeconds
     versions: dict[str, str]
+    samples_left_out: tuple[str, ...] = ()
+    outputs_left_out: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def added_nodes(self) -> tuple[str, ...]:
+        """Names of the blocks that an Add was put behind, for their bias."""
+        return tuple(block.student for block in self.blocks if block.adds_node)
 
 
 @dataclass(frozen=True)
@@ -174,7 +220,9 @@ class BlockPair:
         channels: teacher channel of each student channel; None until activations decide.
         teacher_width: number of channels of the teacher's block output.
         evidence: what the channels were found by.
-        confidence: 0..1, of the pair or of its least certain channel, whichever is less.
+        confidence: 0..1, of the pair or of its least certain channel, whichever is less: by how
+            much better it fits than the next best, not how well. 1 is beyond doubt, 0 says that
+            another one fits as well.
         reason: why the block is left alone; empty where it is not.
         paired_by: what the block was found by.
     """

@@ -11,6 +11,7 @@ from fskd_onnx.passes.fold_constants import FoldConstants
 from fskd_onnx.passes.fuse_adapter import FuseAdapter
 from fskd_onnx.passes.gather_columns import GatherColumns
 from fskd_onnx.passes.insert_adapter import InsertAdapter
+from fskd_onnx.passes.merge_branches import MergeBranches
 from fskd_onnx.passes.replace_weights import ReplaceWeights
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "FuseAdapter",
     "GatherColumns",
     "InsertAdapter",
+    "MergeBranches",
     "Pass",
     "PassError",
     "PassResult",

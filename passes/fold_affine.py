@@ -37,6 +37,7 @@ from fskd_onnx.passes.analysis.nodes import (
     sole_reader,
 )
 from fskd_onnx.passes.analysis.operators import operator_of
+from fskd_onnx.passes.analysis.shared_weights import find_uses
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.edit import remove
 from fskd_onnx.passes.errors import PostconditionError
@@ -54,7 +55,8 @@ class FoldAffine(Pass):
     1. Its parameters are constants, one value per channel, and no divisor is zero.
     2. It alone reads the output of the linear node, or the linear node alone reads its output: no
        other node does, no body of an If or Loop, and it is no output of the graph.
-    3. No other node reads the weights of the linear node.
+    3. No other node reads the weights of the linear node; or those that do are uses of one block
+       (``analysis.shared_weights``), and the same affine map follows each of them.
     4. The types that weights and bias are stored in hold the new values: finite ones, and without
        a loss what is stored in half precision for a node that computes in more.
     5. In front of a linear node: it is a BatchNormalization, and it either does not shift or every
@@ -63,58 +65,91 @@ class FoldAffine(Pass):
 
     def apply(self, graph: gs.Graph) -> list[str]:
         """Rewrite in place; return one note per node that went away."""
-        return _fold_behind(graph) + _fold_in_front(graph)
+        with _quiet():
+            return _fold_behind(graph) + _fold_in_front(graph)
 
     def ensures(self, graph: gs.Graph) -> None:
         """Check that no foldable node is left over."""
         blocks, in_bodies = _blocks(graph), nodes_in_bodies(graph)
         for node in graph.nodes:
-            linear = _linear_before(node, blocks)
-            if linear is not None and _merged_behind(graph, node, linear, in_bodies) is not None:
+            block = _block_before(node, blocks)
+            with _quiet():
+                left_over = block and _merged_behind(graph, block, in_bodies)
+            if left_over:
                 msg = f"{node.op} '{node_name(node)}' was left unfolded"
                 raise PostconditionError(msg)
+
+
+def _quiet() -> np.errstate:
+    """Return a context in which NumPy does not warn of what is not folded: values not finite."""
+    return np.errstate(divide="ignore", over="ignore", invalid="ignore")
 
 
 def _fold_behind(graph: gs.Graph) -> list[str]:
     notes = []
     blocks, in_bodies = _blocks(graph), nodes_in_bodies(graph)
     for node in list(graph.nodes):
-        linear = _linear_before(node, blocks)
-        merged = None if linear is None else _merged_behind(graph, node, linear, in_bodies)
-        if linear is None or merged is None:
+        block = _block_before(node, blocks)
+        merged = _merged_behind(graph, block, in_bodies) if block else None
+        if merged is None:
             continue
-        notes.append(f"{node.op} '{node_name(node)}' folded into '{linear.name}'")
-        # What was folded leaves its output to the linear node, so no reader changes.
-        result = node.outputs[0]
-        remove(graph, node)
-        linear.last_node.outputs = [result]
-        write_weights(graph, linear, merged)
+        for use in block:
+            folded = use.output.outputs[0]
+            notes.append(f"{folded.op} '{node_name(folded)}' folded into '{use.name}'")
+            # What was folded leaves its output to the linear node, so no reader changes.
+            result = folded.outputs[0]
+            remove(graph, folded)
+            use.last_node.outputs = [result]
+        write_weights(graph, block[0], merged, block[1:])
         # An Add behind a MatMul that has lost its scale is its bias from now on.
-        view = linear.renewed(graph, in_bodies)
-        blocks[id(view.output)] = view
+        block = tuple(use.renewed(graph, in_bodies) for use in block)
+        blocks |= {id(use.output): block for use in block}
     return notes
 
 
-def _blocks(graph: gs.Graph) -> dict[int, Linear]:
-    """Return the linear nodes with weights of their own by their outputs."""
-    views = (view for view in find_linear(graph) if isinstance(view, Linear))
-    return {id(view.output): view for view in views if view.shared_with is None}
+_Block = tuple[Linear, ...]
+"""The uses of a block, in the order of nodes; most have one."""
 
 
-def _linear_before(node: gs.Node, blocks: Mapping[int, Linear]) -> Linear | None:
-    """Return the linear node whose output a node reads, if it reads one."""
-    return next((blocks[id(tensor)] for tensor in node.inputs if id(tensor) in blocks), None)
+def _blocks(graph: gs.Graph) -> dict[int, _Block]:
+    """Return the blocks whose weights nothing else reads, by each of their outputs."""
+    uses = find_uses([view for view in find_linear(graph) if isinstance(view, Linear)])
+    return {id(use.output): block for block in uses.values() for use in block}
 
 
-def _merged_behind(
-    graph: gs.Graph, node: gs.Node, linear: Linear, in_bodies: set[int]
-) -> AffineMap | None:
-    """Return a linear node's weights with the only node that reads its output folded in."""
-    if linear.sole_reader(graph, in_bodies) is not node:
+def _block_before(node: gs.Node, blocks: Mapping[int, _Block]) -> _Block:
+    """Return the block whose output a node reads; nothing where it reads none."""
+    return next((blocks[id(tensor)] for tensor in node.inputs if id(tensor) in blocks), ())
+
+
+def _merged_behind(graph: gs.Graph, block: _Block, in_bodies: set[int]) -> AffineMap | None:
+    """Return a block's weights with the only node that reads its output folded in.
+
+    Of several uses, with what follows each of them, where that is the same.
+    """
+    first, *others = (_merged_behind_use(graph, use, in_bodies) for use in block)
+    alike = all(first and other and other.equals(first) for other in others)
+    return first if alike else None
+
+
+def affine_behind(graph: gs.Graph, linear: Linear, in_bodies: set[int]) -> AffineMap | None:
+    """Return the affine map per channel that alone reads a linear node's output, if one does.
+
+    Args:
+        graph: the graph of the node.
+        linear: the node.
+        in_bodies: see ``nodes.nodes_in_bodies``.
+    """
+    node = linear.sole_reader(graph, in_bodies)
+    if node is None:
         return None
     # A tensor with its channels on the last axis may be of any rank.
     rank = 1 if linear.channels_last else len(linear.kernel_shape) + 2
-    affine = _affine(graph, node, linear.output, linear.width, rank, linear.channel_axis)
+    return affine_of(graph, node, linear.output, linear.width, rank, linear.channel_axis)
+
+
+def _merged_behind_use(graph: gs.Graph, linear: Linear, in_bodies: set[int]) -> AffineMap | None:
+    affine = affine_behind(graph, linear, in_bodies)
     if affine is None:
         return None
     return _checked(
@@ -140,7 +175,7 @@ def _checked(
     return AffineMap(matrix, bias.reshape(matrix.shape[:2]))
 
 
-def _affine(
+def affine_of(
     graph: gs.Graph, node: gs.Node, source: gs.Tensor, width: int, rank: int, axis: int
 ) -> AffineMap | None:
     """Read a node as an affine map of the channels of one of its inputs, if it is one."""
@@ -195,7 +230,7 @@ def _per_channel(tensor: gs.Tensor, width: int, rank: int, axis: int) -> NDArray
 def _fold_in_front(graph: gs.Graph) -> list[str]:
     """Fold a BatchNormalization whose only reader is a linear node into that node."""
     notes = []
-    readers = {id(view.node): view for view in _blocks(graph).values()}
+    readers = {id(use.node): use for use, *others in _blocks(graph).values() if not others}
     in_bodies = nodes_in_bodies(graph)
     for node in list(graph.nodes):
         if not is_standard(node, "BatchNormalization"):
@@ -220,7 +255,7 @@ def _merged_in_front(graph: gs.Graph, node: gs.Node, linear: Linear) -> AffineMa
     taps = math.prod(linear.kernel_shape)
     groups, n, p = linear.shape
     width = groups * p // taps
-    affine = _affine(graph, node, node.inputs[0], width, len(linear.kernel_shape) + 2, 1)
+    affine = affine_of(graph, node, node.inputs[0], width, len(linear.kernel_shape) + 2, 1)
     if affine is None or (affine.shift.any() and not sees_whole_patches(linear)):
         return None
     by_channel = linear.matrix.reshape(groups, n, -1, taps)

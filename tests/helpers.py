@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from fskd_onnx.passes import AffineMap, FuseAdapter, InsertAdapter
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.shared_weights import find_uses
 from fskd_onnx.passes.separate_weights import Separated
 
 Array = NDArray[Any]
@@ -158,15 +159,18 @@ def linears(model: onnx.ModelProto) -> dict[str, Linear]:
 def random_adapters(
     model: onnx.ModelProto, seed: int = 2, widest: int = 512
 ) -> dict[str, AffineMap]:
-    """An adapter near the identity for each linear node that has weights of its own."""
+    """An adapter near the identity for each block: the same one behind all of its uses."""
     rng = np.random.default_rng(seed)
-    adapters = {}
-    for name, linear in linears(model).items():
-        if linear.shared_with is not None or linear.width > widest:
+    adapters: dict[str, AffineMap] = {}
+    views = linears(model)
+    for name, uses in find_uses(list(views.values())).items():
+        linear = views[name]
+        if linear.width > widest or name in adapters:
             continue
         n = linear.width // linear.groups
         noise = rng.standard_normal((linear.groups, n, n)) / np.sqrt(n) / 4
-        adapters[name] = AffineMap(np.eye(n) + noise, rng.standard_normal(linear.shape[:2]) / 4)
+        new = AffineMap(np.eye(n) + noise, rng.standard_normal(linear.shape[:2]) / 4)
+        adapters |= {use.name: new for use in uses}
     return adapters
 
 

@@ -21,7 +21,7 @@ from fskd_onnx.cli.exit_status import printing
 from fskd_onnx.cli.shared_options import SharedOptions
 from fskd_onnx.cli.values import byte_count, names, parse
 from fskd_onnx.errors import NoImprovementError, one_of
-from fskd_onnx.options import AdapterName, FitOptions, RunOptions, SolverName, TargetsName
+from fskd_onnx.options import FOLDERS, AdapterName, FitOptions, RunOptions, SolverName, TargetsName
 from fskd_onnx.progress import shown_on
 from fskd_onnx.reporting.formats import REPORT_FORMATS, has_report_format, stage_report
 from fskd_onnx.serialization.atomic_files import OutputFiles, write_text_atomically
@@ -46,6 +46,14 @@ _MemoryLimit = Annotated[
     typer.Option(
         metavar="SIZE",
         help="Memory for activations between blocks, such as 200MB or 2GB; more goes to files.",
+    ),
+]
+_Groups = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|folders",
+        help="The group of each sample (.npy, .npz, .txt, .csv): samples of a group are fitted on "
+        "or held out together; folders takes subfolders of SAMPLES as groups.",
     ),
 ]
 _Map = Annotated[
@@ -92,6 +100,7 @@ def _fit(
         SolverName, typer.Option(help="What solves the small systems; torch uses the GPU.")
     ] = SolverName.NUMPY,
     block_map: _Map = None,
+    groups: _Groups = None,
     memory_limit: _MemoryLimit = None,
     report: Annotated[
         list[Path] | None,
@@ -110,11 +119,11 @@ def _fit(
             )
     shared.start(
         {"TEACHER": teacher, "STUDENT": student},
-        {"SAMPLES": samples, "the map": block_map},
+        {"SAMPLES": samples, "the map": block_map, "the groups": _file_of(groups)},
         [("-o", output), *(("--report", path) for path in reports)],
     )
     options = FitOptions(
-        run=_limited(shared.run, memory_limit),
+        run=_with_own(shared.run, memory_limit, groups),
         adapter=adapter,
         targets=targets,
         augment=names(augment) if augment else (),
@@ -159,15 +168,16 @@ def _match(
         Path | None, typer.Option(metavar="FILE", help="Save the pairs to this file.")
     ] = None,
     block_map: _Map = None,
+    groups: _Groups = None,
     memory_limit: _MemoryLimit = None,
 ) -> None:
     """Show which blocks and channels of STUDENT belong to which of TEACHER."""
     shared.start(
         {"TEACHER": teacher, "STUDENT": student},
-        {"SAMPLES": samples, "the map": block_map},
+        {"SAMPLES": samples, "the map": block_map, "the groups": _file_of(groups)},
         [("--json", json)],
     )
-    options = _limited(shared.run, memory_limit)
+    options = _with_own(shared.run, memory_limit, groups)
 
     from fskd_onnx.pipeline.match import match
     from fskd_onnx.reporting.json_format import matching_to_json
@@ -214,6 +224,12 @@ COMMANDS: Mapping[str, Callable[..., None]] = MappingProxyType(
 """The commands by name, in the order of the help."""
 
 
-def _limited(run: RunOptions, memory: str | None) -> RunOptions:
-    """Return the options with a limit of memory, which only some commands have."""
-    return replace(run, memory_limit=parse(byte_count, memory, "--memory-limit"))
+def _file_of(groups: str | None) -> Path | None:
+    """Return the file that groups are read from, if there is one."""
+    return None if groups in (None, FOLDERS) else Path(str(groups))
+
+
+def _with_own(run: RunOptions, memory: str | None, groups: str | None) -> RunOptions:
+    """Return the options with a limit of memory and groups, which only some commands have."""
+    limit = parse(byte_count, memory, "--memory-limit")
+    return replace(run, memory_limit=limit, groups=groups)

@@ -88,6 +88,12 @@ class BlockRegressors:
     of_outputs: bool = False
     keep_zeros: bool = False
 
+    def express(self, block: AffineMap) -> AffineMap | None:
+        """Return a map of patches as one of the regressors; None where these do not tell."""
+        if self.of_outputs:
+            return None
+        return block if self.basis is None else AffineMap(block.matrix @ self.basis, block.shift)
+
 
 @dataclass(frozen=True)
 class Family(ABC):

@@ -8,24 +8,29 @@ Regressors are the patches, or coordinates of the block's outputs W p where thes
 the columns are fewer than their rows, as ten samples of an image of one pixel are, they span less
 than the whole space, and a ridge leaves everything outside of the span alone. Then x are the
 coordinates in an orthonormal basis of the span, and nothing is lost (``BlockColumns.in_span``).
+
+Nodes that use the same weights share their unknowns: the columns of a block are those of all of its
+uses, each gathered from its own input beside the targets of its own partner.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
+from onnxruntime import OrtValue
 
 from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting.adapters import BlockRegressors
-from fskd_onnx.fitting.block_plan import BlockPlan
+from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse
 from fskd_onnx.fitting.column_chunk import ColumnChunk, Floats
-from fskd_onnx.fitting.teacher_pass import TeacherPass
+from fskd_onnx.fitting.teacher_pass import TargetColumns, TeacherPass
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.linalg.ridge import span
 from fskd_onnx.linalg.threads import parallel_map
@@ -48,13 +53,14 @@ class BlockRequest:
 
     Attributes:
         plan: the block.
-        linear: the student's block, as it is now.
+        linear: the student's block, as it is now; of several uses the first one.
         channels: teacher channel of each target, divided evenly among the groups.
         residual: whether the error is seen behind the sum that the plan names.
         needs_patches: whether the regressors are patches; else they are coordinates of the outputs.
         keep_zeros: whether zeros of the kernel have to stay.
         across_groups: whether the outputs of all groups are the regressors of all targets, as they
             are while channels are not known.
+        others: its other uses, in the order of the plan.
     """
 
     plan: BlockPlan
@@ -64,14 +70,68 @@ class BlockRequest:
     needs_patches: bool = True
     keep_zeros: bool = False
     across_groups: bool = False
+    others: tuple[Linear, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the columns of one use of a block come from.
+
+    Attributes:
+        plan: the use.
+        linear: the student's node.
+        geometry: its positions.
+        columns: the teacher's, by batch.
+    """
+
+    plan: BlockUse
+    linear: Linear
+    geometry: Geometry
+    columns: Mapping[int, TargetColumns]
+
+
+def _sources(
+    teacher: TeacherPass, request: BlockRequest, tensors: Mapping[str, OrtValue]
+) -> list[_Source]:
+    """Return where the columns of each use come from.
+
+    Args:
+        teacher: gives the columns of the teacher's blocks.
+        request: the block.
+        tensors: the student's, in the first batch.
+
+    Raises:
+        MatchError: student and teacher differ in their positions.
+    """
+    sources = []
+    for number, linear in enumerate((request.linear, *request.others)):
+        plan, rows = request.plan.uses[number], tensors[linear.input.name].shape()[0]
+        geometry = Geometry.of(linear, tensors[linear.input.name].shape())
+        columns = teacher.columns(request.plan.index, number)
+        spatial = plan.partner.spatial_shape(columns[0].shape)
+        if math.prod(spatial) != geometry.positions or rows != columns[0].shape[0]:
+            output = f"the output of '{linear.name}'" if request.others else "its output"
+            raise MatchError(
+                f"{output} has {geometry.output_shape or 1} positions, "
+                f"the teacher's has {spatial or 1}"
+            )
+        sources.append(_Source(plan, linear, geometry, columns))
+    return sources
+
+
+_Piece = tuple[_Source, int]
+"""A use of a block, and the number of a batch."""
 
 
 class BlockColumns:
     """The columns of one block at the current stage of the student.
 
+    Columns with a value that is not finite are left out.
+
     Attributes:
         request: what is gathered.
         regressors: the block as a map of them.
+        left_out: samples with columns that were left out, as far as they were gathered.
     """
 
     def __init__(
@@ -80,7 +140,7 @@ class BlockColumns:
         """Look at the first batch.
 
         Args:
-            stage: of the student; its stop holds the block's input, and the shortcut.
+            stage: of the student; its stop holds the inputs of all uses, and their shortcuts.
             teacher: gives the columns of the teacher's block.
             request: what to gather.
             timer: counts the time of the first batch, and of the basis of a span, as "capture".
@@ -94,13 +154,21 @@ class BlockColumns:
         self.request = request
         self._timer = timer
         self._chunks: list[ColumnChunk] | None = None
+        self.left_out: set[int] = set()
         linear, groups = request.linear, request.linear.groups
         with timer("capture"):
-            self._columns = teacher.columns(request.plan.index)
-            first = stage.tensors(0)[linear.input.name]
-        self._geometry = Geometry.of(linear, first.shape())
-        self._check_positions(first.shape()[0])
-        taps = self._geometry.taps_inside
+            tensors = stage.tensors(0)
+            first = tensors[linear.input.name]
+            sources = _sources(teacher, request, tensors)
+        self._pieces: list[_Piece] = [
+            (source, index)
+            for fold in dict.fromkeys(batch.fold for batch in self._batches)
+            for source in sources
+            for index in source.columns
+            if self._batches[index].fold == fold
+        ]
+        self._taps = np.any([source.geometry.taps_inside for source in sources], axis=0)
+        taps = self._taps
         inside = np.tile(taps, linear.shape[2] // len(taps))
         basis: Array | None = None
         if not inside.all():
@@ -118,7 +186,7 @@ class BlockColumns:
             basis = None
         bias = linear.bias.reshape(groups, -1)
         self.regressors = BlockRegressors(block_map, bias, basis, of_outputs, request.keep_zeros)
-        columns = sum(part.columns for part in self._columns.values())
+        columns = sum(source.columns[index].columns for source, index in self._pieces)
         n, m = block_map.shape[1:]
         # Groups of them, and how many in each.
         self._regressor_shape = (1, groups * n) if request.across_groups else (groups, m)
@@ -138,6 +206,8 @@ class BlockColumns:
         reduced = copy.copy(self)
         with self._timer("capture"):
             chunks = list(self.chunks())
+            if not chunks:
+                return self
             x = np.concatenate([chunk.x for chunk in chunks], axis=2)
             # Householder reflections, so the basis is orthonormal even where columns are equal.
             bases, coordinates = zip(
@@ -159,51 +229,79 @@ class BlockColumns:
     def chunks(self, first_fold: bool = False) -> Iterable[ColumnChunk]:
         """Return all chunks, fold after fold; only those of the first fold, if that is enough.
 
-        They are a list where they are kept, else an iterator.
+        They are a list where they are kept, else an iterator. A fold without a finite column has
+        none.
         """
-        first = self._batches[0].fold
         if self._chunks is None and self._keep:
-            self._chunks = list(self._gathered(list(self._columns)))
+            self._chunks = list(self._gathered(self._pieces))
         if self._chunks is not None:
-            return [c for c in self._chunks if not first_fold or c.fold == first]
-        return self._gathered(
-            [i for i in self._columns if not first_fold or self._batches[i].fold == first]
-        )
+            return [c for c in self._chunks if not first_fold or c.fold == self._chunks[0].fold]
+        return self._first_fold() if first_fold else self._gathered(self._pieces)
 
-    def _gathered(self, batches: list[int]) -> Iterable[ColumnChunk]:
+    def _first_fold(self) -> Iterable[ColumnChunk]:
+        """Gather the chunks of the first fold that has some."""
+        for _, of_fold in itertools.groupby(
+            self._pieces, lambda piece: self._batches[piece[1]].fold
+        ):
+            chunks = iter(self._gathered(list(of_fold)))
+            if (first := next(chunks, None)) is not None:
+                return itertools.chain([first], chunks)
+        return ()
+
+    def _gathered(self, pieces: list[_Piece]) -> Iterable[ColumnChunk]:
         """Gather the columns of some batches, at once where all of them may be in memory."""
-        shares = self._divided(batches)
+        shares = self._divided(pieces)
         if not self._keep:
-            return map(self._gather, shares)
-        for index in batches:
+            return self._finite(map(self._gather, shares), shares)
+        for index in dict.fromkeys(index for _, index in pieces):
             self._stage.tensors(index)  # runs what has not run yet, one batch after another
         chunks = [self._empty(share) for share in shares]
         parts = [part for pair in zip(chunks, shares, strict=True) for part in self._parts(*pair)]
         list(parallel_map(self._fill, parts))
-        return chunks
+        return list(self._finite(chunks, shares))
 
-    def _divided(self, batches: list[int]) -> list[list[int]]:
-        """Divide batches into those whose columns are one chunk: of a fold, few enough."""
+    def _finite(
+        self, chunks: Iterable[ColumnChunk], shares: list[list[_Piece]]
+    ) -> Iterator[ColumnChunk]:
+        """Yield chunks without the columns that are not finite, those of no other not at all."""
+        for chunk, share in zip(chunks, shares, strict=True):
+            finite = chunk.finite()
+            if finite is None:
+                yield chunk
+                continue
+            ends = np.cumsum([source.columns[index].columns for source, index in share])[:-1]
+            for (source, index), part in zip(share, np.split(finite, ends), strict=True):
+                columns, samples = source.columns[index], self._batches[index].samples
+                rows = np.flatnonzero(~part.reshape(columns.count, -1).all(axis=1))
+                # Where a sample has several rows, they follow each other.
+                self.left_out.update(samples[rows * len(samples) // columns.shape[0]].tolist())
+            if finite.any():
+                yield chunk.part(finite)
+
+    def _divided(self, pieces: list[_Piece]) -> list[list[_Piece]]:
+        """Divide batches into those whose columns are one chunk: of a use and fold, few enough."""
         per_column = 8 * math.prod(self._regressor_shape)
-        shares: list[list[int]] = []
-        size, fold = 0, -1
-        for index in batches:
-            if self._batches[index].fold != fold or size > _CHUNK_BYTES:
+        shares: list[list[_Piece]] = []
+        size, last = 0, (-1, -1)
+        for source, index in pieces:
+            current = id(source), self._batches[index].fold
+            if current != last or size > _CHUNK_BYTES:
                 shares.append([])
-                size, fold = 0, self._batches[index].fold
-            shares[-1].append(index)
-            size += per_column * self._columns[index].columns
+                size, last = 0, current
+            shares[-1].append((source, index))
+            size += per_column * source.columns[index].columns
         return shares
 
-    def _gather(self, share: list[int]) -> ColumnChunk:
+    def _gather(self, share: list[_Piece]) -> ColumnChunk:
         chunk = self._empty(share)
         for part in self._parts(chunk, share):
             self._fill(part)
         return chunk
 
-    def _empty(self, share: list[int]) -> ColumnChunk:
+    def _empty(self, share: list[_Piece]) -> ColumnChunk:
         """Allocate the columns of some batches."""
-        first, columns = self._columns[share[0]], sum(self._columns[i].columns for i in share)
+        found = [source.columns[index] for source, index in share]
+        first, columns = found[0], sum(part.columns for part in found)
         groups = self._regressor_shape[0]
         shape = (groups, len(self.request.channels) // groups, columns)
         targets = np.empty(shape, column_type(first.targets.element_type))
@@ -211,27 +309,33 @@ class BlockColumns:
         if self.request.residual and first.sums is not None:
             residual = np.empty_like(targets), np.empty_like(targets)
         return ColumnChunk(
-            fold=self._batches[share[0]].fold,
+            fold=self._batches[share[0][1]].fold,
             x=np.empty((*self._regressor_shape, columns)),
             targets=targets,
             residual=residual,
         )
 
-    def _parts(self, chunk: ColumnChunk, share: list[int]) -> Iterator[tuple[int, ColumnChunk]]:
+    def _parts(
+        self, chunk: ColumnChunk, share: list[_Piece]
+    ) -> Iterator[tuple[_Piece, ColumnChunk]]:
         """Yield each batch with its part of a chunk."""
         end = 0
-        for index in share:
-            start, end = end, end + self._columns[index].columns
-            yield index, chunk.part(slice(start, end))
+        for source, index in share:
+            start, end = end, end + source.columns[index].columns
+            yield (source, index), chunk.part(slice(start, end))
 
-    def _fill(self, item: tuple[int, ColumnChunk]) -> None:
+    def _fill(self, item: tuple[_Piece, ColumnChunk]) -> None:
         """Gather the columns of one batch."""
-        index, part = item
-        tensors, teacher = self._stage.tensors(index), self._columns[index]
-        linear, last = self.request.linear, self.request.linear.channels_last
-        at, inside = self._geometry.patches(teacher.positions)
-        taps = self._geometry.taps_inside
-        at, inside = at[taps], inside[taps]
+        # What is not finite is left out by ``_finite``, so no product has to warn of it.
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._fill_part(*item)
+
+    def _fill_part(self, place: _Piece, part: ColumnChunk) -> None:
+        origin, index = place
+        tensors, teacher = self._stage.tensors(index), origin.columns[index]
+        linear, last = origin.linear, origin.linear.columns_last
+        at, inside = origin.geometry.patches(teacher.positions)
+        at, inside = at[self._taps], inside[self._taps]
         mask = None if inside.all() else inside
         source = tensors[linear.input.name], last, teacher.count, at, mask
         if self._projection is None:
@@ -249,15 +353,6 @@ class BlockColumns:
         if part.residual is not None and teacher.sums is not None:
             sums, shortcut = part.residual
             align(teacher.sums, sums)
-            name = str(self.request.plan.epilogue.shortcut)
+            name = str(origin.plan.epilogue.shortcut)
             position, out = teacher.positions[np.newaxis], shortcut.reshape(-1, len(part))
             self._gather_columns(tensors[name], last, teacher.count, position, out=out)
-
-    def _check_positions(self, rows: int) -> None:
-        shape = self._columns[0].shape
-        spatial = self.request.plan.partner.spatial_shape(shape)
-        if math.prod(spatial) != self._geometry.positions or rows != shape[0]:
-            raise MatchError(
-                f"its output has {self._geometry.output_shape or 1} positions, "
-                f"the teacher's has {spatial or 1}"
-            )

@@ -11,11 +11,13 @@ shortcut::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 
+from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting.block_columns import BlockColumns
 from fskd_onnx.fitting.column_chunk import ColumnChunk, Rows
 from fskd_onnx.linalg.backends import Array
@@ -28,6 +30,8 @@ from fskd_onnx.timing import StageTimer
 
 S = TypeVar("S", Moments, CrossMoments)
 
+_LEAST_FOLDS = 2  # one to fit on, one to judge by
+
 
 class BlockData:
     """What fits to a block need of its columns, each summed over chunks.
@@ -35,16 +39,21 @@ class BlockData:
     Attributes:
         regressors: the block as a map of them.
         residual: whether the error is seen behind a sum.
+        linear: the student's block, as it is now.
+        with_shift: whether fits to the moments may shift the block.
     """
 
-    def __init__(self, columns: BlockColumns, timer: StageTimer) -> None:
+    def __init__(self, columns: BlockColumns, timer: StageTimer, with_shift: bool = True) -> None:
         """Sum nothing yet.
 
         Args:
             columns: of the block.
             timer: counts the time spent here as "capture".
+            with_shift: whether fits to the moments may shift the block.
         """
         self.regressors = columns.regressors
+        self.linear = columns.request.linear
+        self.with_shift = with_shift
         self.residual = columns.request.residual
         self._columns = columns
         self._timer = timer
@@ -54,8 +63,26 @@ class BlockData:
 
         Args:
             rows: which targets, the same ones in each group.
+
+        Raises:
+            MatchError: fewer than two folds have finite columns, or a sum overflows.
         """
-        return self._sum(lambda chunk: Moments.of(chunk.x, chunk.of_output(rows)))
+        folds = self._sum(lambda chunk: Moments.of(chunk.x, chunk.of_output(rows)))
+        if not folds:
+            raise MatchError("its activations are not finite on any sample")
+        if len(folds) < _LEAST_FOLDS:
+            raise MatchError(
+                f"its activations are not finite on {len(self.left_out)} samples, and those that "
+                "are left are too few"
+            )
+        if not all(fold.finite for fold in folds):
+            raise MatchError("its activations are so large that the sums of their squares overflow")
+        return folds
+
+    @property
+    def left_out(self) -> set[int]:
+        """Samples with columns that are not finite, which are no part of any sum."""
+        return self._columns.left_out
 
     def cross_moments(self, rows: Rows, residual: bool) -> list[CrossMoments]:
         """Return the cross part of each fold.
@@ -103,28 +130,41 @@ class BlockData:
             fitted: the map of the regressors to predict with, for some of the targets.
             epilogue: where the error is seen.
             rows: which targets, the same ones in each group.
+
+        Returns:
+            Infinity where it overflows.
         """
 
         def of_chunk(chunk: ColumnChunk) -> float:
-            prediction, target, _ = chunk.predict(fitted, rows)
-            if epilogue.clips:
-                prediction, target = (
-                    clip(values, epilogue.low, epilogue.high) for values in (prediction, target)
-                )
-            difference = np.subtract(prediction, target, dtype=np.float64)
-            return float(np.vdot(difference, difference))
+            with np.errstate(invalid="ignore", over="ignore"):
+                prediction, target, _ = chunk.predict(fitted, rows)
+                if epilogue.clips:
+                    prediction, target = (
+                        clip(values, epilogue.low, epilogue.high) for values in (prediction, target)
+                    )
+                difference = np.subtract(prediction, target, dtype=np.float64)
+                return float(np.vdot(difference, difference))
 
         with self._timer("capture"):
-            return sum(parallel_map(of_chunk, self._columns.chunks(first_fold=True)))
+            total = sum(parallel_map(of_chunk, self._columns.chunks(first_fold=True)))
+        return math.inf if math.isnan(total) else total
 
     def _sum(self, of_chunk: Callable[[ColumnChunk], S]) -> list[S]:
         """Add up the moments of the chunks of each fold."""
 
         def work(chunk: ColumnChunk) -> tuple[int, S]:
-            return chunk.fold, of_chunk(chunk)
+            # What overflows is seen in the sums.
+            with np.errstate(invalid="ignore", over="ignore"):
+                return chunk.fold, of_chunk(chunk)
 
         folds: dict[int, S] = {}
         with self._timer("capture"):
             for fold, part in parallel_map(work, self._columns.chunks()):
                 folds[fold] = folds[fold] + part if fold in folds else part
-        return list(folds.values())
+        if self.with_shift:
+            return list(folds.values())
+        return [fold.without_means() for fold in folds.values()]
+
+    def without_shift(self) -> BlockData:
+        """Return the same columns for fits that do not shift the block."""
+        return BlockData(self._columns, self._timer, with_shift=False)

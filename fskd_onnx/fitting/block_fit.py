@@ -14,11 +14,17 @@ from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.linalg.moments import CrossMoments, Moments, sum_moments
 from fskd_onnx.linalg.ridge import CrossValidation
 from fskd_onnx.passes.analysis.affine import AffineMap
+from fskd_onnx.passes.analysis.constants import epsilon
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue
 
 _ITERATIONS = 5
 # A repetition that takes off less than this is the last one.
 _WORTH_REPEATING = 0.998
+# Errors of so many distances of the stored type to its next number are rounding, as are differences
+# of sums over columns.
+_ROUNDING, _OF_SUMS = 4.0, 1e-14
+# A shift that takes a node of its own has to leave less than this part of the error without it.
+_WORTH_A_NODE = 0.9
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class BlockFit:
         ridge: relative to the mean diagonal of the regressors' Gram matrix.
         error_before: of the block as it is.
         error_after: of the fitted block.
+        rounding: errors of this size are what the stored type rounds off.
     """
 
     family: Family
@@ -41,21 +48,60 @@ class BlockFit:
     ridge: float
     error_before: float
     error_after: float
+    rounding: float
 
     @property
     def improves(self) -> bool:
-        """Whether held-out folds are closer to the teacher with the adapter."""
-        return self.error_after < self.error_before
+        """Whether held-out folds are closer to the teacher by more than rounding."""
+        return self.error_before - self.error_after > self.rounding
 
 
 def fit_block(data: BlockData, families: Families, epilogue: Epilogue) -> BlockFit:
     """Fit every family, refine the best, and say what held-out folds make of it.
+
+    A shift is part of every fit. Where it takes a node of its own, the fit without a shift is taken
+    unless held-out folds are closer to the teacher beyond doubt with one.
 
     Args:
         data: the block's columns.
         families: candidates.
         epilogue: where the error is seen; an empty one sees it at the block's output only.
     """
+    shifted = _fit_families(data, families, epilogue)
+    if data.linear.bias_slot is not None or not shifted.improves:
+        return shifted
+    plain = _fit_families(data.without_shift(), families, epilogue)
+    # The block as it is has the same error in both; what they are relative to differs.
+    same = shifted.error_before / plain.error_before if plain.error_before else 1.0
+    error = plain.error_after * same
+    if error - shifted.error_after > max(shifted.rounding, (1 - _WORTH_A_NODE) * error):
+        return shifted
+    return replace(
+        plain, error_before=shifted.error_before, error_after=error, rounding=shifted.rounding
+    )
+
+
+def error_of(block: AffineMap, data: BlockData, epilogue: Epilogue) -> float | None:
+    """Return the error of any map of the patches, over all folds; None where they are not gathered.
+
+    Args:
+        block: the map.
+        data: columns of a block of its shape.
+        epilogue: where the error is seen.
+    """
+    fitted = data.regressors.express(block)
+    if fitted is None:
+        return None
+    rows = tested_targets(data.regressors.block_map.shape[1])
+    folds, fitted = data.moments(rows), fitted.of_targets(rows)
+    if epilogue != NO_EPILOGUE:
+        return data.error(fitted, epilogue, rows) * _scale(folds[0].target_energy, folds[:1])
+    energy = sum(fold.target_energy for fold in folds)
+    return sum(fold.error(fitted) for fold in folds) * _scale(energy, folds)
+
+
+def _fit_families(data: BlockData, families: Families, epilogue: Epilogue) -> BlockFit:
+    """Fit every family, refine the best, and say what held-out folds make of it."""
     n = data.regressors.block_map.shape[1]
     # Targets share all but their own values, so some of them tell which variant is the best one;
     # but where there is only one, all of them are needed anyway.
@@ -89,7 +135,15 @@ def fit_block(data: BlockData, families: Families, epilogue: Epilogue) -> BlockF
         best.ridge,
         before * scale,
         best.error * scale,
+        max((_ROUNDING * epsilon(data.linear.weight)) ** 2, _OF_SUMS) * _largeness(folds),
     )
+
+
+def _largeness(folds: Sequence[Moments]) -> float:
+    """Return the squares of the targets relative to their energy, 1 where they do not vary."""
+    energy = sum(fold.target_energy for fold in folds)
+    squares = sum(float(fold.of_y.square_y.sum()) for fold in folds)
+    return squares / energy if energy else 1.0
 
 
 def _scale(energy: float, folds: Sequence[Moments]) -> float:

@@ -2,56 +2,54 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from fskd_onnx.passes.analysis.epilogue import Epilogue, find_epilogue
+from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue, find_epilogue
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.nodes import nodes_in_bodies
 from fskd_onnx.passes.analysis.segments import ancestors
+from fskd_onnx.passes.analysis.shared_weights import find_uses
 from fskd_onnx.results import BlockPair, Matching
 from fskd_onnx.runtime.collector import ColumnRequest
 from fskd_onnx.runtime.column_sampling import RandomSampling
 
 
 @dataclass(frozen=True)
-class BlockPlan:
-    """What is known of a block before anything runs.
+class BlockUse:
+    """One node of a block: the only one, or one of several that use the same weights.
 
     Attributes:
-        index: its number among the blocks that are fitted.
         name: of the student's node.
-        block_input: the student's tensor that the block reads.
+        block_input: the student's tensor that the node reads.
         partner: the teacher's block.
         epilogue: where the student's error is seen.
         teacher_sum: the teacher's sum behind its block output; None where the error is not seen
             there.
-        unknowns: of its regression.
         sampling: which columns are looked at.
     """
 
-    index: int
     name: str
     block_input: str
     partner: Linear
     epilogue: Epilogue
     teacher_sum: str | None
-    unknowns: int
     sampling: RandomSampling
 
     @property
     def student_tensors(self) -> list[str]:
-        """The student's tensors that have to exist for the block."""
+        """The student's tensors that have to exist for the columns."""
         shortcut = self.epilogue.shortcut
         return [self.block_input, *([shortcut] if shortcut else [])]
 
     @property
     def teacher_columns(self) -> ColumnRequest:
-        """The teacher's columns that the block is fitted to: of its block output and its sum."""
+        """The teacher's columns that are fitted to: of its block output and its sum."""
         tensors = self.partner.output.name, *([self.teacher_sum] if self.teacher_sum else [])
-        return ColumnRequest(tensors, self.partner.channels_last, self.sampling)
+        return ColumnRequest(tensors, self.partner.columns_last, self.sampling)
 
     @property
     def bytes(self) -> int:
@@ -60,13 +58,56 @@ class BlockPlan:
         return 4 * self.partner.width * self.sampling.columns * tensors
 
 
+@dataclass(frozen=True)
+class BlockPlan:
+    """What is known of a block before anything runs.
+
+    Attributes:
+        index: its number among the blocks that are fitted.
+        unknowns: of its regression.
+        uses: the nodes that use its weights; the columns of all of them are fitted to together.
+    """
+
+    index: int
+    unknowns: int
+    uses: tuple[BlockUse, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the student's node, the first one of several."""
+        return self.uses[0].name
+
+    @property
+    def student_tensors(self) -> list[str]:
+        """The student's tensors that have to exist for the block."""
+        return [name for use in self.uses for name in use.student_tensors]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the teacher's columns, roughly and at most."""
+        return sum(use.bytes for use in self.uses)
+
+
+_SeenAt = tuple[Epilogue, str | None]
+"""An epilogue of the student, and the teacher's sum if it has one."""
+
+
+def common_epilogue(epilogues: Sequence[Epilogue]) -> Epilogue:
+    """Return where the error of several uses is seen alike: behind what follows each of them."""
+    if any(epilogue.sum_output is None for epilogue in epilogues):
+        epilogues = [epilogue.without_sum() for epilogue in epilogues]
+    alike = len({(epilogue.low, epilogue.high) for epilogue in epilogues}) == 1
+    return epilogues[0] if alike else NO_EPILOGUE
+
+
 def plan_blocks(
     matching: Matching, student: gs.Graph, teacher: gs.Graph, needs_patches: bool, seed: int
 ) -> list[BlockPlan]:
     """Find where each block's columns come from and where its error is seen.
 
     The plans are in the order of the teacher's nodes, as far as data flow in the student allows: in
-    which order a file lists the student's nodes changes nothing.
+    which order a file lists the student's nodes changes nothing. Nodes that use the same weights
+    are one block; their columns are as many as those of a single one, divided evenly.
 
     Args:
         matching: pairs of blocks.
@@ -77,56 +118,87 @@ def plan_blocks(
         seed: for the choice of columns.
     """
     partners = {v.output.name: v for v in find_linear(teacher) if isinstance(v, Linear)}
-    tensors = {t.name: t for node in student.nodes for t in node.outputs}
     views = {v.name: v for v in find_linear(student) if isinstance(v, Linear)}
     order = {name: number for number, name in enumerate(partners)}
-    pairs = _in_order(matching.usable, views, order)
-    linears = [views[pair.student] for pair in pairs]
+    blocks = _in_order(_blocks(matching.usable, views), views, order)
     in_bodies = [nodes_in_bodies(graph) for graph in (student, teacher)]
-    plans = []
-    for index, (pair, linear) in enumerate(zip(pairs, linears, strict=True)):
-        partner = partners[str(pair.teacher)]
+    tensors = {t.name: t for node in student.nodes for t in node.outputs}
+    later = {id(views[pair.student].last_node) for pair in matching.usable}
+
+    def seen_at(linear: Linear, partner: Linear) -> _SeenAt:
+        """Return where the error of a use is seen, in both networks."""
         epilogue = find_epilogue(student, linear, in_bodies[0])
         theirs = find_epilogue(teacher, partner, in_bodies[1])
-        if epilogue.sum_output is not None:
-            later = {id(v.bias_node or v.node) for v in linears[index:]}
-            shortcut = [tensors[name] for name in (epilogue.shortcut,) if name in tensors]
-            # A shortcut that is corrected later would be repaired twice.
-            if theirs.sum_output is None or any(id(node) in later for node in ancestors(shortcut)):
-                epilogue = epilogue.without_sum()
-        _, n, p = linear.shape
+        if epilogue.sum_output is None:
+            return epilogue, None
+        shortcut = [tensors[name] for name in (epilogue.shortcut,) if name in tensors]
+        # A shortcut that is corrected later would be repaired twice.
+        if theirs.sum_output is None or any(id(node) in later for node in ancestors(shortcut)):
+            return epilogue.without_sum(), None
+        return epilogue, theirs.sum_output
+
+    plans = []
+    for index, block in enumerate(blocks):
+        linears = [views[pair.student] for pair in block]
+        teachers = [partners[str(pair.teacher)] for pair in block]
+        seen = list(map(seen_at, linears, teachers))
+        if not all(teacher_sum for _, teacher_sum in seen):
+            seen = [(epilogue.without_sum(), None) for epilogue, _ in seen]
+        _, n, p = linears[0].shape
         unknowns = p if needs_patches else min(n, p)
-        plans.append(
-            BlockPlan(
-                index=index,
-                name=pair.student,
+        all_columns = RandomSampling.of_unknowns(unknowns, (seed, index))
+        share = math.ceil(all_columns.columns / len(block))
+        uses = tuple(
+            BlockUse(
+                name=linear.name,
                 block_input=linear.input.name,
                 partner=partner,
                 epilogue=epilogue,
-                teacher_sum=None if epilogue.sum_output is None else theirs.sum_output,
-                unknowns=unknowns,
-                sampling=RandomSampling.of_unknowns(unknowns, (seed, index)),
+                teacher_sum=teacher_sum,
+                sampling=RandomSampling(share, (*all_columns.seed, *([use] if use else []))),
+            )
+            for use, (linear, partner, (epilogue, teacher_sum)) in enumerate(
+                zip(linears, teachers, seen, strict=True)
             )
         )
+        plans.append(BlockPlan(index, unknowns, uses))
+        later -= {id(linear.last_node) for linear in linears}
     return plans
 
 
+def _blocks(pairs: Sequence[BlockPair], views: Mapping[str, Linear]) -> list[list[BlockPair]]:
+    """Put the pairs of nodes that use the same weights together."""
+    uses = find_uses(list(views.values()))
+    blocks: dict[str, list[BlockPair]] = {}
+    for pair in pairs:
+        blocks.setdefault(uses[pair.student][0].name, []).append(pair)
+    return list(blocks.values())
+
+
 def _in_order(
-    pairs: Sequence[BlockPair], views: Mapping[str, Linear], order: Mapping[str, int]
-) -> list[BlockPair]:
-    """Put pairs in the order of their partners, and each behind those that it depends on."""
-    waiting = sorted(pairs, key=lambda pair: order[str(pair.teacher)])
-    ends = {id(views[p.student].output.inputs[0]): p.student for p in pairs}
+    blocks: Sequence[Sequence[BlockPair]], views: Mapping[str, Linear], order: Mapping[str, int]
+) -> list[Sequence[BlockPair]]:
+    """Put blocks in the order of their partners, and each behind those that it depends on.
+
+    Args:
+        blocks: the pairs of each. None depends on itself (``matching.shared_blocks``).
+        views: the student's linear nodes, by name.
+        order: numbers of the teacher's block outputs.
+    """
+    waiting = sorted(blocks, key=lambda block: max(order[str(pair.teacher)] for pair in block))
+    ends = {id(views[p.student].last_node): block[0] for block in blocks for p in block}
     needed = {
-        pair.student: {
-            ends[id(node)] for node in ancestors([views[pair.student].input]) if id(node) in ends
+        block[0].student: {
+            ends[id(node)].student
+            for node in ancestors([views[pair.student].input for pair in block])
+            if id(node) in ends
         }
-        for pair in pairs
+        for block in blocks
     }
-    ordered: list[BlockPair] = []
+    ordered: list[Sequence[BlockPair]] = []
     while waiting:
-        left = {pair.student for pair in waiting}
-        ready = next(pair for pair in waiting if not needed[pair.student] & left)
+        left = {block[0].student for block in waiting}
+        ready = next(block for block in waiting if not needed[block[0].student] & left)
         waiting.remove(ready)
         ordered.append(ready)
     return ordered

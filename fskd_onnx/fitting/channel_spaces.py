@@ -2,7 +2,8 @@
 
 A space is a set of coupled channels (``passes.analysis.coupled_channels``). Its extent is its
 number of channels in the student and in the teacher. A space is free where every block that reads
-it can be refitted to other channels, and where both networks agree on what its blocks are.
+it can be refitted to other channels, and where both networks agree on what its blocks are, and on
+which of them use the same weights.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.coupled_channels import find_coupled_channels
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.propagation import is_depthwise
+from fskd_onnx.passes.analysis.shared_weights import find_uses
 from fskd_onnx.results import Matching
 
 
@@ -69,6 +71,12 @@ class ChannelSpaces:
         self.extents = {
             space: max(extents, key=lambda e: e.teacher) for space, extents in found.items()
         }
+        for uses in find_uses([block.student for block in self.blocks.values()]).values():
+            # Channels of different weights have nothing in common but their number.
+            if len({id(self.blocks[use.name].teacher.weight) for use in uses}) > 1:
+                for use in uses:
+                    self._coupled.fix(use.input.name)
+                    self._coupled.fix(use.output.name)
         for block in self.blocks.values():
             space = self.output(block)
             for tensor in self._fixed_tensors(block, found[space] if space is not None else set()):

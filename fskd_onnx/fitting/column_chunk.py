@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fskd_onnx.linalg.backends import Array
+from fskd_onnx.linalg.moments import finite_columns
 from fskd_onnx.passes.analysis.affine import AffineMap
 
 Floats = NDArray[np.floating]
@@ -60,8 +61,12 @@ class ColumnChunk:
         """Number of columns."""
         return int(self.x.shape[2])
 
-    def part(self, columns: slice) -> ColumnChunk:
-        """Return a view of some columns."""
+    def finite(self) -> NDArray[np.bool_] | None:
+        """Return which columns are finite in all values, (columns,); None where all are."""
+        return finite_columns(self.x, self.targets, *(self.residual or ()))
+
+    def part(self, columns: slice | NDArray[np.bool_]) -> ColumnChunk:
+        """Return some columns, as a view where they are a slice."""
         residual = self.residual and (
             self.residual[0][..., columns],
             self.residual[1][..., columns],

@@ -20,11 +20,13 @@ from fskd_onnx.fitting.adapters import is_sparse
 from fskd_onnx.fitting.channel_spaces import ChannelSpaces, LinearPair
 from fskd_onnx.fitting.greedy_choice import choose_channels
 from fskd_onnx.linalg.backends import Array
-from fskd_onnx.linalg.moments import GramMoments
+from fskd_onnx.linalg.moments import GramMoments, finite_columns
 from fskd_onnx.matching.channels import Channels
 from fskd_onnx.passes.analysis.affine import AffineMap
+from fskd_onnx.passes.analysis.constants import all_finite
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.propagation import is_depthwise
+from fskd_onnx.passes.analysis.shared_weights import find_uses
 from fskd_onnx.results import Evidence, Matching
 from fskd_onnx.runtime.collector import ColumnRequest, collect
 from fskd_onnx.runtime.column_sampling import RandomSampling
@@ -96,9 +98,12 @@ def select_targets(
             evidence = [
                 _evidence(block, spaces, space, grams[block.teacher.input.name])
                 for block in readers
-                if space in (spaces.inputs(block) or ())
+                if space in (spaces.inputs(block) or ()) and block.teacher.input.name in grams
             ]
-            chosen[space] = choose_channels(evidence, width)
+            if evidence:  # else nothing is known of its channels, and they stay
+                chosen[space] = choose_channels(evidence, width)
+        if not chosen:
+            return None
         return _reshape(spaces, chosen, matching)
 
 
@@ -109,24 +114,34 @@ def _grams(
     samples: DecodedSamples,
     batches: Sequence[Batch],
 ) -> dict[str, Array]:
-    """Run the teacher once over some samples; return the centred Gram matrix of what is read."""
+    """Run the teacher once over some samples; return the centred Gram matrix of what is read.
+
+    What is finite at no position, or so large that its squares overflow, has none.
+    """
     requests = {}
     for reader in readers:
         channels = reader.groups * reader.shape[2] // math.prod(reader.kernel_shape)
         columns = max(_COLUMNS_PER_CHANNEL * channels, _LEAST_COLUMNS)
         sampling = RandomSampling(columns, (0,))
         name = reader.input.name
-        requests[name] = ColumnRequest((name,), reader.channels_last, sampling)
+        requests[name] = ColumnRequest((name,), reader.columns_last, sampling)
     used, gather = first_batches(batches, _SAMPLES), Gatherer(runtime)
     runner = SegmentRunner(runtime, teacher, [list(requests)], used, samples)
     sums: dict[str, GramMoments] = {}
     with runner.next_stage("teacher, for the choice of channels") as stage:
         for _, found in collect(stage, used, list(requests.values()), gather):
             for name, part in zip(requests, found, strict=True):
-                if part is not None:
-                    new = GramMoments.of(part.values[0][np.newaxis])
+                if part is None:
+                    continue
+                values = part.values[0]
+                finite = finite_columns(values)
+                if finite is not None:
+                    values = values[:, finite]
+                if values.shape[1]:
+                    new = GramMoments.of(values[np.newaxis])
                     sums[name] = sums[name] + new if name in sums else new
-    return {name: moments.centered_gram[0] for name, moments in sums.items()}
+    grams = {name: moments.centered_gram[0] for name, moments in sums.items()}
+    return {name: gram for name, gram in grams.items() if all_finite(gram)}
 
 
 def _evidence(
@@ -170,4 +185,10 @@ def _reshape(
             sliced = spaces.sliced(block, np.array(pair.channels), carried)
             if sliced is not None:
                 weights[pair.student] = sliced
+    for uses in find_uses([block.student for block in spaces.blocks.values()]).values():
+        # Nodes that use the same weights start from the same ones, or from their own.
+        found = [weights.get(use.name) for use in uses]
+        if not all(found[0] and one and found[0].equals(one) for one in found):
+            for use in uses:
+                weights.pop(use.name, None)
     return Selection(Matching(tuple(pairs)), weights)

@@ -12,7 +12,7 @@ Both networks read the same samples, once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from onnxruntime import OrtValue
 
 from fskd_onnx.fitting.block_plan import BlockPlan
 from fskd_onnx.linalg.threads import parallel_map
-from fskd_onnx.runtime.collector import Columns, collect
+from fskd_onnx.runtime.collector import ColumnRequest, Columns, collect
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.gather import Gatherer
 from fskd_onnx.runtime.providers import Runtime
@@ -100,23 +100,31 @@ class TeacherPass:
         self._windows = _windows(plans)
         self._at = -1
         self._runner: SegmentRunner | None = None
-        self._columns: dict[int, dict[int, TargetColumns]] = {}
+        self._columns: dict[int, list[dict[int, TargetColumns]]] = {}
 
     def runner_of(self, student: gs.Graph) -> SegmentRunner:
         """Return what runs a student on the same samples, to stop where the blocks need it to."""
         stops = [plan.student_tensors for plan in self.plans]
         return SegmentRunner(self._runtime, student, stops, self.batches, self._samples)
 
-    def columns(self, block: int) -> Mapping[int, TargetColumns]:
-        """Return the columns of a block, by batch; not all batches have some.
+    def names(self, samples: Iterable[int]) -> list[str]:
+        """Return what to call samples in reports, each once; copies have the name of theirs."""
+        return list(dict.fromkeys(map(self._samples.describe, sorted(samples))))
+
+    def columns(self, block: int, use: int = 0) -> Mapping[int, TargetColumns]:
+        """Return the columns of a use of a block, by batch; not all batches have some.
 
         The teacher runs up to the window of the block, where it is not there. Columns of other
         windows are dropped; for an earlier window it starts from the front.
+
+        Args:
+            block: number of the block.
+            use: number of the use.
         """
         window = next(i for i, blocks in enumerate(self._windows) if block in blocks)
         if self._runner is None or window < self._at:
             stops = [
-                list(dict.fromkeys(t for b in w for t in self.plans[b].teacher_columns.tensors))
+                list(dict.fromkeys(t for request in self._requests(w) for t in request.tensors))
                 for w in self._windows
             ]
             self._runner = SegmentRunner(
@@ -126,18 +134,26 @@ class TeacherPass:
         while self._at < window:
             self._at += 1
             self._run(self._runner, self._windows[self._at])
-        return self._columns[block]
+        return self._columns[block][use]
+
+    def batches_of(self, block: int) -> list[int]:
+        """Return the batches that some use of a block has columns in."""
+        uses = range(len(self.plans[block].uses))
+        return sorted({batch for use in uses for batch in self.columns(block, use)})
+
+    def _requests(self, window: range) -> list[ColumnRequest]:
+        return [use.teacher_columns for block in window for use in self.plans[block].uses]
 
     def _run(self, runner: SegmentRunner, window: range) -> None:
-        self._columns = {block: {} for block in window}
-        requests = [self.plans[block].teacher_columns for block in window]
+        self._columns = {block: [{} for _ in self.plans[block].uses] for block in window}
+        requests = self._requests(window)
+        places = [use for block in window for use in self._columns[block]]
         text = f"teacher, blocks {window.start + 1} to {window.stop} of {len(self.plans)}"
         with runner.next_stage(text) as stage:
             for batch, found in collect(stage, self.batches, requests, self.gather, parallel_map):
-                for block, columns in zip(window, found, strict=True):
+                for of_use, columns in zip(places, found, strict=True):
                     if columns is not None:
-                        kept = TargetColumns.keep(columns, self._samples.store)
-                        self._columns[block][batch] = kept
+                        of_use[batch] = TargetColumns.keep(columns, self._samples.store)
 
 
 def _windows(plans: Sequence[BlockPlan]) -> list[range]:

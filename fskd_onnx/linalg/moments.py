@@ -13,8 +13,9 @@ of the same columns have a cross part of their own and share the Gram part.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add, sub
 from typing import Any, Self, TypeVar
@@ -24,6 +25,27 @@ from numpy.typing import NDArray
 
 from fskd_onnx.linalg.backends import Array, backend
 from fskd_onnx.passes.analysis.affine import AffineMap
+from fskd_onnx.passes.analysis.constants import all_finite
+
+
+def finite_columns(*parts: NDArray[np.floating]) -> NDArray[np.bool_] | None:
+    """Return the columns to form moments of: those with finite values only, (columns,).
+
+    A network may give NaN where nobody looks, as attention does for padded tokens; one such column
+    makes every sum NaN.
+
+    Args:
+        parts: (..., columns) of the same columns.
+
+    Returns:
+        None where all columns are finite.
+    """
+    if all(map(all_finite, parts)):
+        return None
+    finite = np.ones(parts[0].shape[-1], bool)
+    for part in parts:
+        finite &= np.isfinite(part).all(axis=tuple(range(part.ndim - 1)))
+    return finite
 
 
 class Sums:
@@ -64,6 +86,10 @@ class GramMoments(Sums):
         """Sum over (groups, m, columns) regressors, in float64."""
         x = x.astype(np.float64, copy=False)
         return GramMoments(x.shape[2], backend().multiply(x, x), x.sum(axis=2))
+
+    def without_means(self) -> GramMoments:
+        """Return what gives regressions without a shift: their means count as zero."""
+        return replace(self, sum_x=np.zeros_like(self.sum_x))
 
     @property
     def mean_x(self) -> Array:
@@ -109,6 +135,10 @@ class CrossMoments(Sums):
     def mapped(self, matrix: Array) -> CrossMoments:
         """Return the moments of the regressors ``matrix`` (groups, r, m) times x."""
         return CrossMoments(self.cross @ np.swapaxes(matrix, 1, 2), self.sum_y, self.square_y)
+
+    def without_means(self) -> CrossMoments:
+        """Return what gives regressions without a shift: the targets' means count as zero."""
+        return replace(self, sum_y=np.zeros_like(self.sum_y))
 
     def of_targets(self, rows: NDArray[np.intp]) -> CrossMoments:
         """Return the moments of some of the targets only, the same ones in each group."""
@@ -168,6 +198,16 @@ class Moments(Sums):
     def _energy_y(self) -> Array:
         return self.of_y.square_y - self.of_y.sum_y * self.mean_y
 
+    @property
+    def finite(self) -> bool:
+        """Whether no sum has overflowed."""
+        gram, cross = self.of_x, self.of_y
+        return all(map(all_finite, (gram.gram, gram.sum_x, cross.cross, cross.square_y)))
+
+    def without_means(self) -> Moments:
+        """Return what gives regressions without a shift: all means count as zero."""
+        return Moments(self.of_x.without_means(), self.of_y.without_means())
+
     def of_targets(self, rows: NDArray[np.intp]) -> Moments:
         """Return the moments with some of the targets only, the same ones in each group."""
         return Moments(self.of_x, self.of_y.of_targets(rows))
@@ -177,13 +217,14 @@ class Moments(Sums):
         return Moments(self.of_x.mapped(matrix), self.of_y.mapped(matrix))
 
     def error(self, fitted: AffineMap) -> float:
-        """Return ||matrix X + shift - Y||^2 over the columns."""
+        """Return ||matrix X + shift - Y||^2 over the columns; infinity where it overflows."""
         a, c = fitted.matrix, fitted.shift
         quadratic = np.sum((a @ self.of_x.gram - 2.0 * self.of_y.cross) * a)
         quadratic += self.of_y.square_y.sum()
         means = np.einsum("gij,gj->gi", a, self.of_x.sum_x) - self.of_y.sum_y
+        error = float(quadratic + np.sum(c * (2.0 * means + self.count * c)))
         # Rounding can leave a tiny negative sum where the fit is exact.
-        return max(0.0, float(quadratic + np.sum(c * (2.0 * means + self.count * c))))
+        return math.inf if math.isnan(error) else max(0.0, error)
 
     def correlation(self) -> Array:
         """Return the (groups, m, n) correlations of x and y, 0 where one is constant."""

@@ -9,13 +9,14 @@ samples, does not depend on the order, the number or the scale of channels (Korn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from fskd_onnx.linalg.moments import Moments, sum_moments
+from fskd_onnx.linalg.moments import Moments, finite_columns, sum_moments
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.runtime.collector import ColumnRequest, collect
 from fskd_onnx.runtime.column_sampling import EvenSampling
@@ -56,7 +57,7 @@ class ActivationSimilarity:
         self._gather = Gatherer(runtime)
         views = (view for graph in self._graphs for view in find_linear(graph))
         linears = [view for view in views if isinstance(view, Linear)]
-        self._last = {v.output.name: v.channels_last for v in linears}
+        self._last = {v.output.name: v.columns_last for v in linears}
 
     def __call__(self, asked: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], float]:
         """Compare block outputs.
@@ -65,7 +66,8 @@ class ActivationSimilarity:
             asked: for some of the student's, the teacher's in question.
 
         Returns:
-            0..1 for each two; 0 where their positions differ.
+            0..1 for each two; 0 where their positions differ, where they hold no samples, or where
+            no column is finite in both.
         """
         of_teacher = list(dict.fromkeys(name for names in asked.values() for name in names))
         found: dict[tuple[str, str], list[tuple[Moments, Moments]]] = {
@@ -78,15 +80,23 @@ class ActivationSimilarity:
             )
             for (mine, theirs), sums in found.items():
                 x, y = student[mine], teacher[theirs]
-                if x.shape[-1] == y.shape[-1]:
+                if x is None or y is None or x.shape[-1] != y.shape[-1]:
+                    continue
+                finite = finite_columns(x, y)
+                if finite is not None:
+                    x, y = x[..., finite], y[..., finite]
+                if x.shape[-1]:
                     sums.append((Moments.of(x, y), Moments.of(y, y)))
         return {
             pair: linear_cka(*map(sum_moments, zip(*sums, strict=True))) if sums else 0.0
             for pair, sums in found.items()
         }
 
-    def _run(self, names: Sequence[Sequence[str]]) -> list[list[list[NDArray[np.floating]]]]:
-        """Run both networks; return (1, channels, columns) per network, batch and tensor."""
+    def _run(self, names: Sequence[Sequence[str]]) -> list[list[list[NDArray[np.floating] | None]]]:
+        """Run both networks; return (1, channels, columns) per network, batch and tensor.
+
+        None for a tensor that does not hold samples.
+        """
         results = []
         for graph, tensors in zip(self._graphs, names, strict=True):
             runner = SegmentRunner(self._runtime, graph, [tensors], self._batches, self._samples)
@@ -97,7 +107,7 @@ class ActivationSimilarity:
             with runner.next_stage("how alike blocks are") as stage:
                 results.append(
                     [
-                        [part.values[0][np.newaxis] for part in found if part is not None]
+                        [None if part is None else part.values[0][np.newaxis] for part in found]
                         for _, found in collect(stage, self._batches, requests, self._gather)
                     ]
                 )
@@ -105,7 +115,7 @@ class ActivationSimilarity:
 
 
 def linear_cka(across: Moments, within: Moments) -> float:
-    """Return the linear CKA of x and y.
+    """Return the linear CKA of x and y; 0 where one of them does not vary, or sums overflow.
 
     Args:
         across: moments of x as regressors and y as targets, in one group.
@@ -115,4 +125,5 @@ def linear_cka(across: Moments, within: Moments) -> float:
         float(np.linalg.norm(part))
         for part in (across.centered_cross, across.centered_gram, within.centered_gram)
     ]
-    return norms[0] ** 2 / (norms[1] * norms[2]) if norms[1] * norms[2] > 0 else 0.0
+    scale = norms[1] * norms[2]
+    return norms[0] ** 2 / scale if 0 < scale < math.inf else 0.0

@@ -11,7 +11,7 @@ Mul by a constant) are looked through: exporters and optimizers disagree on them
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -21,11 +21,13 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.matching.receptive_field import ReceptiveField, widest
-from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.composed_kernels import next_in_chain
+from fskd_onnx.passes.analysis.linear import Linear, Refusal, find_linear
 from fskd_onnx.passes.analysis.nodes import is_standard
 from fskd_onnx.passes.analysis.operators import operator_of
 from fskd_onnx.passes.analysis.segments import reads
 from fskd_onnx.passes.analysis.shapes import infer_shapes
+from fskd_onnx.passes.branch_sums import BranchSum, find_sums
 
 T = TypeVar("T")
 
@@ -39,6 +41,7 @@ class BlockSignature:
         inputs: positions of the network's inputs that it depends on.
         outputs: positions of the network's outputs that depend on it.
         extent: of the block output without samples and channels; None where that is not known.
+            A matrix whose positions are folded into the samples has none.
     """
 
     convolves: bool
@@ -54,6 +57,8 @@ class BlockSignature:
             return False
         if self.extent is None or other.extent is None:
             return True
+        if not self.convolves and () in (self.extent, other.extent):
+            return True  # a matrix may see its positions as samples, behind a Reshape
         return len(self.extent) == len(other.extent) and all(
             a == b or a is None or b is None for a, b in zip(self.extent, other.extent, strict=True)
         )
@@ -68,20 +73,34 @@ class BlockContext:
         input_kinds: of the nearest nodes that its input comes from: "input", "linear",
             "activation", "sum", ...
         output_kinds: of the nearest nodes that read its output; "output" for the network's.
+        end_kinds: the same behind the sum of branches of one input that it is one of, if any; else
+            those of its output.
         concat_slots: which inputs of Concats its output is, up to the next linear nodes.
         input_field: its receptive field along each axis, in positions of the network's input.
         output_field: the receptive field of the network's output, or of a global pool, in
             positions of its output.
         signature: what has to agree with a partner's.
+        summed_with: names of the nodes whose outputs are added to its own, branches of the same
+            input; None where it is no such branch. A branch whose input alone is added has none.
     """
 
     linear: Linear
     input_kinds: frozenset[str]
     output_kinds: frozenset[str]
+    end_kinds: frozenset[str]
     concat_slots: frozenset[int]
     input_field: tuple[float, ...]
     output_field: tuple[float, ...]
     signature: BlockSignature
+    summed_with: tuple[str, ...] | None = None
+
+    @property
+    def is_inner(self) -> bool:
+        """Whether linear nodes alone read its output, or the sum of branches that it is one of.
+
+        What is looked through may be in between.
+        """
+        return self.end_kinds == {"linear"}
 
     @cached_property
     def op(self) -> str:
@@ -113,22 +132,31 @@ class BlockGraph:
     Attributes:
         blocks: in a topological order.
         before: (n, n) whether the first's output reaches the second's input.
+        chained: which block alone reads the output of each, with nothing between them.
     """
 
     blocks: tuple[BlockContext, ...]
     before: NDArray[np.bool_]
+    chained: Mapping[int, int]
 
 
 def find_block_graph(graph: gs.Graph) -> BlockGraph:
     """Look at a canonical graph, its nodes in a topological order."""
-    views = [view for view in find_linear(graph) if isinstance(view, Linear)]
-    up, down = _Upstream(graph, views), _Downstream(graph, views)
+    listed = find_linear(graph)
+    views = [view for view in listed if isinstance(view, Linear)]
+    refused = {id(view.node) for view in listed if isinstance(view, Refusal)}
+    up, down = _Upstream(graph, views), _Downstream(graph, views, refused)
     shapes = infer_shapes(graph)
+    sum_of = {id(view.output): s for s in find_sums(graph, views) for view in s.linears}
     blocks = tuple(
         BlockContext(
             linear=view,
             input_kinds=up.kinds[id(view.input)],
             output_kinds=down.kinds[id(view.output)],
+            end_kinds=down.kinds[
+                id(sum_of[id(view.output)].output if id(view.output) in sum_of else view.output)
+            ],
+            summed_with=_summed_with(view, sum_of.get(id(view.output))),
             concat_slots=down.slots[id(view.output)],
             input_field=up.fields[id(view.output)].size,
             output_field=down.fields[id(view.output)].size,
@@ -146,7 +174,13 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
     before = np.zeros((len(views), len(views)), dtype=bool)
     for number, view in enumerate(views):
         before[list(up.linears[id(view.input)]), number] = True
-    return BlockGraph(blocks, before)
+    return BlockGraph(blocks, before, next_in_chain(graph, views))
+
+
+def _summed_with(view: Linear, branches: BranchSum | None) -> tuple[str, ...] | None:
+    if branches is None:
+        return None
+    return tuple(other.name for other in branches.linears if other.node is not view.node)
 
 
 class _Upstream:
@@ -206,8 +240,8 @@ class _Downstream:
         fields: how much of them the graph's outputs see.
     """
 
-    def __init__(self, graph: gs.Graph, views: Sequence[Linear]) -> None:
-        linear = {id(view.node) for view in views}
+    def __init__(self, graph: gs.Graph, views: Sequence[Linear], refused: Set[int]) -> None:
+        linear = {id(view.node) for view in views} | refused
         biases = {id(view.bias_node) for view in views}
         self.kinds: dict[int, frozenset[str]] = {}
         self.ends: dict[int, frozenset[int]] = {}

@@ -19,6 +19,9 @@ from fskd_onnx.passes.analysis.labels import UNKNOWN, Indices
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.propagation import ChannelFlow
 
+# The number of a channel that two readers take for different ones.
+_CONTRADICTED = -2
+
 
 class KeptInputs:
     """The channels that are matched so far."""
@@ -30,6 +33,7 @@ class KeptInputs:
         # The teacher's channel of each channel of the student, and of each class of its channels.
         self._of_channel = np.full(len(self._student_class), UNKNOWN)
         self._of_class = self._of_channel.copy()
+        self._of_readers = self._of_channel.copy()
 
     def add(self, student: Linear, teacher: Linear, channels: Indices) -> None:
         """Match channels of a block.
@@ -45,6 +49,40 @@ class KeptInputs:
         classes = self._student_class[own]
         new = self._of_class[classes] == UNKNOWN
         self._of_class[classes[new]] = found[new]
+
+    def add_inputs(self, student: Linear, teacher: Linear, inputs: Indices) -> None:
+        """Note what the inputs of a block say about the channels that it reads.
+
+        Args:
+            student: the block.
+            teacher: its partner.
+            inputs: (inputs,) the teacher's input that each of its own is; UNKNOWN for some.
+        """
+        own, whole = _read(self._student, student), _read(self._teacher, teacher)
+        if own is None or whole is None or own.shape[2] != whole.shape[2]:
+            return
+        known = inputs >= 0
+        mine, theirs = own[:, known], whole[:, inputs[known]]
+        if not np.array_equal(mine[1], theirs[1]):
+            return
+        both = (mine[0] >= 0) & (theirs[0] >= 0)
+        channels, found = mine[0][both], theirs[0][both]
+        before = self._of_readers[channels]
+        agree = (before == UNKNOWN) | (before == found)
+        self._of_readers[channels] = np.where(agree, found, _CONTRADICTED)
+
+    def of_readers(self, student: Linear, teacher: Linear) -> Indices | None:
+        """Return the channels of a block that its readers tell of, None where they do not.
+
+        Args:
+            student: the block.
+            teacher: its partner.
+        """
+        found = self._of_readers[self._student.of_block(student.output.name)]
+        whole = self._teacher.of_block(teacher.output.name)
+        channels: Indices = found - whole[0]
+        is_there = (channels >= 0) & (channels < len(whole)) & (found >= 0)
+        return channels if is_there.all() and len(np.unique(channels)) == len(channels) else None
 
     def inputs(self, student: Linear, teacher: Linear) -> Indices | None:
         """Return the teacher's input of each input of a block.

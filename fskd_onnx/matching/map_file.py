@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -21,7 +22,12 @@ from fskd_onnx.results import Evidence
 _LEFT_ALONE = "the map says so"
 
 
-def read_map(path: str | Path, teacher: gs.Graph, student: gs.Graph) -> dict[str, Partner]:
+def read_map(
+    path: str | Path,
+    teacher: gs.Graph,
+    student: gs.Graph,
+    summed: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Partner]:
     """Read a map, and check it against the networks that it is for.
 
     Args:
@@ -30,6 +36,8 @@ def read_map(path: str | Path, teacher: gs.Graph, student: gs.Graph) -> dict[str
             the teacher's channel of each of the student's (null or absent: find them).
         teacher: the original network, canonical.
         student: the compressed network, canonical.
+        summed: names of branches that were merged away, and what each was merged into; a map may
+            leave them alone, and no more.
 
     Returns:
         The pairs, by the name of the student's node.
@@ -48,9 +56,16 @@ def read_map(path: str | Path, teacher: gs.Graph, student: gs.Graph) -> dict[str
         raise MatchError(
             f"{path}: has no list 'pairs'; save a map with 'fskd-onnx match --json' and edit that"
         )
-    check = _Check(str(path), find_views(student), find_views(teacher))
+    check = _Check(str(path), find_views(student), find_views(teacher), _namesakes(student))
     given: dict[str, Partner] = {}
     for entry in pairs:
+        if isinstance(entry, dict) and (into := summed.get(str(entry.get("student")))) is not None:
+            if entry.get("teacher") is not None:
+                raise MatchError(
+                    f"{path}: pairs '{entry['student']}', which is summed with '{into}', where the "
+                    f"teacher has one node; pair '{into}' with that"
+                )
+            continue
         partner = check(entry)
         if partner.student in given:
             raise MatchError(f"{path}: pairs the node '{partner.student}' twice; keep one of them")
@@ -63,6 +78,15 @@ def find_views(graph: gs.Graph) -> dict[str, Linear | None]:
     return {view.name: view if isinstance(view, Linear) else None for view in find_linear(graph)}
 
 
+def _namesakes(graph: gs.Graph) -> dict[str, list[str]]:
+    """Return the keys of the listed nodes of each name that is no key of its own."""
+    found: dict[str, list[str]] = {}
+    for view in find_linear(graph):
+        for name in {view.node.name, *(tensor.name for tensor in view.tensors)}:
+            found.setdefault(str(name), []).append(view.name)
+    return found
+
+
 @dataclass(frozen=True)
 class _Check:
     """What an entry may name.
@@ -71,11 +95,13 @@ class _Check:
         file: name of the map.
         student: linear nodes, by name.
         teacher: the same.
+        namesakes: keys of the student's nodes that have, or write to, each name.
     """
 
     file: str
     student: Mapping[str, Linear | None]
     teacher: Mapping[str, Linear | None]
+    namesakes: Mapping[str, list[str]]
 
     def __call__(self, entry: Any) -> Partner:
         """Read one entry."""
@@ -84,6 +110,12 @@ class _Check:
                 f"{self.file}: a pair names no node of the student ('student'): {entry!r}"
             )
         name, output = entry["student"], entry.get("teacher")
+        if name not in self.student and len(several := self.namesakes.get(name, [])) > 1:
+            quoted = ", ".join(f"'{key}'" for key in several)
+            raise MatchError(
+                f"{self.file}: '{name}' names {len(several)} nodes of the student; "
+                f"name one of them by {quoted}"
+            )
         if name not in self.student:
             raise MatchError(
                 f"{self.file}: the student has no node '{name}' with weights; it has "

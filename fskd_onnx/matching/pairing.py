@@ -5,9 +5,10 @@ taken in this order:
 
 * what is possible at all: outputs of the same extent, reached from the same inputs of the network,
   reaching the same outputs of it;
-* weights that are slices of the teacher's (``fskd_onnx.matching.weight_overlap``);
-* the kind of the node and of the nodes around it (``fskd_onnx.matching.block_graph``), and with it
-  the order of data flow, which the alignment keeps (``fskd_onnx.matching.alignment``);
+* weights that are slices of the teacher's (``fskd_onnx.matching.weight_overlap``), or kernels of
+  chains that are composed to the teacher's (``fskd_onnx.matching.block_evidence``);
+* the kind of the node and of the nodes around it, and with it the order of data flow, which the
+  alignment keeps (``fskd_onnx.matching.alignment``);
 * where that leaves several candidates: how alike activations are, then names in common.
 
 The last linear node of a decomposed block is the one in front of the block's activation, so it is
@@ -18,20 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.matching.alignment import Alignment
-from fskd_onnx.matching.block_graph import (
-    BlockContext,
-    BlockGraph,
-    BlockSignature,
-    find_block_graph,
-)
-from fskd_onnx.matching.weight_overlap import KernelIndex, KernelWeights, KeyFilter, overlap
+from fskd_onnx.matching.block_evidence import likeness, names_of, overlaps
+from fskd_onnx.matching.block_graph import BlockContext, BlockGraph, find_block_graph
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.results import Evidence
 
@@ -41,15 +36,10 @@ Similarity = Callable[[Mapping[str, Sequence[str]]], Mapping[tuple[str, str], fl
 """Tells how alike activations are, 0..1, for some tensors of the student and the teacher's in
 question for each."""
 
-# Where the node of the same name has this much in common, no other node is compared.
-_CONCLUSIVE = 0.95
-# Below this chance may have found a slice.
-_CHANCE = 0.3
 # A slice outweighs all likeness in structure along a stretch of a few nodes.
 _SLICE = 2.0
 # Nodes less alike than this are rather left out.
 _LEAST_ALIKE = 0.5
-_WIDER = -1.0
 # Of evidence that only counts among candidates that are as good as each other.
 _ALIKE_ACTIVATIONS = 2.0
 _SAME_NAME = 1.0
@@ -105,11 +95,8 @@ class _Pairing:
         self, teacher: BlockGraph, student: BlockGraph, given: Mapping[str, Partner]
     ) -> None:
         self._teacher, self._student, self._given = teacher, student, given
-        self._overlaps = _overlaps(student, teacher)
-        likeness = np.zeros(self._overlaps.shape)
-        for i, j in np.argwhere(np.isfinite(self._overlaps)):
-            likeness[i, j] = _likeness(student.blocks[i], teacher.blocks[j])
-        evidence = _SLICE * self._overlaps + likeness - _LEAST_ALIKE
+        self._overlaps = overlaps(student, teacher)
+        evidence = _SLICE * self._overlaps + likeness(student, teacher) - _LEAST_ALIKE
         self._alignment = Alignment(evidence, student.before, teacher.before)
         self._evidence: dict[int, Evidence] = {}
 
@@ -168,9 +155,9 @@ class _Pairing:
 
     def _names_in_common(self) -> Floats:
         shared = np.zeros(self._overlaps.shape)
-        names = [_names(block.linear) for block in self._teacher.blocks]
+        names = [names_of(block.linear) for block in self._teacher.blocks]
         for i, rivals in self._alignment.rivals().items():
-            own = _names(self._student.blocks[i].linear)
+            own = names_of(self._student.blocks[i].linear)
             for j in rivals:
                 shared[i, j] = bool(own & names[j])
         return shared
@@ -204,8 +191,15 @@ class _Pairing:
         return Partner(name, output, self._evidence[number], pair.certainty)
 
     def _why_alone(self, number: int) -> str:
+        end = self._end_of_block(number)
+        if end is not None and self._student.blocks[number].is_inner:
+            return f"it is an inner node of the block that ends at '{end}'"
         rivals = self._alignment.rivals()
         candidates = rivals.get(number, [])
+        summed = self._student.blocks[number].summed_with
+        if summed is not None and not candidates:
+            added = ", ".join(f"'{name}'" for name in summed) or "its input"
+            return f"it is summed with {added}, and the teacher has no such sum"
         others = [i for i, found in rivals.items() if i != number and set(found) & set(candidates)]
         names = [self._teacher.blocks[j].linear.name for j in candidates]
         if len(candidates) == 1 and others:
@@ -214,7 +208,6 @@ class _Pairing:
         if len(candidates) > 1:
             quoted = ", ".join(f"'{name}'" for name in names)
             return f"{len(names)} places in the teacher fit it as well as each other ({quoted})"
-        end = self._end_of_block(number)
         if end is not None:
             return f"it is an inner node of the block that ends at '{end}'"
         return "no place in the teacher fits it"
@@ -236,70 +229,6 @@ class _Pairing:
             if not between.any():
                 return str(self._student.blocks[i].linear.name)
         return None
-
-
-def _overlaps(student: BlockGraph, teacher: BlockGraph) -> Floats:
-    """Return how much of a node's weights is found in another's; -inf where they cannot pair."""
-    weights = [KernelWeights.of(block.linear) for block in student.blocks]
-    key_filter = KeyFilter(weights)
-
-    @cache
-    def index(number: int) -> KernelIndex:
-        return KernelIndex(KernelWeights.of(teacher.blocks[number].linear), key_filter)
-
-    @cache
-    def candidates_for(signature: BlockSignature) -> list[int]:
-        return [j for j, block in enumerate(teacher.blocks) if signature.agrees(block.signature)]
-
-    def score(one: int, other: int) -> float:
-        found = overlap(weights[one], index(other))
-        return max(0.0, found - _CHANCE) / (1 - _CHANCE)
-
-    names = [_names(block.linear) for block in teacher.blocks]
-    scores = np.full((len(student.blocks), len(teacher.blocks)), -np.inf)
-    for i, one in enumerate(student.blocks):
-        candidates = candidates_for(one.signature)
-        # Names only say where to look first; weights decide.
-        own = _names(one.linear)
-        namesakes = [j for j in candidates if own & names[j]]
-        if len(namesakes) == 1:
-            best = score(i, namesakes[0])
-            if best >= _CONCLUSIVE:
-                scores[i, candidates] = 0.0
-                scores[i, namesakes] = best
-                continue
-        for j in candidates:
-            scores[i, j] = score(i, j)
-    return scores
-
-
-def _likeness(one: BlockContext, other: BlockContext) -> float:
-    """Return how alike two nodes and their surroundings are, 1 at most."""
-    ratio = one.width / other.width
-    width = 1.0 if ratio == 1 else ratio / 2 if ratio < 1 else _WIDER
-    same_fields = (one.input_field == other.input_field) + (one.output_field == other.output_field)
-    fields = (0.5 * (one.kernel_shape == other.kernel_shape), 0.8, 1.0)[same_fields]
-    return (
-        0.3 * _in_common(one.output_kinds, other.output_kinds)
-        + 0.25 * fields
-        + 0.2 * width
-        + 0.1 * (one.op == other.op)
-        + 0.07 * _in_common(one.input_kinds, other.input_kinds)
-        + 0.05 * (one.concat_slots == other.concat_slots)
-        + 0.03 * (one.grouping == other.grouping)
-    )
-
-
-def _in_common(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / max(len(one | other), 1)
-
-
-def _names(linear: Linear) -> set[tuple[str, str]]:
-    return {
-        ("output", linear.output.name),
-        ("node", linear.name),
-        ("weight", linear.weight.name),
-    }
 
 
 def _content(block: BlockContext) -> bytes:

@@ -1,11 +1,14 @@
-"""Which of a teacher's rows of weights the rows of a student are.
+"""Which of a teacher's output channels those of a student are, by their rows of weights.
 
 Pruning takes rows (output channels) and inputs away. Which inputs are left is known by the time
 that a block is reached, so the teacher's rows are cut down to them. The student's rows then are
 
 * rows of the teacher's to the last bit, biases included: looked up by a few of their weights, then
   compared as a whole;
-* or, where one of them is not, those of the largest cosine: each taken once, their sum the most.
+* or, where one of them is not, those of the largest likelihood under noise.
+
+What counts is not how alike a row is to the teacher's, but by how much it is less alike to every
+other one, in units of the noise that all rows of the block show.
 """
 
 from __future__ import annotations
@@ -16,31 +19,77 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from fskd_onnx.linalg.backends import Array
+from fskd_onnx.matching.assignment import (
+    FORBIDDEN,
+    Assignment,
+    Channels,
+    assign_in_doubt,
+)
+from fskd_onnx.matching.row_likelihood import row_costs
+from fskd_onnx.matching.weight_rows import Rows
 from fskd_onnx.passes.analysis.linear import Linear
 
-Channels = NDArray[np.intp]
-Floats = NDArray[np.floating]
+LIMIT = 10.0
+"""From this margin on, in nats, a row is beyond doubt: others are e^10 times less likely."""
 
-# A pruned row is its teacher's row up to rounding, and up to a factor (BatchNormalization folded).
-_WEIGHTS_AGREE = 0.98
-
-# Rows that are equally similar (copies, dead filters) are told apart by their biases, then by
-# their order, which pruning tools keep. Neither may outweigh a difference between the weights.
-_BIAS_COUNTS = 1e-6
-_ORDER_COUNTS = 1e-9
-
+# What rows that are equal to the last bit are worth against those that are not, in nats.
+_EXACT = 1e3
+# A channel that is at its place in a block of the teacher's width has this much in favour, in nats.
+_SAME_PLACE = 4.0
+# Only of rows that are equal to the last bit nothing is left to doubt.
+_NOT_EXACT = 1e-9
 # Inputs by which a row is looked up; whether it is the one is seen on all of them.
 _LOOKED_UP_BY = 4
 
 
-def channels_from_weights(
-    student: Linear, teacher: Linear, kept: Channels | None
-) -> tuple[Channels, float] | None:
-    """Match rows of weights, the teacher's cut down to the inputs that the student kept.
+@dataclass(frozen=True)
+class RowEvidence:
+    """What the rows of a block say about the channels that they are.
+
+    Attributes:
+        channels: (width,) the channels, where all rows are certain; None where ``cost`` decides.
+        is_exact: whether that is because all weights are the teacher's to the last bit.
+        cost: (width, teacher's width) the negative logarithm of how likely each of the teacher's
+            channels is, in nats, up to a constant per row.
+    """
+
+    channels: Channels | None = None
+    is_exact: bool = False
+    cost: Array | None = None
+
+    def __add__(self, other: RowEvidence) -> RowEvidence:
+        """Return what two blocks say that have to carry the same channels, both by their cost."""
+        assert self.cost is not None and other.cost is not None
+        return RowEvidence(cost=self.cost + other.cost)
+
+    def best(self, copies: Channels | None = None) -> Assignment:
+        """Return the most likely channels with their margins.
+
+        Args:
+            copies: (teacher's width,) a number for each channel, the same for channels of which
+                each is as right as the others.
+        """
+        if self.channels is not None:
+            nothing = np.full(len(self.channels), np.inf)
+            return Assignment(self.channels, nothing, self.channels)
+        assert self.cost is not None
+        return assign_in_doubt(self.cost, LIMIT, copies)
+
+
+def confidence_of(margin: float) -> float:
+    """Return by how much the best of two is more probable than the other, p - (1 - p).
+
+    Args:
+        margin: the logarithm of p / (1 - p), in nats; below 0 it counts as 0. It is inf where there
+            is no other.
+    """
+    return 1.0 if math.isinf(margin) else min(math.tanh(max(margin, 0.0) / 2), 1 - _NOT_EXACT)
+
+
+def compare_rows(student: Linear, teacher: Linear, kept: Channels | None) -> RowEvidence | None:
+    """Compare rows of weights, the teacher's cut down to the inputs that the student kept.
 
     Args:
         student: a block.
@@ -49,44 +98,49 @@ def channels_from_weights(
             where that is not known, so that they have to be the same.
 
     Returns:
-        (width,) the teacher's channels and the cosine of the least certain one; None where the
-        weights do not tell.
+        What that says; None where rows cannot be compared.
     """
-    taps = math.prod(student.kernel_shape)
-    groups, n, p = student.shape
-    want = teacher.shape[2] // taps
-    if student.kernel_shape != teacher.kernel_shape or n > teacher.shape[1]:
+    if student.kernel_shape != teacher.kernel_shape:
         return None
-    origin = _origin(groups, p // taps, teacher.groups, want, kept)
-    if origin is None:
+    own, whole = Rows.of(student), Rows.of(teacher)
+    follows = kept is not None and whole.is_depthwise and own.width == 1
+    if kept is None and own.is_depthwise and whole.is_depthwise:
+        own, whole = own.in_one_group(), whole.in_one_group()
+    groups, n, have = own.weights.shape[:3]
+    origin = _origin(groups, have, len(whole.weights), whole.weights.shape[2], kept)
+    if origin is None or n > whole.width:
         return None
-    own, whole = _Rows.of(student, taps), _Rows.of(teacher, taps)
-    found = _looked_up(own, whole, origin) or _most_alike(own, whole, origin)
-    parts, confidence = found
-    if confidence < _WEIGHTS_AGREE:
-        if kept is None or want > 1 or n != teacher.shape[1]:
-            return None
+    parts = _looked_up(own, whole, origin)
+    is_exact = parts is not None
+    if parts is None and follows:
         # Depthwise: whatever its weights are by now, it carries what its input carries.
-        parts, confidence = np.tile(np.arange(n), (groups, 1)), 1.0
-    return (origin.groups[:, np.newaxis] * teacher.shape[1] + parts).reshape(-1), confidence
+        parts = np.tile(np.arange(n), (groups, 1))
+    if parts is not None:
+        channels = (origin.groups[:, np.newaxis] * whole.width + parts).reshape(-1)
+        return RowEvidence(channels, is_exact)
+    everything = np.tile(np.arange(whole.width), (groups, 1))
+    columns = whole.some(origin.groups, everything).of_inputs(origin.inputs)
+    costs = _equality(own, columns)
+    if costs is None:
+        costs = row_costs(
+            (own.flat(), own.biases),
+            (columns.flat(), columns.biases),
+            max(float(np.finfo(rows.weights.dtype).eps) for rows in (own, columns)),
+        )
+    cost = costs[0]
+    if len(whole.weights) > 1:
+        cost = np.full((student.width, teacher.width), FORBIDDEN)
+        for number, (group, part) in enumerate(zip(origin.groups, costs, strict=True)):
+            place = slice(n * number, n * (number + 1))
+            cost[place, group * whole.width : (group + 1) * whole.width] = part
+    if student.width == teacher.width:
+        cost[np.diag_indices(student.width)] -= _SAME_PLACE
+    return RowEvidence(cost=cost)
 
 
-def assign(similarity: Array, bias: Array | float = 0.0) -> tuple[Channels, float]:
-    """Give each row a column of its own, the similarities summing to the most.
-
-    Args:
-        similarity: (n, m), n <= m.
-        bias: (n, m) differences of biases, which tell apart what is equally similar.
-
-    Returns:
-        (n,) columns, and the least of their similarities.
-    """
-    rows, columns = similarity.shape
-    # Squares, so that keeping the order is strictly better than any exchange.
-    order = (np.arange(rows)[:, np.newaxis] / rows - np.arange(columns) / columns) ** 2
-    score = similarity - _BIAS_COUNTS * bias - _ORDER_COUNTS * order
-    chosen = linear_sum_assignment(score, maximize=True)[1]
-    return chosen, float(similarity[np.arange(rows), chosen].min())
+def copies_of(teacher: Linear) -> Channels:
+    """Return a number for each channel of a block, the same for channels that are always equal."""
+    return Rows.of(teacher).copies()
 
 
 @dataclass(frozen=True)
@@ -116,96 +170,37 @@ def _origin(
     return _Origin(group[:, 0], position)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of weights with their biases.
-
-    Attributes:
-        weights: (groups, n, inputs, taps).
-        biases: (groups, n).
-    """
-
-    weights: Floats
-    biases: Floats
-
-    @staticmethod
-    def of(linear: Linear, taps: int) -> _Rows:
-        """Read those of a block."""
-        groups, n, p = linear.shape
-        weights = linear.native.reshape(groups, n, p // taps, taps)
-        return _Rows(weights, linear.bias.reshape(groups, n))
-
-    def some(self, groups: Channels, parts: Channels) -> _Rows:
-        """Return the rows at (groups, n) places, each of a group."""
-        width = self.biases.shape[1]
-        places = (groups[:, np.newaxis] * width + parts).reshape(-1)
-        weights = _taken(self.weights.reshape(-1, *self.weights.shape[2:]), places)
-        biases = self.biases.reshape(-1)[places].reshape(parts.shape)
-        return _Rows(weights.reshape(*parts.shape, *weights.shape[1:]), biases)
-
-    def of_inputs(self, inputs: Channels) -> _Rows:
-        """Return the rows cut down to some inputs, (groups, inputs) of each group."""
-        groups, n, have, taps = self.weights.shape
-        if inputs.shape[1] == have and (inputs == np.arange(have)).all():
-            return self
-        cut = np.empty((groups, n, inputs.shape[1], taps), self.weights.dtype)
-        for rows, chosen, result in zip(self.weights, inputs, cut, strict=True):
-            rows.take(chosen, axis=1, out=result, mode="clip")
-        return _Rows(cut, self.biases)
-
-    def equals(self, other: _Rows) -> bool:
-        """Whether all numbers are the same."""
-        return np.array_equal(self.biases, other.biases) and np.array_equal(
-            self.weights, other.weights
-        )
-
-    def flat(self) -> NDArray[np.float64]:
-        """Return the weights as (groups, n, inputs * taps)."""
-        flat = self.weights.reshape(*self.biases.shape, -1)
-        return np.ascontiguousarray(flat, np.float64)
+def _spread(inputs: int) -> Channels:
+    """Return a few of so many inputs."""
+    return np.unique(np.linspace(0, inputs - 1, _LOOKED_UP_BY).astype(np.intp))
 
 
-def _taken(rows: Floats, places: Channels) -> Floats:
-    """Return some of the rows, without a copy where they are all, in order."""
-    if len(places) == len(rows) and (places == np.arange(len(rows))).all():
-        return rows
-    return rows.take(places, axis=0)
-
-
-def _looked_up(own: _Rows, whole: _Rows, origin: _Origin) -> tuple[Channels, float] | None:
+def _looked_up(own: Rows, whole: Rows, origin: _Origin) -> Channels | None:
     """Find rows that are the teacher's to the last bit; None where one of them is not.
 
     Returns:
-        (groups, n) the place of each row in its group, and how certain that is.
+        (groups, n) the place of each row in its group.
     """
     for parts in _guesses(own, whole, origin):
         if whole.some(origin.groups, parts).of_inputs(origin.inputs).equals(own):
-            return parts, 1.0
+            return parts
     return None
 
 
-def _guesses(own: _Rows, whole: _Rows, origin: _Origin) -> Iterator[Channels]:
+def _guesses(own: Rows, whole: Rows, origin: _Origin) -> Iterator[Channels]:
     groups, n = own.biases.shape
-    if n == whole.biases.shape[1]:
+    if n == whole.width:
         # Nothing was removed here, as in every layer that only lost inputs.
         yield np.tile(np.arange(n), (groups, 1))
-    looked_at = np.unique(np.linspace(0, origin.inputs.shape[1] - 1, _LOOKED_UP_BY).astype(np.intp))
+    looked_at = _spread(origin.inputs.shape[1])
     parts = []
     for number, group in enumerate(origin.groups):
-        mine = own.weights[number].take(looked_at, axis=1)
-        theirs = whole.weights[group].take(origin.inputs[number, looked_at], axis=1)
-        marks = _marks(theirs, whole.biases[group])
-        found = _only_places(_marks(mine, own.biases[number]), marks)
+        theirs = whole.marks(int(group), origin.inputs[number, looked_at])
+        found = _only_places(own.marks(number, looked_at), theirs)
         if found is None:
             return
         parts.append(found)
     yield np.array(parts)
-
-
-def _marks(weights: Floats, biases: Floats) -> list[bytes]:
-    """Return the bytes of a few weights and the bias of each row; of zeros, -0 is one."""
-    table = np.column_stack([weights.reshape(len(weights), -1), biases]) + 0.0
-    return [row.tobytes() for row in table.astype(np.float64, copy=False)]
 
 
 def _only_places(own: list[bytes], others: list[bytes]) -> list[int] | None:
@@ -217,33 +212,39 @@ def _only_places(own: list[bytes], others: list[bytes]) -> list[int] | None:
     return [places[mark] for mark in own]
 
 
-def _most_alike(own: _Rows, whole: _Rows, origin: _Origin) -> tuple[Channels, float]:
-    """Find the rows of the largest cosine, see ``_looked_up``."""
-    everything = np.tile(np.arange(whole.biases.shape[1]), (len(origin.groups), 1))
-    columns = whole.some(origin.groups, everything).of_inputs(origin.inputs)
-    found = [
-        assign(similarity, _distance(*biases))
-        for similarity, *biases in zip(
-            _cosine(own.flat(), columns.flat()), own.biases, columns.biases, strict=True
-        )
-    ]
-    return np.array([part for part, _ in found]), min(sure for _, sure in found)
+def _equality(own: Rows, columns: Rows) -> Array | None:
+    """Return costs where all rows are found to the last bit, if in several places; else None.
+
+    Args:
+        own: rows of the student.
+        columns: of the teacher, of the same groups and cut down to the same inputs.
+
+    Returns:
+        (groups, n, m) costs, 0 for equal rows. Where as many are here as there, and all others are
+            in order, so are these.
+    """
+    costs = np.full((*own.biases.shape, columns.width), _EXACT)
+    if not all(_agree(own, columns, group, _spread(own.inputs)) for group in range(len(costs))):
+        return None
+    for group, cost in enumerate(costs):
+        found = _agree(own, columns, group, np.arange(own.inputs))
+        if found is None:
+            return None
+        single = sorted((rows[0], places[0]) for rows, places in found if len(places) == 1)
+        in_order = (np.diff([place for _, place in single]) > 0).all()
+        for rows, places in found:
+            one_by_one = in_order and len(rows) == len(places)
+            cost[(rows, places) if one_by_one else np.ix_(rows, places)] = 0.0
+    return costs
 
 
-def _cosine(rows: Array, others: Array) -> Array:
-    """Return the (groups, n, m) cosines; two rows of zeros agree, a dead filter with a dead one."""
-    lengths = [np.linalg.norm(part, axis=2, keepdims=True) for part in (rows, others)]
-    unit = [
-        np.divide(part, length, out=np.zeros_like(part), where=length > 0)
-        for part, length in zip((rows, others), lengths, strict=True)
-    ]
-    both_dead = (lengths[0] == 0) & np.swapaxes(lengths[1] == 0, 1, 2)
-    cosine: Array = unit[0] @ np.swapaxes(unit[1], 1, 2) + both_dead
-    return cosine
+def _agree(
+    own: Rows, columns: Rows, group: int, inputs: Channels
+) -> list[tuple[list[int], list[int]]] | None:
+    """Return the rows of a group that are equal, and where they are, as far as some inputs tell.
 
-
-def _distance(biases: Array, others: Array) -> Array:
-    """Return the (n, m) differences, each between 0 and 1."""
-    difference: Array = np.abs(biases[:, np.newaxis] - others)
-    largest = float(difference.max(initial=0.0))
-    return difference / largest if largest else difference
+    None where a row is nowhere, or more often than there.
+    """
+    mine, theirs = (rows.places(group, inputs) for rows in (own, columns))
+    found = [(rows, theirs.get(mark, [])) for mark, rows in mine.items()]
+    return found if all(len(rows) <= len(places) for rows, places in found) else None

@@ -1,16 +1,22 @@
 """How much of a student's weights is a slice of a teacher's, before it is known which slice.
 
-Two ways to see it, on a few rows of the student's weights:
+Two ways to see it, on some rows of the student's weights, each of which claims another row of the
+teacher's:
 
 * Where both read as many inputs, whole rows are compared: the largest cosine among the teacher's
-  rows, above what the largest of n random cosines in p dimensions comes to, about
-  sqrt(2 ln n / p). That survives noise and fine-tuning, and a factor per row.
+  rows, above the second largest, and above what the largest of n random cosines in p dimensions
+  comes to, about sqrt(2 ln n / p). That survives noise and fine-tuning, and a factor per row. What
+  is no row but a mixture of them, as a singular vector is, is as near to one as to others.
 * Where inputs were pruned as well, single kernels are looked up among all of the teacher's, by a
   key that a factor leaves as it is (of a 1x1 kernel, by its value). A key may be found anywhere by
   chance, but the kernels of one row are all found in one row of the teacher only if they come from
   there: what counts is the fraction that the best row has, above what chance gives the best of all.
   The keys of all of the student's samples are known ahead, so a filter drops most of the teacher's
   keys, and only the rest is sorted.
+
+A composed kernel of low rank stands for all rows of a kernel at once, and the fewer directions it
+has, the nearer its rows are to each other. Its cosines count above chance alone, each with the row
+that an assignment gives it (``approximation``).
 """
 
 from __future__ import annotations
@@ -22,7 +28,9 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
+from fskd_onnx.passes.analysis.composed_kernels import Kernel
 from fskd_onnx.passes.analysis.linear import Linear
 
 Floats = NDArray[np.float32]
@@ -31,6 +39,8 @@ Integers = NDArray[np.int64]
 # Of the student: enough to tell chance from descent, and soon looked up.
 _ROWS = 8
 _KERNELS = 32
+# Enough for a claim: of so many mixtures, several are nearest to the same row.
+ROWS_THAT_CLAIM = 32
 # Folded in float32 or in float64, a BatchNormalization gives weights that differ by this many
 # units in the last place.
 _ULPS = 8
@@ -38,6 +48,8 @@ _ULPS = 8
 _MOST_HITS = 64
 # What chance explains up to here says too little.
 _CHANCE = 0.6
+# Rows whose cosine differs from 1 by less are the same row twice.
+_SAME = 1e-6
 # Keys that share all but the last bits fall into one bucket, and few of the buckets are marked.
 _BITS_OF_A_BUCKET = 6
 _BUCKETS_PER_KEY = 32
@@ -62,6 +74,11 @@ class KernelWeights:
         rows = linear.native.reshape(linear.width, -1, math.prod(shape))
         return KernelWeights(shape, rows.astype(np.float32, copy=False))
 
+    @staticmethod
+    def composed(kernel: Kernel) -> KernelWeights:
+        """Return the weights of several nodes in a row."""
+        return KernelWeights(kernel.kernel_shape, kernel.rows.astype(np.float32, copy=False))
+
     @cached_property
     def sample(self) -> KernelWeights:
         """A few rows and inputs, spread evenly."""
@@ -78,8 +95,8 @@ class KernelWeights:
 
     @cached_property
     def few_directions(self) -> Floats:
-        """Those of a few rows."""
-        chosen = np.unique(np.linspace(0, len(self.rows) - 1, _ROWS).astype(np.intp))
+        """Those of some rows, spread evenly."""
+        chosen = np.unique(np.linspace(0, len(self.rows) - 1, ROWS_THAT_CLAIM).astype(np.intp))
         return _directions(self.rows[chosen])
 
     @cached_property
@@ -162,14 +179,63 @@ def overlap(student: KernelWeights, teacher: KernelIndex) -> float:
         teacher: the teacher's weights.
     """
     whole = teacher.weights
-    (n, inputs, taps), (n_all, inputs_all, _) = student.rows.shape, whole.rows.shape
+    (n, inputs, _), (n_all, inputs_all, _) = student.rows.shape, whole.rows.shape
     if student.kernel_shape != whole.kernel_shape or n > n_all or inputs > inputs_all:
         return 0.0
-    chance = math.sqrt(2 * math.log(max(n_all, 2)) / (inputs_all * taps))
+    chance = _chance(whole)
     if inputs == inputs_all and chance < _CHANCE:
-        cosines = student.few_directions @ whole.directions.T
-        return max(0.0, float((cosines.max(axis=1).mean() - chance) / (1 - chance)))
+        return _claimed(student.few_directions @ whole.directions.T, chance)
     return _found_in_one_row(student.sample.keys, teacher.index, teacher.rows)
+
+
+def approximation(one: KernelWeights, other: KernelWeights) -> float:
+    """Return how near a composed kernel is to another kernel, between 0 and 1.
+
+    Args:
+        one: the student's weights, or some rows of them.
+        other: the teacher's.
+    """
+    (n, *reads), (n_all, *reads_all) = one.rows.shape, other.rows.shape
+    chance = _chance(other)
+    fits = one.kernel_shape == other.kernel_shape and reads == reads_all and n <= n_all
+    if not fits or chance >= _CHANCE:
+        return 0.0
+    directions = one.few_directions[one.few_directions.any(axis=1)]
+    if not len(directions):
+        return 0.0
+    cosines = directions @ other.directions.T
+    nearest = cosines.max(axis=1)
+    # An assignment, which takes its time, gives at most that.
+    if nearest.mean() > chance:
+        nearest = cosines[linear_sum_assignment(cosines, maximize=True)]
+    return max(0.0, float((nearest.mean() - chance) / (1 - chance)))
+
+
+def _chance(teacher: KernelWeights) -> float:
+    """Return what the largest cosine of a random row with a teacher's rows comes to."""
+    n, inputs, taps = teacher.rows.shape
+    return math.sqrt(2 * math.log(max(n, 2)) / (inputs * taps))
+
+
+def _claimed(cosines: Floats, chance: float) -> float:
+    """Return how far the nearest rows stand out, each of them claimed once; the mean of all.
+
+    Args:
+        cosines: (rows of the student, rows of the teacher); zeros for a row of zeros.
+        chance: what random rows reach.
+    """
+    each = np.arange(len(cosines))
+    nearest = cosines.argmax(axis=1)
+    best = cosines[each, nearest]
+    rivals = cosines.copy()
+    rivals[each, nearest] = -1.0
+    second = np.maximum(rivals.max(axis=1), chance)
+    margins = np.clip((best - second) / np.maximum(1 - second, _SAME), 0.0, 1.0)
+    # The largest first, so that the first that claims a row is the one that has it.
+    order = np.argsort(-margins, kind="stable")
+    _, first = np.unique(nearest[order], return_index=True)
+    compared = int(cosines.any(axis=1).sum())
+    return float(margins[order[first]].sum() / compared) if compared else 0.0
 
 
 def _found_in_one_row(keys: Integers, index: Integers, rows: int) -> float:
@@ -186,7 +252,7 @@ def _found_in_one_row(keys: Integers, index: Integers, rows: int) -> float:
     once = np.unique(((row * keys.shape[1] + column) << 32) | found)
     np.add.at(votes, ((once >> 32) // keys.shape[1], once & 0xFFFFFFFF), 1)
     asked = np.maximum(telling.sum(axis=1), 1)
-    best = votes.max(axis=1) / asked
+    best = _most_votes(votes) / asked
     # One hit is where a key comes from; the others say how often a row has it by chance. The best
     # of so many rows then has as many above the mean as the largest of so many normal numbers.
     often = np.clip((counts - 1) / rows, 0.0, 1.0).sum(axis=1) / asked
@@ -195,6 +261,16 @@ def _found_in_one_row(keys: Integers, index: Integers, rows: int) -> float:
     found_in = sure / np.maximum(1 - chance, 1 - _CHANCE)
     compared = telling.any(axis=1)
     return float(found_in[compared].mean()) if compared.any() else 0.0
+
+
+def _most_votes(votes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the votes of the row that each of the student's has most of, no row taken twice."""
+    best = votes.max(axis=1)
+    nearest = votes.argmax(axis=1)[best > 0]
+    if len(np.unique(nearest)) == len(nearest):
+        return np.asarray(best)
+    padded = np.pad(votes, ((0, 0), (0, max(0, len(votes) - votes.shape[1]))))
+    return np.asarray(padded[linear_sum_assignment(padded, maximize=True)])
 
 
 def _directions(rows: Floats) -> Floats:

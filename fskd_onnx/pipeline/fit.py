@@ -16,6 +16,7 @@ from fskd_onnx.errors import MatchError, NoImprovementError
 from fskd_onnx.options import FitOptions
 from fskd_onnx.pipeline.problem import FitProblem, prepare
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
+from fskd_onnx.reporting.agreement import finite_rows
 from fskd_onnx.results import FitReport, FitResult
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.sources import SampleSource
@@ -42,6 +43,8 @@ def fit(
 
     Raises:
         NoImprovementError: on held-out samples the fitted student is no closer to the teacher.
+        ModelError: no output of the teacher is finite, or none of the student that the fit does not
+            bring back.
         FskdError: a file, the samples or the machine cannot be used.
     """
     options = options or FitOptions()
@@ -51,16 +54,12 @@ def fit(
         with timer("verify"):
             _ = problem.before  # what ONNX Runtime cannot run fails here, by its name
         best = choose(_candidates(problem, options, timer), problem.before)
-        fitted = _final_fit(problem, best, options, timer) if _closer(problem, best) else best.last
+        refusal = _refusal(problem, best)
+        fitted = best.last if refusal else _final_fit(problem, best, options, timer)
     report = _report(problem, fitted, best, options, timer)
-    if not _closer(problem, best):
-        raise NoImprovementError(
-            f"{problem.student.name}: the fit brought it no closer to the teacher on "
-            f"{len(problem.held_out)} held-out samples (relative error "
-            f"{problem.before.relative_mse:.4g} -> {best.after.relative_mse:.4g}), so nothing was "
-            "written; give more samples",
-            report,
-        )
+    if refusal:
+        problem.check_student()
+        raise NoImprovementError(refusal, report)
     return FitResult(fitted.model, report)
 
 
@@ -75,9 +74,27 @@ def _candidates(problem: FitProblem, options: FitOptions, timer: StageTimer) -> 
     return candidates
 
 
-def _closer(problem: FitProblem, best: Candidate) -> bool:
-    """Whether a fit comes closer to the teacher than the untouched student is."""
-    return error_of(best.after) < error_of(problem.before)
+def _refusal(problem: FitProblem, best: Candidate) -> str:
+    """Return why a fit is not given out; "" where it is closer to the teacher beyond doubt."""
+    verdict = best.verdict
+    samples = f"{len(problem.held_out)} held-out samples"
+    if verdict.independent_count < len(problem.held_out):
+        samples += f" of {verdict.independent_count} independent groups"
+    errors = f"relative error {problem.before.relative_mse:.4g} -> {best.after.relative_mse:.4g}"
+    if not error_of(best.after) < error_of(problem.before):
+        return (
+            f"{problem.student.name}: the fit brought it no closer to the teacher on {samples} "
+            f"({errors}), so nothing was written; give more samples"
+        )
+    if verdict.stands:
+        return ""
+    low, high = verdict.interval
+    return (
+        f"{problem.student.name}: {samples} do not tell whether the fit brought it closer to the "
+        f"teacher ({errors}; the error of one is multiplied by {verdict.error_ratio:.3g}, 90% "
+        f"interval {low:.3g} to {high:.3g}, or the gain hangs on one of them), so nothing was "
+        "written; give more independent samples"
+    )
 
 
 def _final_fit(
@@ -87,7 +104,12 @@ def _final_fit(
     if problem.splits.final is problem.splits.trials[-1]:
         return best.last
     chosen = dataclasses.replace(options, targets=best.last.targets)
-    return next(fits(problem, problem.splits.final, chosen, timer))
+    final = next(fits(problem, problem.splits.final, chosen, timer))
+    with timer("verify"):
+        name = f"fused {problem.student.name}"
+        outputs = problem.outputs(final.model, name, problem.held_out[problem.judged])
+    # Where it overflows for a sample for which the student did not, the one that was judged stays.
+    return final if all(finite_rows(values).all() for values in outputs) else best.last
 
 
 def _report(
@@ -105,14 +127,18 @@ def _report(
         options=dataclasses.asdict(options),
         providers=problem.runtime.providers,
         sample_count=problem.count,
+        independent_count=len(problem.groups),
         held_out_count=max(len(trial.held_out) for trial in problem.splits.trials),
         blocks=fitted.blocks,
         before=problem.before,
         after=best.after,
+        verdict=best.verdict,
         parameters_student=count_parameters(problem.student.model),
         parameters_fused=count_parameters(fitted.model),
         seconds=timer.report(),
         versions=_versions(),
+        samples_left_out=problem.samples_left_out,
+        outputs_left_out=problem.outputs_left_out,
     )
 
 

@@ -8,7 +8,8 @@ from fskd_onnx.fitting.coordinate_descent import CoordinateDescent
 from fskd_onnx.matching.channels import match_models
 from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.options import AdapterName, FitOptions, RunOptions
-from fskd_onnx.pipeline.problem import LoadedModel, prepare
+from fskd_onnx.pipeline.networks import load_networks
+from fskd_onnx.pipeline.problem import prepare
 from fskd_onnx.pipeline.trials import teacher_pass
 from fskd_onnx.results import Matching
 from fskd_onnx.runtime.tensor_store import TensorStore
@@ -41,9 +42,10 @@ def match(
         FskdError: a file, the samples or the machine cannot be used.
     """
     if samples is None:
-        graphs = LoadedModel.load(teacher).graph(), LoadedModel.load(student).graph()
-        given = {} if block_map is None else read_map(block_map, *graphs)
-        return match_models(*graphs, given)
+        one, other = load_networks(teacher, student)
+        graphs = one.graph(), other.graph()
+        given = {} if block_map is None else read_map(block_map, *graphs, other.summed)
+        return other.tell_of_branches(match_models(*graphs, given))
     settings = FitOptions(options or RunOptions(), AdapterName.POINTWISE, map=block_map)
     with TensorStore(settings.run.memory_limit) as store:
         problem = prepare(teacher, student, samples, settings, store)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,52 +13,36 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from fskd_onnx.errors import MatchError, SamplesError
+from fskd_onnx.errors import MatchError, ModelError, SamplesError
 from fskd_onnx.matching.activation_similarity import ActivationSimilarity
 from fskd_onnx.matching.channels import Channels, match_channels
 from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import Partner, pair_blocks
+from fskd_onnx.matching.sample_axes import leave_without_samples
 from fskd_onnx.options import FitOptions, RunOptions
-from fskd_onnx.passes import Canonicalize
+from fskd_onnx.pipeline.networks import LoadedModel, Networks, load_networks
 from fskd_onnx.pipeline.splits import Splits, split_samples
-from fskd_onnx.reporting.agreement import agreement
+from fskd_onnx.reporting.agreement import squared_errors
+from fskd_onnx.reporting.comparable import Comparable, check_finite, comparable
 from fskd_onnx.results import Agreement, Matching
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
-from fskd_onnx.runtime.forward import Outputs, forward
+from fskd_onnx.runtime.first_reading import FirstReading
+from fskd_onnx.runtime.forward import ForwardResult, Outputs, forward
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.augment import Augmented
-from fskd_onnx.samples.batches import default_batch_size, plan_batches
+from fskd_onnx.samples.batches import default_batch_size
 from fskd_onnx.samples.reader import SampleReader, Samples
+from fskd_onnx.samples.related import find_groups
 from fskd_onnx.samples.sources import SampleSource, load_samples
-from fskd_onnx.serialization.interface import check_same_interface, fixed_batch_size, input_specs
-from fskd_onnx.serialization.model_files import ModelSource, load_model, source_name
+from fskd_onnx.serialization.interface import (
+    fixed_batch_size,
+)
+from fskd_onnx.serialization.model_files import ModelSource
 
 logger = logging.getLogger(__name__)
 
-_LEAST_SAMPLES = 3  # one held out, two folds
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model as it came and as the passes read it."""
-
-    name: str
-    model: onnx.ModelProto
-    canonical: onnx.ModelProto
-
-    @staticmethod
-    def load(source: ModelSource) -> LoadedModel:
-        """Read, check and canonicalize a model."""
-        model = load_model(source)
-        result = Canonicalize()(model)
-        for note in result.notes:
-            logger.debug("%s: %s", source_name(source), note)
-        return LoadedModel(source_name(source), model, result.model)
-
-    def graph(self) -> gs.Graph:
-        """Return a fresh graph of the canonical form, to read or to rewrite."""
-        return gs.import_onnx(self.canonical)
+_LEAST_GROUPS = 3  # one held out, two folds
 
 
 @dataclass(frozen=True)
@@ -72,6 +57,7 @@ class FitProblem:
         runtime: where to run.
         samples: the samples, and moved copies of them behind, each read once.
         count: how many there are, without copies.
+        groups: samples of each independent group; identical ones are there once.
         splits: which of them are fitted on, and which give the verdict.
         options: how to read and run.
     """
@@ -83,6 +69,7 @@ class FitProblem:
     runtime: Runtime
     samples: DecodedSamples
     count: int
+    groups: list[NDArray[np.intp]]
     splits: Splits
     options: RunOptions
 
@@ -93,22 +80,98 @@ class FitProblem:
 
     def match_again(self, settled: Mapping[str, tuple[Channels, float]]) -> Matching:
         """Match channels anew, from those that activations have decided."""
-        return match_channels(self.teacher.graph(), self.student.graph(), self.partners, settled)
+        graphs = self.teacher.graph(), self.student.graph()
+        return self.student.tell_of_branches(match_channels(*graphs, self.partners, settled))
 
     def outputs(self, model: onnx.ModelProto, name: str, samples: NDArray[np.intp]) -> Outputs:
-        """Run a whole model on some samples."""
-        return forward(self.runtime, model, self.samples, samples, self.options.batch_size, name)
+        """Run a student on some samples; return the outputs that the verdict compares."""
+        _, student = self._untouched
+        names = [name for _, name in self._compared.names]
+        axes = {name: student.axes[name] for name in names}
+        inputs, size = self.student.inputs, self.options.batch_size
+        result = forward(self.runtime, model, self.samples, samples, size, name, inputs, axes)
+        return [result.values[name] for name in names]
 
-    @cached_property
+    @property
     def target(self) -> Outputs:
         """The teacher's outputs for the samples of the verdict."""
-        return self.outputs(self.teacher.model, self.teacher.name, self.held_out)
+        return self._compared.teacher
 
     @cached_property
     def before(self) -> Agreement:
         """How close the untouched student is on these samples."""
-        outputs = self.outputs(self.student.model, self.student.name, self.held_out)
-        return agreement(self.target, outputs)
+        return self._compared.agreement(self._compared.student)
+
+    def agreement(self, outputs: Outputs) -> Agreement:
+        """Return how close outputs for the samples of the verdict are to the teacher's."""
+        return self._compared.agreement(outputs)
+
+    @cached_property
+    def errors_before(self) -> NDArray[np.float64]:
+        """Mean squared error of the untouched student on each independent one of these samples."""
+        return self.by_group(squared_errors(self.target, self._compared.student))
+
+    def by_group(self, errors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return means over the samples of the verdict that belong together.
+
+        Args:
+            errors: of each sample of the verdict.
+
+        Returns:
+            One mean per group, in the order in which groups come up.
+        """
+        group_of = {s: at for at, group in enumerate(self.groups) for s in group.tolist()}
+        members: dict[int, list[float]] = {}
+        judged = self.held_out[self.judged].tolist()
+        for sample, error in zip(judged, errors.tolist(), strict=True):
+            members.setdefault(group_of[sample], []).append(error)
+        return np.array([np.mean(part) for part in members.values()])
+
+    @property
+    def judged(self) -> NDArray[np.bool_]:
+        """Which held-out samples give the verdict: those with finite outputs of both networks."""
+        return self._compared.judged
+
+    @property
+    def samples_left_out(self) -> tuple[str, ...]:
+        """Names of the held-out samples that do not."""
+        return tuple(map(self.samples.describe, self.held_out[~self.judged].tolist()))
+
+    @property
+    def outputs_left_out(self) -> tuple[tuple[str, str], ...]:
+        """Outputs that the verdict does not compare, each with the reason."""
+        return self._compared.outputs_left_out
+
+    def check_student(self) -> None:
+        """Check that some outputs of the untouched student are finite.
+
+        Raises:
+            ModelError: they are not.
+        """
+        check_finite(self._compared.student, self.student.outputs, self.student.name)
+
+    @cached_property
+    def _compared(self) -> Comparable:
+        names = list(zip(self.teacher.outputs, self.student.outputs, strict=True))
+        models = self.teacher.name, self.student.name
+        return comparable(self._untouched, names, models, fitted_later=True)
+
+    @cached_property
+    def _untouched(self) -> tuple[ForwardResult, ForwardResult]:
+        """All outputs of the teacher and of the untouched student for the held-out samples."""
+        teacher, student = (
+            forward(
+                self.runtime,
+                network.model,
+                self.samples,
+                self.held_out,
+                self.options.batch_size,
+                network.name,
+                network.inputs,
+            )
+            for network in (self.teacher, self.student)
+        )
+        return teacher, student
 
 
 def prepare(
@@ -131,13 +194,24 @@ def prepare(
         FskdError: a file, the samples or the machine cannot be used.
     """
     run = options.run
-    networks = _load_networks(teacher, student)
+    networks = load_networks(teacher, student)
     loaded = _load_samples(samples, networks[0], run)
-    splits = _split(loaded, networks, options)
     runtime = open_runtime(run.providers)
-    decoded = _decode(loaded, splits, options, store, runtime)
+    reading = FirstReading(loaded, store, taken_once=not options.augment)
+    groups = _group(loaded, reading)
+    splits = _split(groups, loaded, networks, options)
+    decoded = _decode(reading, splits, options, store, runtime)
     graphs = networks[0].graph(), networks[1].graph()
-    partners = _pair(graphs, runtime, decoded, splits, options.map)
+    given = {} if options.map is None else read_map(options.map, *graphs, networks[1].summed)
+    try:
+        partners = _pair(graphs, runtime, decoded, splits, given)
+        partners = leave_without_samples(partners, graphs, runtime, decoded, splits.final.batches)
+    except ModelError:
+        first = splits.final.batches[0].samples
+        for network in networks:  # says which of them does not run, and how it would
+            model, name, inputs = network.model, network.name, network.inputs
+            forward(runtime, model, decoded, first, run.batch_size, name, inputs)
+        raise
     matching = _match(networks, graphs, partners)
     return FitProblem(
         teacher=networks[0],
@@ -147,53 +221,83 @@ def prepare(
         runtime=runtime,
         samples=decoded,
         count=len(loaded),
+        groups=groups,
         splits=splits,
         options=run,
     )
 
 
-Networks = tuple[LoadedModel, LoadedModel]
 Graphs = tuple[gs.Graph, gs.Graph]
-
-
-def _load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
-    """Load teacher and student, which take the same inputs and give the same outputs."""
-    networks = LoadedModel.load(teacher), LoadedModel.load(student)
-    one, other = networks
-    check_same_interface(one.model, other.model, one.name, other.name)
-    return networks
 
 
 def _load_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -> Samples:
     """Open the samples, which have to be enough to fit on some and check on others."""
-    inputs = input_specs(teacher.model)
-    loaded = load_samples(source, inputs, run.preprocess, run.max_samples, run.seed)
-    if len(loaded) < _LEAST_SAMPLES:
+    loaded = load_samples(
+        source, teacher.inputs, run.preprocess, run.max_samples, run.seed, run.groups
+    )
+    if len(loaded) < _LEAST_GROUPS:
         raise SamplesError(
             f"{len(loaded)} samples are too few to fit on some and check on others; "
-            f"give at least {_LEAST_SAMPLES}"
+            f"give at least {_LEAST_GROUPS}"
         )
     return loaded
 
 
-def _split(loaded: Samples, networks: Networks, options: FitOptions) -> Splits:
+def _group(loaded: Samples, reading: FirstReading) -> list[NDArray[np.intp]]:
+    """Divide the samples into independent groups: those given, else those that are found."""
+    groups = find_groups(reading.fingerprints, loaded.groups)
+    distinct = sum(map(len, groups))
+    if distinct < len(loaded):
+        logger.info("%d of %d samples are distinct", distinct, len(loaded))
+    if len(groups) < distinct:
+        logger.info("%d samples are %d independent groups", distinct, len(groups))
+    if len(groups) >= _LEAST_GROUPS:
+        return groups
+    if distinct < _LEAST_GROUPS:
+        reason, remedy = "all others are copies of these", "give other ones"
+    elif loaded.groups is not None:
+        reason, remedy = "the groups are those given", "give samples of more groups"
+    else:
+        reason = "those of a group look like crops or moved copies of each other"
+        remedy = "give other ones, or say by --groups which belong together"
+    raise SamplesError(
+        f"samples of {len(groups)} independent group{'s'[: len(groups) - 1]} are too few to fit on "
+        f"some and check on others ({len(loaded)} samples; {reason}); {remedy}, at least "
+        f"{_LEAST_GROUPS} groups"
+    )
+
+
+def _split(
+    groups: list[NDArray[np.intp]], loaded: Samples, networks: Networks, options: FitOptions
+) -> Splits:
     """Divide the samples and their copies, into batches of a size that both networks take."""
-    size = options.run.batch_size or default_batch_size(loaded.shapes)
-    fixed = fixed_batch_size([s for network in networks for s in input_specs(network.model)])
+    size = default_batch_size(loaded.shapes)
+    stated = [
+        fixed_batch_size(
+            [
+                replace(spec, axis=given.axis)
+                for spec, given in zip(network.inputs, loaded.inputs, strict=True)
+            ]
+        )
+        for network in networks
+    ]
+    # Each network runs as many samples as it states; a batch is a multiple of that for both.
+    fixed = math.lcm(*filter(None, stated)) if any(stated) else options.run.batch_size
     copies = options.augment_copies + 1 if options.augment else 1
-    return split_samples(len(loaded), copies, options.run.seed, size, fixed)
+    return split_samples(groups, len(loaded), copies, options.run.seed, size, fixed)
 
 
 def _decode(
-    loaded: Samples, splits: Splits, options: FitOptions, store: TensorStore, runtime: Runtime
+    reading: FirstReading,
+    splits: Splits,
+    options: FitOptions,
+    store: TensorStore,
+    runtime: Runtime,
 ) -> DecodedSamples:
-    """Return the samples, with moved copies behind where these are asked for, read once."""
-    source: SampleReader = loaded
+    """Return the samples in batches, with moved copies behind where these are asked for."""
+    source: SampleReader = reading
     if options.augment:
-        # Copies are made on the host, in many batches; all of them are made of one reading.
-        alone = plan_batches([np.arange(len(loaded))], default_batch_size(loaded.shapes), None)
-        read_once = DecodedSamples(loaded, alone, store, "cpu")
-        source = Augmented(read_once, options.augment, options.run.seed)
+        source = Augmented(reading, options.augment, options.run.seed)
     return DecodedSamples(source, splits.batches, store, runtime.device)
 
 
@@ -202,21 +306,21 @@ def _pair(
     runtime: Runtime,
     samples: DecodedSamples,
     splits: Splits,
-    block_map: str | None,
+    given: Mapping[str, Partner],
 ) -> tuple[Partner, ...]:
     """Pair the student's blocks with the teacher's, those of the map first."""
     teacher, student = graphs
     return pair_blocks(
         teacher,
         student,
-        given=read_map(block_map, teacher, student) if block_map is not None else {},
+        given=given,
         similarity=ActivationSimilarity(runtime, teacher, student, samples, splits.final.batches),
     )
 
 
 def _match(networks: Networks, graphs: Graphs, partners: tuple[Partner, ...]) -> Matching:
     """Pair the channels of paired blocks; there has to be a block that can be fitted."""
-    matching = match_channels(*graphs, partners)
+    matching = networks[1].tell_of_branches(match_channels(*graphs, partners))
     if not matching.usable:
         first = next(iter(matching.pairs), None)
         why = f" ('{first.student}': {first.reason})" if first is not None else ""

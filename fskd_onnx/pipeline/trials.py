@@ -5,26 +5,28 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
 
 from fskd_onnx.fitting.adapters import families_of, need_patches
 from fskd_onnx.fitting.block_plan import plan_blocks
-from fskd_onnx.fitting.coordinate_descent import CoordinateDescent
+from fskd_onnx.fitting.coordinate_descent import CoordinateDescent, Descent
 from fskd_onnx.fitting.target_selection import select_targets
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.options import FitOptions, TargetsName
-from fskd_onnx.passes import export
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
+from fskd_onnx.pipeline.verdict import judge
 from fskd_onnx.progress import with_prefix
-from fskd_onnx.reporting.agreement import agreement, squared_errors
-from fskd_onnx.results import Agreement, BlockReport
+from fskd_onnx.reporting.agreement import squared_errors
+from fskd_onnx.results import Agreement, BlockReport, BlockStatus, Verdict
 from fskd_onnx.runtime.forward import Outputs
-from fskd_onnx.serialization.model_files import load_model
+from fskd_onnx.serialization.model_check import checked
 from fskd_onnx.timing import StageTimer
 
 
@@ -50,12 +52,14 @@ class Candidate:
     Attributes:
         last: of its fits.
         after: how close they came to the teacher, each on its own held-out samples.
-        errors: on each of these samples.
+        errors: on each independent one of these samples that gives the verdict.
+        verdict: how certain it is that they came closer than the untouched student.
     """
 
     last: FittedStudent
     after: Agreement
     errors: NDArray[np.float64]
+    verdict: Verdict
 
 
 def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list[Candidate]:
@@ -72,14 +76,18 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
                     name = f"fused {problem.student.name}"
                     found = problem.outputs(fitted.model, name, trial.held_out)
                     outputs[fitted.targets].append(found)
+    nothing = [np.zeros_like(output) for output in problem.target]
+    size = float(np.mean(squared_errors(problem.target, nothing)))
     candidates = []
     for targets, parts in outputs.items():
-        together = [np.concatenate(output) for output in zip(*parts, strict=True)]
+        together = [np.concatenate(out)[problem.judged] for out in zip(*parts, strict=True)]
+        errors = problem.by_group(squared_errors(problem.target, together))
         candidates.append(
             Candidate(
                 last[targets],
-                agreement(problem.target, together),
-                squared_errors(problem.target, together),
+                problem.agreement(together),
+                errors,
+                judge(problem.errors_before, errors, size),
             )
         )
     return candidates
@@ -93,10 +101,45 @@ def fits(
     for targets, descent in _starts(problem, split, options, timer, teacher):
         fitted = descent.run()
         with timer("fuse"):
-            model = export(fitted.student, like=problem.student.canonical)
+            model = problem.student.export(fitted.student)
         with timer("verify"):
-            load_model(model)
-        yield FittedStudent(targets, model, fitted.blocks)
+            checked(model, f"fused {problem.student.name}")
+        yield FittedStudent(targets, model, _with_true_status(fitted, model, problem.student.model))
+
+
+def _with_true_status(
+    fitted: Descent, model: onnx.ModelProto, student: onnx.ModelProto
+) -> tuple[BlockReport, ...]:
+    """Say of blocks that are not fitted whether their bytes are those of the student's file."""
+    new, old = _stored(model), _stored(student)
+
+    def same(name: str) -> bool:
+        one, other = new.get(name), old.get(name)
+        if one is None or other is None or one == other:
+            return one is other or one == other
+        if uses_external_data(one) or uses_external_data(other) or one.data_type != other.data_type:
+            return False
+        arrays = numpy_helper.to_array(one), numpy_helper.to_array(other)
+        return arrays[0].tobytes() == arrays[1].tobytes()
+
+    return tuple(
+        replace(block, status=BlockStatus.REPLACED)
+        if block.status == BlockStatus.KEPT
+        and not all(map(same, fitted.parameters.get(block.student, ())))
+        else block
+        for block in fitted.blocks
+    )
+
+
+def _stored(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Return the tensors that a model stores, by name: initializers and Constants."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    stored[node.output[0]] = attribute.t
+    return stored
 
 
 def teacher_pass(problem: FitProblem, split: SampleSplit, options: FitOptions) -> TeacherPass:
@@ -149,10 +192,14 @@ def choose(candidates: Sequence[Candidate], before: Agreement) -> Candidate:
 
     Chosen channels were the better start in all that was measured, and a handful of held-out
     samples can say otherwise by accident: so the kept ones have to be closer by more than the
-    standard error of the mean difference over held-out samples. What does not bring the student
-    closer at all is out either way.
+    standard error of the mean difference over independent samples. What does not bring the student
+    closer beyond doubt is out either way.
     """
-    closer = [candidate for candidate in candidates if error_of(candidate.after) < error_of(before)]
+    closer = [
+        candidate
+        for candidate in candidates
+        if error_of(candidate.after) < error_of(before) and candidate.verdict.stands
+    ]
     best = (closer or candidates)[-1]
     for other in closer[:-1]:
         difference = best.errors - other.errors

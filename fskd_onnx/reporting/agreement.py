@@ -11,8 +11,22 @@ from fskd_onnx.errors import ModelError
 from fskd_onnx.results import Agreement
 from fskd_onnx.runtime.forward import Outputs
 
+# A fitted student may overflow; then its error is NaN or infinite, which is worse than any other.
+_OVERFLOWS = np.errstate(invalid="ignore", over="ignore")
 
-def agreement(teacher: Outputs, student: Outputs) -> Agreement:
+
+def finite_rows(values: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Return for which samples an output, (samples, ...), is finite; text and integers are."""
+    if not np.issubdtype(values.dtype, np.inexact):
+        return np.ones(len(values), bool)
+    finite: NDArray[np.bool_] = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    return finite
+
+
+@_OVERFLOWS
+def agreement(
+    teacher: Outputs, student: Outputs, *, rows: Sequence[int] | None = None
+) -> Agreement:
     """Return how close a student's outputs are to the teacher's.
 
     The error is ||student - teacher||^2 / ||teacher - mean||^2 over all outputs, the mean being
@@ -23,20 +37,24 @@ def agreement(teacher: Outputs, student: Outputs) -> Agreement:
     Args:
         teacher: each of the teacher's outputs, (samples, ...).
         student: the student's, in the same order.
+        rows: of each output, how many rows belong to a sample, see
+            ``fskd_onnx.runtime.sample_axis``. The mean is that of all rows then.
 
     Raises:
         ModelError: the outputs differ in their shapes.
     """
     error = energy = size = 0.0
-    for index, (t, s) in enumerate(zip(teacher, student, strict=True)):
+    counts = rows or [1] * len(teacher)
+    for index, (t, s, count) in enumerate(zip(teacher, student, counts, strict=True)):
         if t.shape != s.shape:
             raise ModelError(
                 f"output {index + 1} of the student has the shape {s.shape[1:]} per sample and "
                 f"that of the teacher {t.shape[1:]}; give a student whose outputs are the teacher's"
             )
         exact = t.astype(np.float64)
+        over = (0, 1) if count > 1 else 0
         error += float(np.sum((s.astype(np.float64) - exact) ** 2))
-        energy += float(np.sum((exact - exact.mean(axis=0)) ** 2))
+        energy += float(np.sum((exact - exact.mean(axis=over)) ** 2))
         size += float(np.sum(exact**2))
     relative = error / (energy or size or 1.0)
     classes = [scores(outputs) for outputs in (teacher, student)]
@@ -46,6 +64,7 @@ def agreement(teacher: Outputs, student: Outputs) -> Agreement:
     return Agreement(relative, top1)
 
 
+@_OVERFLOWS
 def squared_errors(teacher: Outputs, student: Outputs) -> NDArray[np.float64]:
     """Return ||student - teacher||^2 over all outputs, (samples,)."""
     errors = np.zeros(len(teacher[0]))

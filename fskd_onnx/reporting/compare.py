@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from fskd_onnx.options import RunOptions
-from fskd_onnx.reporting.agreement import accuracy, agreement
+from fskd_onnx.reporting.agreement import accuracy
+from fskd_onnx.reporting.comparable import comparable
 from fskd_onnx.results import Comparison
 from fskd_onnx.runtime.forward import forward
 from fskd_onnx.runtime.providers import open_runtime
 from fskd_onnx.samples.sources import SampleSource, load_samples
-from fskd_onnx.serialization.interface import check_same_interface, input_specs
+from fskd_onnx.serialization.interface import input_specs, output_names, pair_interfaces
 from fskd_onnx.serialization.model_files import ModelSource, load_model, source_name
 
 
@@ -38,16 +39,30 @@ def compare(
     options = options or RunOptions()
     models = [load_model(teacher), load_model(student)]
     names = [source_name(teacher), source_name(student)]
-    check_same_interface(*models, *names)
+    interface = pair_interfaces(*models, *names)
     loaded = load_samples(
         samples, input_specs(models[0]), options.preprocess, options.max_samples, options.seed
     )
     truth = None if labels is None else loaded.labels(labels)
     runtime = open_runtime(options.providers)
     everything = np.arange(len(loaded), dtype=np.intp)
-    outputs = [
-        forward(runtime, model, loaded, everything, options.batch_size, name)
-        for model, name in zip(models, names, strict=True)
+    results = [
+        forward(runtime, model, loaded, everything, options.batch_size, name, inputs)
+        for model, name, inputs in zip(models, names, (None, interface.inputs), strict=True)
     ]
-    accuracies = [None, None] if truth is None else [accuracy(out, truth) for out in outputs]
-    return Comparison(agreement(outputs[0], outputs[1]), len(loaded), *accuracies)
+    of_both = list(zip(output_names(models[0]), interface.outputs, strict=True))
+    compared = comparable((results[0], results[1]), of_both, (names[0], names[1]))
+    if truth is not None:
+        truth = truth[compared.judged]
+    of_teacher, of_student = (
+        None if truth is None else accuracy(outputs, truth)
+        for outputs in (compared.teacher, compared.student)
+    )
+    return Comparison(
+        agreement=compared.agreement(compared.student),
+        count=int(compared.judged.sum()),
+        accuracy_teacher=of_teacher,
+        accuracy_student=of_student,
+        samples_left_out=tuple(map(loaded.describe, np.flatnonzero(~compared.judged).tolist())),
+        outputs_left_out=compared.outputs_left_out,
+    )

@@ -25,7 +25,16 @@ def to_json(report: FitReport) -> str:
     """
     blocks = [asdict(block) for block in report.blocks]
     for block in blocks:
-        del block["teacher_width"]
+        del block["teacher_width"], block["adds_node"]
+        if not block["note"]:
+            del block["note"]
+    samples: dict[str, object] = {
+        "count": report.sample_count,
+        "independent": report.independent_count,
+        "held_out": report.held_out_count,
+    }
+    if report.samples_left_out:
+        samples["left_out"] = report.samples_left_out
     return _dump(
         {
             "schema_version": SCHEMA_VERSION,
@@ -34,13 +43,19 @@ def to_json(report: FitReport) -> str:
             "output": report.output,
             "options": report.options,
             "providers": report.providers,
-            "samples": {"count": report.sample_count, "held_out": report.held_out_count},
+            "samples": samples,
             "blocks": blocks,
-            "end_to_end": {"before": asdict(report.before), "after": asdict(report.after)},
+            "end_to_end": {
+                "before": asdict(report.before),
+                "after": asdict(report.after),
+                "verdict": asdict(report.verdict),
+            }
+            | ({"left_out": dict(report.outputs_left_out)} if report.outputs_left_out else {}),
             "parameters": {
                 "student": report.parameters_student,
                 "fused": report.parameters_fused,
             },
+            "added_nodes": report.added_nodes,
             "seconds": asdict(report.seconds),
             "versions": report.versions,
         }

@@ -15,11 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from fskd_onnx.printable import printable
-from fskd_onnx.results import Comparison, FitReport, Matching
+from fskd_onnx.results import BlockStatus, Comparison, FitReport, Matching, Verdict
 
 _NOT_KNOWN = "-"
 _ELLIPSIS = "..."
 _LEAST_NAME = 8
+# Samples that are named of those that were left out.
+_NAMED = 3
 
 
 def print_report(report: FitReport, console: Console) -> None:
@@ -44,22 +46,34 @@ def print_report(report: FitReport, console: Console) -> None:
     ]
     numbers = ("ridge", "channels", "before", "after")
     _print_table(("node", "op", "adapter", *numbers, "status"), rows, numbers, ("node",), console)
+    titles = {
+        BlockStatus.KEPT: "kept as they were:",
+        BlockStatus.REPLACED: "not fitted, but not as they were:",
+    }
+    for status, title in titles.items():
+        reasons = ((b.student, b.reason) for b in report.blocks if b.status == status)
+        _print_reasons(title, reasons, console)
     _print_reasons(
-        "kept as they were:",
-        ((block.student, block.reason) for block in report.blocks if block.reason),
+        "to be known of those that were fitted:",
+        ((block.student, block.note) for block in report.blocks if block.note),
         console,
     )
+    _print_reasons("outputs left out of the verdict:", report.outputs_left_out, console)
     console.print()
     seconds = report.seconds
     stages = (field.name for field in fields(seconds) if field.name != "total")
     _print_facts(
         {
-            "samples": f"{report.sample_count}, of which {report.held_out_count} held out",
+            "samples": f"{report.sample_count}, of which {report.held_out_count} held out"
+            + _independent(report)
+            + _left_out(report.samples_left_out),
             "relative mse": f"{_number(report.before.relative_mse)} -> "
             f"{_number(report.after.relative_mse)}",
             "top-1 agreement": f"{_percent(report.before.top1_agreement)} -> "
             f"{_percent(report.after.top1_agreement)}",
-            "parameters": f"{report.parameters_student:,} -> {report.parameters_fused:,}",
+            "verdict": _verdict(report.verdict),
+            "parameters": f"{report.parameters_student:,} -> {report.parameters_fused:,}"
+            + _added(report.added_nodes),
             "time": f"{seconds.total:.1f} s ("
             + ", ".join(f"{stage} {getattr(seconds, stage):.1f}" for stage in stages)
             + ")",
@@ -67,6 +81,30 @@ def print_report(report: FitReport, console: Console) -> None:
             "output": report.output or "none was written",
         },
         console,
+    )
+
+
+def _independent(report: FitReport) -> str:
+    """Return how many independent groups the samples are, where these are fewer."""
+    fewer = report.independent_count < report.sample_count
+    return f", in {report.independent_count} independent groups" if fewer else ""
+
+
+def _added(names: Sequence[str]) -> str:
+    """Return which blocks have a node more."""
+    if not names:
+        return ""
+    count = "1 node" if len(names) == 1 else f"{len(names)} nodes"
+    return f"; {count} added: an Add for the bias of {', '.join(names)}"
+
+
+def _verdict(verdict: Verdict) -> str:
+    """Return how certain a gain is."""
+    low, high = map(_number, verdict.interval)
+    doubt = "" if verdict.stands else ": not beyond chance"
+    return (
+        f"error of a sample x {_number(verdict.error_ratio)} ({low} to {high}, 90% interval) by "
+        f"{verdict.independent_count} independent ones{doubt}"
     )
 
 
@@ -106,7 +144,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console: where to.
     """
     facts = {
-        "samples": str(comparison.count),
+        "samples": f"{comparison.count}{_left_out(comparison.samples_left_out)}",
         "relative mse": _number(comparison.agreement.relative_mse),
         "top-1 agreement": _percent(comparison.agreement.top1_agreement),
     }
@@ -114,6 +152,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         facts["teacher accuracy"] = _percent(comparison.accuracy_teacher)
         facts["student accuracy"] = _percent(comparison.accuracy_student)
     _print_facts(facts, console)
+    _print_reasons("outputs left out of the comparison:", comparison.outputs_left_out, console)
 
 
 def _print_table(
@@ -188,6 +227,14 @@ def _print_facts(facts: Mapping[str, str], console: Console) -> None:
     for name, fact in facts.items():
         grid.add_row(Text(name), Text(printable(fact)))
     console.print(grid)
+
+
+def _left_out(names: Sequence[str]) -> str:
+    """Return how many samples the verdict leaves out, and which; nothing where there are none."""
+    if not names:
+        return ""
+    listed = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return f"; {len(names)} left out, whose outputs are not finite ({listed})"
 
 
 def _number(value: float | None) -> str:

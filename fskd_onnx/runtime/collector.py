@@ -83,10 +83,12 @@ def collect(
 
     Yields:
         The number of a batch, and the columns of each request; None where its sampling takes none
-        of this batch.
+        of this batch, or where its first tensor does not hold samples.
     """
     offsets = batch_offsets(batches)
-    needed: list[list[int]] = [list(range(len(requests)))]
+    needed: list[list[int]] = [
+        [n for n, request in enumerate(requests) if stage.has_samples(request.tensors[0])]
+    ]
     for offset in offsets:
         columns: list[Columns | None] = [None] * len(requests)
         running = needed[offset.index]
@@ -118,6 +120,8 @@ def _needed(
 
     def reaches(number: int, offset: BatchOffset) -> bool:
         request, shape = requests[number], shapes[number]
+        if not shape:
+            return False
         rows = shape[0] // first * len(offset.batch.samples)
         return request.sampling.reaches(offset, rows, request.positions(shape))
 

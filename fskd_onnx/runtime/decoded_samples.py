@@ -38,6 +38,7 @@ class _DecodedBatch:
         if size > count:  # the padding repeats samples of the batch
             rows = np.resize(np.arange(count), size)
             arrays = {name: array[rows] for name, array in arrays.items()}
+        arrays = {spec.name: spec.joined(arrays[spec.name]) for spec in self.samples.inputs}
         values = upload(arrays, self.device)
         return {name: self.store.keep(value) for name, value in values.items()}
 
@@ -53,6 +54,30 @@ class _Input:
 
     def value(self) -> OrtValue:
         return self.decoded.inputs[self.name].value()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the samples of an input."""
+
+    whole: StoredTensor
+    axis: int
+    samples: slice
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape, axis = self.whole.shape, self.axis
+        count = len(range(*self.samples.indices(shape[axis])))
+        return *shape[:axis], count, *shape[axis + 1 :]
+
+    @property
+    def element_type(self) -> int:
+        return self.whole.element_type
+
+    def value(self) -> OrtValue:
+        value = self.whole.value()  # what it gives is on loan, and has to live until it is copied
+        array = value.numpy()[(slice(None),) * self.axis + (self.samples,)].copy()
+        return OrtValue.ortvalue_from_numpy(array, value.device_name())
 
 
 class DecodedSamples:
@@ -77,6 +102,7 @@ class DecodedSamples:
         """
         self.inputs, self.shapes = samples.inputs, samples.shapes
         self.store = store
+        self._samples = samples
         self._batches: dict[bytes, _DecodedBatch] = {}
         self._located: dict[int, tuple[_DecodedBatch, int]] = {}
         for batch in batches:
@@ -89,22 +115,33 @@ class DecodedSamples:
         """Number of samples."""
         return len(self._located)
 
-    def feeds(self, batch: Batch) -> list[StoredTensor]:
+    def feeds(self, batch: Batch, part: slice | None = None) -> list[StoredTensor]:
         """Return the inputs of one of the batches, in order; they are read when asked for a value.
 
         Args:
             batch: one of those of the constructor, whatever its fold.
+            part: which of its samples; None for all.
         """
         decoded = self._batches[batch.samples.tobytes()]
-        return [
+        whole = [
             _Input(
                 decoded,
                 spec.name,
-                (len(batch.samples), *self.shapes[spec.name]),
+                spec.with_samples(self.shapes[spec.name], len(batch.samples)),
                 onnx.helper.np_dtype_to_tensor_dtype(spec.dtype),
             )
             for spec in self.inputs
         ]
+        if part is None:
+            return list(whole)
+        return [
+            stored if spec.axis is None else _Part(stored, spec.axis, part)
+            for spec, stored in zip(self.inputs, whole, strict=True)
+        ]
+
+    def describe(self, index: int) -> str:
+        """Return what to call a sample in messages and reports."""
+        return self._samples.describe(index)
 
     def take(self, indices: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
         """Return copies of some samples: per input, stacked along a new first axis."""
@@ -114,5 +151,9 @@ class DecodedSamples:
             # The values live as long as the arrays that refer to their memory.
             values = {id(b): b.inputs[spec.name].value() for b, _ in located}
             arrays = {key: value.numpy() for key, value in values.items()}
+            if spec.axis is None:
+                taken[spec.name] = np.stack([arrays[id(b)] for b, _ in located])
+                continue
+            arrays = {key: np.moveaxis(array, spec.axis, 0) for key, array in arrays.items()}
             taken[spec.name] = np.stack([arrays[id(b)][row] for b, row in located])
         return taken

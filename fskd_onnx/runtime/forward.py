@@ -1,26 +1,59 @@
-"""Whole models on samples: every output, sample by sample."""
+"""Whole models on samples: every output, sample by sample.
+
+Where the samples lie in an output is found from the first batch and a second run of some of its
+samples (``fskd_onnx.runtime.sample_axis``). An output that does not differ between samples, or
+whose rows depend on the data, is left out by name.
+"""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime import OrtValue
 
 from fskd_onnx.errors import FskdError, ModelError
 from fskd_onnx.runtime.providers import Runtime
-from fskd_onnx.runtime.session_run import run
-from fskd_onnx.runtime.tensor_store import download, upload
-from fskd_onnx.samples.batches import Batch, default_batch_size, plan_batches
+from fskd_onnx.runtime.sample_axis import Failing, FoundAxis, Runs, SampleAxis
+from fskd_onnx.runtime.session_run import first_line, run
+from fskd_onnx.runtime.tensor_store import download, is_plain, upload
+from fskd_onnx.samples.batches import default_batch_size, plan_batches
 from fskd_onnx.samples.reader import SampleReader
-from fskd_onnx.serialization.interface import fixed_batch_size, input_specs, output_names
+from fskd_onnx.serialization.interface import (
+    InputSpec,
+    fixed_batch_size,
+    input_specs,
+    output_names,
+)
 
 Outputs = list[NDArray[np.generic]]
 
+# Operators whose results have as many rows as the data says.
+_ROWS_FROM_DATA = frozenset({"NonMaxSuppression", "Unique", "Compress", "NonZero"})
+# NonZero is a part of how exporters write down shapes that are no data.
+_ALWAYS_FROM_DATA = _ROWS_FROM_DATA - {"NonZero"}
+# Batch sizes that are tried where a model does not run, besides those that its outputs state.
+_TRIED_SIZES = (1, 2, 4, 8, 16, 32)
 
-# The number and name of an error of ONNX Runtime, and where in its source it was raised.
-_POSITION = re.compile(r"^(\[ONNXRuntimeError\] : \d+ : \w+ : )?(\S+\.(cc|h):\d+ .*?\) (?=[A-Z]))?")
+
+@dataclass(frozen=True)
+class ForwardResult:
+    """Outputs of a model for some samples.
+
+    Attributes:
+        values: by name, (samples, ...); the rows of a sample are on the second axis where it has
+            several.
+        axes: where the samples lie in each of these.
+        left_out: why other outputs are left out, by name.
+    """
+
+    values: dict[str, NDArray[np.generic]]
+    axes: dict[str, SampleAxis]
+    left_out: dict[str, str]
 
 
 def forward(
@@ -30,54 +63,233 @@ def forward(
     indices: NDArray[np.intp],
     batch_size: int | None,
     name: str,
-) -> Outputs:
+    inputs: Sequence[InputSpec] | None = None,
+    axes: Mapping[str, SampleAxis] | None = None,
+) -> ForwardResult:
     """Run a whole model on some samples.
 
     Args:
         runtime: where.
-        model: any model that takes the samples' inputs, in their order, under whatever names.
+        model: any model that takes the samples' inputs, under whatever names.
         samples: the samples.
         indices: which of them.
-        batch_size: samples per run; None chooses by the size of the inputs.
+        batch_size: samples of every run, padded; None chooses by the size of the inputs. A size
+            that the model states counts before both.
         name: what to call the model in errors.
-
-    Returns:
-        Each output of the model for all samples, in order.
+        inputs: the model's inputs, in the order of the samples'; None: in its own order.
+        axes: the outputs to return and where the samples lie in them; None finds that out.
 
     Raises:
-        ModelError: ONNX Runtime cannot run the model.
+        ModelError: ONNX Runtime cannot run the model, or an output mixes samples.
     """
-    specs = input_specs(model)
-    size = batch_size or default_batch_size(samples.shapes)
-    batches = plan_batches([indices], size, fixed_batch_size(specs))
-    collected: list[Outputs] = []
-    names = output_names(model)
-    try:
-        session = runtime.session(model)
-        for batch in batches:
-            arrays = samples.take(batch.samples).values()
-            feeds = dict(zip([spec.name for spec in specs], arrays, strict=True))
-            results = run(session, upload(feeds, runtime.device), names, runtime.device)
-            values = {output: download(value) for output, value in results.items()}
-            for output, value in values.items():
-                _check_axis(value, output, name)
-            collected.append([_unpad(value, batch) for value in values.values()])
-    except FskdError:  # of the samples, or of where they are kept
-        raise
-    except Exception as error:
-        # ONNX Runtime raises a dozen unrelated types; which one says nothing to a user.
-        first = _POSITION.sub("", str(error).strip().splitlines()[0])
-        raise ModelError(f"{name}: ONNX Runtime cannot run it: {first}") from error
-    return [np.concatenate(parts) for parts in zip(*collected, strict=True)]
+    network = _Network(runtime, model, samples, name, inputs)
+    fixed = network.fixed_size or batch_size
+    batches = plan_batches([indices], default_batch_size(samples.shapes), fixed)
+    found: dict[str, FoundAxis] = dict(axes or {})
+    parts: dict[str, Outputs] = {}
+    for batch in batches:
+        values = network.run(batch.samples)
+        if axes is None and not parts:
+            found = network.find_axes(batch.samples, values, indices, fixed is not None)
+            parts = {output: [] for output in found}
+        for output, axis in found.items():
+            value = values[output]
+            if isinstance(axis, SampleAxis) and value is not None:
+                by_sample = axis.by_sample(value)
+                earlier = parts.setdefault(output, [])
+                if len(by_sample) == len(batch.samples) and all(
+                    part.shape[1:] == by_sample.shape[1:] for part in earlier[:1]
+                ):
+                    earlier.append(by_sample[: batch.count])
+                else:
+                    found[output] = Failing.ROWS_FROM_DATA
+    left_out = {
+        o: network.reason(o, axis) for o, axis in found.items() if isinstance(axis, Failing)
+    }
+    if axes is not None and left_out:
+        output, reason = next(iter(left_out.items()))
+        raise ModelError(f"{name}: output '{output}': {reason}; cut the network in front of it")
+    kept = {output: axis for output, axis in found.items() if isinstance(axis, SampleAxis)}
+    joined = {output: np.concatenate(parts[output]) for output in kept}
+    return ForwardResult(joined, kept, left_out)
 
 
-def _check_axis(value: NDArray[np.generic], output: str, name: str) -> None:
-    if value.ndim == 0:
+def common_outputs(
+    results: tuple[ForwardResult, ForwardResult], names: Sequence[tuple[str, str]], teacher: str
+) -> tuple[list[tuple[str, str]], tuple[tuple[str, str], ...]]:
+    """Return the outputs that a student can be compared with its teacher by.
+
+    Args:
+        results: of teacher and student.
+        names: the names of each output in both.
+        teacher: what to call the teacher in an error.
+
+    Returns:
+        The names of these outputs in both networks, and for the others the teacher's name and why
+        they are left out.
+
+    Raises:
+        ModelError: there is none.
+    """
+    left_out = {
+        one: results[0].left_out.get(one) or results[1].left_out.get(other) for one, other in names
+    }
+    compared = [(one, other) for one, other in names if left_out[one] is None]
+    reasons = tuple((output, reason) for output, reason in left_out.items() if reason is not None)
+    if not compared:
+        listed = "; ".join(f"'{output}': {reason}" for output, reason in reasons)
         raise ModelError(
-            f"{name}: its output '{output}' is one number for all samples; take it out of the "
-            "graph's outputs"
+            f"{teacher}: no output can be compared sample by sample ({listed}); "
+            "cut both networks in front of it"
         )
+    return compared, reasons
 
 
-def _unpad(values: NDArray[np.generic], batch: Batch) -> NDArray[np.generic]:
-    return values[: batch.count]
+class _Network:
+    """A model that runs on samples."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        model: onnx.ModelProto,
+        samples: SampleReader,
+        name: str,
+        inputs: Sequence[InputSpec] | None,
+    ) -> None:
+        self._runtime, self._model, self._samples, self._name = runtime, model, samples, name
+        # Which axis of an input the samples lie on is known better from the samples.
+        specs = zip(inputs or input_specs(model), samples.inputs, strict=True)
+        self._inputs = [replace(mine, axis=given.axis) for mine, given in specs]
+        self._outputs = output_names(model)
+        self.fixed_size = fixed_batch_size(self._inputs)
+        self._session: onnxruntime.InferenceSession | None = None
+
+    def run(self, samples: NDArray[np.intp]) -> dict[str, NDArray[np.generic] | None]:
+        """Run the model once; return its outputs, None for one that is no tensor of numbers."""
+        stacked = self._samples.take(samples)
+        try:
+            return self._run(stacked)
+        except FskdError:  # of where the samples are kept
+            raise
+        except Exception as error:
+            # ONNX Runtime raises a dozen unrelated types; which one says nothing to a user.
+            size, what = len(samples), first_line(error)
+            other = self._size_that_runs(size, samples[:1])
+            if other is None:
+                raise ModelError(f"{self._name}: ONNX Runtime cannot run it: {what}") from error
+            raise ModelError(
+                f"{self._name}: ONNX Runtime runs it on batches of {other} and not of {size} "
+                f"({what}); give --batch-size {other}"
+            ) from error
+
+    def _run(
+        self, stacked: Mapping[str, NDArray[np.generic]]
+    ) -> dict[str, NDArray[np.generic] | None]:
+        if self._session is None:
+            self._session = self._runtime.session(self._model)
+        pairs = zip(self._inputs, stacked.values(), strict=True)
+        feeds = {spec.name: spec.joined(array) for spec, array in pairs}
+        device = self._runtime.device
+        results = run(self._session, upload(feeds, device), self._outputs, device)
+        return {output: _numbers(value) for output, value in results.items()}
+
+    def _size_that_runs(self, size: int, sample: NDArray[np.intp]) -> int | None:
+        """Return how many samples a model runs on that does not run on so many; None without."""
+        if self._session is None or self.fixed_size is not None:
+            return None
+        stated = [
+            value.type.tensor_type.shape.dim[0].dim_value
+            for value in self._model.graph.output
+            if value.type.tensor_type.shape.dim
+        ]
+        one = self._samples.take(sample)
+        for other in dict.fromkeys([*stated, *_TRIED_SIZES]):
+            if other in (0, size) or other > max(_TRIED_SIZES):
+                continue
+            try:
+                self._run({name: np.repeat(array, other, axis=0) for name, array in one.items()})
+            except Exception:
+                continue
+            return int(other)
+        return None
+
+    def find_axes(
+        self,
+        first: NDArray[np.intp],
+        values: Mapping[str, NDArray[np.generic] | None],
+        indices: NDArray[np.intp],
+        fixed: bool,
+    ) -> dict[str, FoundAxis]:
+        """Find where the samples lie in each output, by a second run.
+
+        Args:
+            first: samples of the first run.
+            values: its outputs.
+            indices: samples of which the second run may take more.
+            fixed: whether it has to have as many as the first.
+
+        Raises:
+            ModelError: an output mixes samples.
+        """
+        others = [sample for sample in indices.tolist() if sample not in first][:1]
+        stacked = self._samples.take(np.array([*first.tolist(), *others], dtype=np.intp))
+        inputs = [stacked[spec.name] for spec in self._samples.inputs if spec.axis is not None]
+        operators = {node.op_type for node in self._model.graph.node}
+        runs = Runs.plan(first.tolist(), others, inputs, fixed, operators)
+        again = self.run(np.array(runs.second, dtype=np.intp))
+        found: dict[str, FoundAxis] = {}
+        for output, one in values.items():
+            other = again[output]
+            if one is None or other is None:
+                found[output] = Failing.NO_NUMBERS
+                continue
+            if self._has_rows_from_data(output):
+                found[output] = Failing.ROWS_FROM_DATA
+                continue
+            found[output] = runs.compare(one, other)
+            if found[output] is Failing.MIXED:
+                what = f"does not keep samples apart (shape {list(one.shape)} of {len(first)})"
+                raise ModelError(
+                    f"{self._name}: its output '{output}' "
+                    f"{what if one.ndim else 'is one number for all samples'}; take it out of the "
+                    "graph's outputs, or give --batch-size 1 if samples may run one by one"
+                )
+        return found
+
+    def _has_rows_from_data(self, output: str) -> bool:
+        """Whether an operator may give the output another number of rows each time."""
+        declared = next(value for value in self._model.graph.output if value.name == output)
+        dims = list(declared.type.tensor_type.shape.dim)
+        # The first axis may count samples, where they may be of any number.
+        stated = [dim.dim_value > 0 for dim in dims[int(self.fixed_size is None) :]]
+        sized = declared.type.tensor_type.HasField("shape") and all(stated)
+        return not sized and self._operator(output, _ALWAYS_FROM_DATA) is not None
+
+    def _operator(self, output: str, operators: frozenset[str]) -> onnx.NodeProto | None:
+        """Return the nearest node of some operators that an output depends on."""
+        makers: dict[str, onnx.NodeProto] = {
+            name: node for node in self._model.graph.node for name in node.output
+        }
+        pending, seen = [output], {output}
+        for name in pending:
+            node = makers.get(name)
+            if node is None:
+                continue
+            if node.op_type in operators:
+                return node
+            pending += [read for read in node.input if read not in seen]
+            seen.update(node.input)
+        return None
+
+    def reason(self, output: str, why: Failing) -> str:
+        """Return why an output is left out, the operator that makes it so included."""
+        if why is not Failing.ROWS_FROM_DATA:
+            return str(why.value)
+        node = self._operator(output, _ROWS_FROM_DATA)
+        if node is None:
+            return str(why.value)
+        return f"{why.value} ({node.op_type}{f' {node.name!r}' if node.name else ''})"
+
+
+def _numbers(value: OrtValue) -> NDArray[np.generic] | None:
+    return download(value) if is_plain(value) else None

@@ -20,6 +20,7 @@ from onnxruntime import OrtValue
 
 from fskd_onnx.errors import ProviderError
 from fskd_onnx.options import AUTO_PROVIDERS
+from fskd_onnx.passes.run_as_inference import run_as_inference
 from fskd_onnx.passes.separate_weights import Separated
 from fskd_onnx.serialization import external_data
 
@@ -48,6 +49,8 @@ class Runtime:
     def session(self, model: onnx.ModelProto | Separated) -> onnxruntime.InferenceSession:
         """Make a session of a model; what it lies in, in memory, need not outlive the call.
 
+        Dropouts run as inference, whatever mode the model states.
+
         Args:
             model: whole, of any size, or without its large weights.
 
@@ -59,6 +62,7 @@ class Runtime:
             if isinstance(model, onnx.ModelProto)
             else (model, None)
         )
+        run_as_inference(apart.model)
         weights = _on_loan(apart)
         options = _options()
         options.add_external_initializers(list(weights), list(weights.values()))
@@ -75,7 +79,7 @@ class Runtime:
 
 def _options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERROR
+    options.log_severity_level = _FATAL  # errors are raised, and said in our words
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # A fit makes a session per segment. With an arena each, every one of them would ask the
     # system for all of its memory anew, and that costs as much as running it.

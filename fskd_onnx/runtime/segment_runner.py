@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
@@ -16,7 +18,9 @@ from fskd_onnx.passes.extract_segment import extract
 from fskd_onnx.progress import observer
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.providers import Runtime
-from fskd_onnx.runtime.session_run import run
+from fskd_onnx.runtime.sample_axis import FoundAxis, SampleAxis
+from fskd_onnx.runtime.session_run import named_errors, run
+from fskd_onnx.runtime.tensor_axes import find_axes, run_size
 from fskd_onnx.runtime.tensor_store import StoredTensor
 from fskd_onnx.samples.batches import Batch
 
@@ -60,10 +64,21 @@ class SegmentRunner:
         self._plan = plan_segments(graph, stops)
         self._batches = batches
         names = [tensor.name for tensor in graph.inputs]
-        self._cut = [dict(zip(names, samples.feeds(batch), strict=True)) for batch in batches]
+        self._samples = samples
+        # A batch may be several runs of a network that takes fewer samples at once.
+        size = run_size(graph, samples)
+        self._parts: list[range] = []
+        self._cut: list[dict[str, StoredTensor]] = []
+        for batch in batches:
+            count = len(batch.samples)
+            starts = range(0, count, size or count)
+            self._parts.append(range(len(self._cut), len(self._cut) + len(starts)))
+            for start in starts:
+                part = None if len(starts) == 1 else slice(start, start + starts.step)
+                self._cut.append(dict(zip(names, samples.feeds(batch, part), strict=True)))
         self._store = samples.store
         self._stages = iter(range(len(stops)))
-        self._reached = [-1] * len(batches)  # the stage that each batch has run up to
+        self._reached = [-1] * len(self._cut)  # the stage that each part has run up to
         self._sessions: dict[tuple[int, tuple[str, ...]], onnxruntime.InferenceSession] = {}
 
     @contextmanager
@@ -85,40 +100,77 @@ class SegmentRunner:
 
     def _tensors(self, stage: int, batch: int) -> dict[str, OrtValue]:
         stop = self._stops[stage]
-        made = self._run(stage, batch, stop, keep=stop)
-        cut = self._cut[batch]
-        return {name: made[name] if name in made else cut[name].value() for name in stop}
+        parts = []
+        for part in self._parts[batch]:
+            made, cut = self._run(stage, batch, part, stop, keep=stop), self._cut[part]
+            parts.append({name: made[name] if name in made else cut[name].value() for name in stop})
+        return self._samples_first(parts)
 
     def _tensors_once(
         self, stage: int, batch: int, names: Collection[str] | None
     ) -> dict[str, OrtValue]:
         stop = [n for n in self._stops[stage] if names is None or n in names]
-        cut = self._cut[batch]
-        ready = {name: cut[name].value() for name in stop if name in cut}
-        return ready | self._run(stage, batch, stop)
+        parts = []
+        for part in self._parts[batch]:
+            cut = self._cut[part]
+            ready = {name: cut[name].value() for name in stop if name in cut}
+            made = self._run(stage, batch, part, stop)
+            parts.append({name: made[name] if name in made else ready[name] for name in stop})
+        return self._samples_first(parts)
+
+    def _samples_first(self, parts: Sequence[Mapping[str, OrtValue]]) -> dict[str, OrtValue]:
+        """Join the tensors of a batch's parts, sample after sample along their first axis.
+
+        The rows of a sample in a matrix become an axis of their own, positions as those of a MatMul
+        of higher rank are. A tensor that does not hold samples stays as it is.
+        """
+        tensors = {}
+        for name, value in parts[0].items():
+            axis = self._axes[name]
+            matrix = len(value.shape()) == 2
+            as_it_is = isinstance(axis, SampleAxis) and axis.is_first and len(parts) == 1
+            if not isinstance(axis, SampleAxis) or (as_it_is and not (matrix and axis.rows > 1)):
+                tensors[name] = value
+                continue
+            arrays = [part[name].numpy() for part in parts]
+            arrange = axis.by_sample if matrix else axis.first
+            joined = np.concatenate([arrange(array) for array in arrays])
+            tensors[name] = OrtValue.ortvalue_from_numpy(joined, self._runtime.device)
+        return tensors
+
+    @cached_property
+    def _axes(self) -> dict[str, FoundAxis]:
+        """Where the samples lie in the tensors of all stops."""
+        names = list(dict.fromkeys(name for stop in self._stops for name in stop))
+        return find_axes(self._runtime, self._graph, self._samples, self._batches, names)
+
+    def _has_samples(self, name: str) -> bool:
+        return isinstance(self._axes[name], SampleAxis)
 
     def _run(
-        self, stage: int, batch: int, names: Collection[str], keep: Collection[str] = ()
+        self, stage: int, batch: int, part: int, names: Collection[str], keep: Collection[str] = ()
     ) -> dict[str, OrtValue]:
-        """Bring one batch to a stage, if it is not there yet.
+        """Bring one part of a batch to a stage, if it is not there yet.
 
         Args:
             stage: the current one.
-            batch: which one.
+            batch: which batch.
+            part: which part of all batches' parts.
             names: what to compute besides what later stages read.
             keep: what to keep in the cut besides that.
         """
-        missed = self._plan[self._reached[batch] + 1 : stage + 1]
+        missed = self._plan[self._reached[part] + 1 : stage + 1]
         if not missed:
             return {}
-        segment, cut = join(missed), self._cut[batch]
+        segment, cut = join(missed), self._cut[part]
         expired = set(segment.expired)
         outputs = tuple(n for n in segment.outputs if n in names or n not in expired)
         made: dict[str, OrtValue] = {}
         if outputs:
-            session = self._session(self._reached[batch], replace(segment, outputs=outputs))
-            feeds = {name: cut[name].value() for name in segment.inputs}
-            made = run(session, feeds, outputs, self._runtime.device)
+            with named_errors(self._graph.name):
+                session = self._session(self._reached[part], replace(segment, outputs=outputs))
+                feeds = {name: cut[name].value() for name in segment.inputs}
+                made = run(session, feeds, outputs, self._runtime.device)
             del feeds
         dropped = expired.difference(keep)
         for name in dropped:
@@ -126,12 +178,13 @@ class SegmentRunner:
         for name, value in made.items():
             if name not in dropped:
                 cut[name] = self._store.keep(value)
-        self._reached[batch] = stage
-        observer().advance(self._batches[batch].count)
+        self._reached[part] = stage
+        if part == self._parts[batch][-1]:
+            observer().advance(self._batches[batch].count)
         return made
 
     def _session(self, reached: int, segment: Segment) -> onnxruntime.InferenceSession:
-        """Compile a segment as the graph is now, for batches that have reached the same stage."""
+        """Compile a segment as the graph is now, for parts that have reached the same stage."""
         key = reached, segment.outputs
         if key not in self._sessions:
             cuts = [c for c, at in zip(self._cut, self._reached, strict=True) if at == reached]
@@ -154,8 +207,16 @@ class Stage:
         self._number = number
 
     def tensors(self, batch: int) -> dict[str, OrtValue]:
-        """Return the tensors of this stage's stop for one batch; they may be asked for again."""
+        """Return the tensors of this stage's stop for one batch; they may be asked for again.
+
+        Samples follow each other along the first axis, with all of their rows, wherever they lie in
+        the network's tensors.
+        """
         return self._runner._tensors(self._number, batch)
+
+    def has_samples(self, name: str) -> bool:
+        """Whether a tensor of the stop holds samples, so that they are on its first axis."""
+        return self._runner._has_samples(name)
 
     def tensors_once(self, batch: int, names: Collection[str] | None = None) -> dict[str, OrtValue]:
         """Return the same; then only what later stages read is kept.

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import onnxruntime
 from onnxruntime import OrtValue
 
+from fskd_onnx.errors import FskdError, ModelError
 from fskd_onnx.runtime.tensor_store import is_plain
+
+# The number and name of an error of ONNX Runtime, and where in its source it was raised.
+_POSITION = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : |^Error in execution: |Non-zero status code returned "
+    r"while running |(Status Message: )?\S+\.(cc|h):\d+ .*?\) (?=\S)"
+)
 
 
 def run(
@@ -33,3 +42,28 @@ def _detached(value: OrtValue) -> OrtValue:
     would hold on to every activation before it.
     """
     return OrtValue.from_dlpack(value) if is_plain(value) else value
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Say in one line, with the name of a network, what ONNX Runtime cannot run.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    try:
+        yield
+    except FskdError:  # of the samples, or of where they are kept
+        raise
+    except Exception as error:
+        # ONNX Runtime raises a dozen unrelated types; which one says nothing to a user.
+        raise ModelError(
+            f"{name}: ONNX Runtime cannot run it: {first_line(error)}; where the network states "
+            "how many samples run at once, give that by --batch-size"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return what ONNX Runtime says of an error, without where in its source that is."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return _POSITION.sub("", lines[0])

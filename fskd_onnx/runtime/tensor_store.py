@@ -131,7 +131,7 @@ class _InFile:
 def upload(tensors: Tensors, device: str) -> dict[str, OrtValue]:
     """Put arrays where sessions read them; on the CPU that copies nothing."""
     return {
-        name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device)
+        name: OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device)
         for name, array in tensors.items()
     }
 

@@ -1,4 +1,8 @@
-"""Arrays that hold samples along their first axis, matched to the inputs of a model by name."""
+"""Arrays of samples, matched to the inputs of a model by name.
+
+The samples lie along the axis on which the input has them; along the first one where only that
+fits. An array that is what an input takes as a whole is the same for all samples.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +34,16 @@ class ArrayPart:
 
     Attributes:
         name: what to call them in an error.
-        load: returns the arrays, (count, ...) each.
+        load: returns the arrays.
         count: number of samples.
+        axes: the axis of each array that the samples lie on; None for one that all samples share.
         preprocess: how pixels become tensors.
     """
 
     name: str
     load: Callable[[], Mapping[str, NDArray[Any]]]
     count: int
+    axes: Mapping[str, int | None]
     preprocess: Preprocess
 
     @classmethod
@@ -55,12 +61,14 @@ class ArrayPart:
         """
         arrays = load()
         for spec in inputs:
-            _check_array(arrays[spec.name], spec, name)
-        counts = {spec.name: len(arrays[spec.name]) for spec in inputs}
-        if len(set(counts.values())) > 1:
-            listed = ", ".join(f"{key} has {count}" for key, count in counts.items())
-            raise SamplesError(f"{name}: inputs differ in their number of samples: {listed}")
-        return cls(name, load, next(iter(counts.values())), preprocess)
+            _check_type(arrays[spec.name], spec, name)
+        readings = {spec.name: _readings(arrays[spec.name], spec, name) for spec in inputs}
+        count = _common_count(readings, name)
+        axes = {
+            key: next(axis for axis, size in found if size in (None, count))
+            for key, found in readings.items()
+        }
+        return cls(name, load, count, axes, preprocess)
 
     def describe(self, index: int) -> str:
         """Return what to call one sample in an error."""
@@ -69,7 +77,11 @@ class ArrayPart:
     def read(self, spec: InputSpec, index: int) -> NDArray[Any]:
         """Return one input of one sample, see `SourcePart.read`."""
         name = self.describe(index)
-        sample = np.asarray(self.load()[spec.name][index])
+        array, axis = self.load()[spec.name], self.axes[spec.name]
+        if axis is not None:
+            sample = np.asarray(array[(slice(None),) * axis + (index,)])
+        else:
+            sample = np.asarray(array if array.ndim == len(spec.shape) else array[0])
         if _holds_pixels(sample.dtype, spec):
             pixels = fit_image(self.preprocess, sample, spec, name)
             tensor = to_tensor(self.preprocess, pixels[np.newaxis], spec)[0]
@@ -150,25 +162,74 @@ def check_finite(tensor: NDArray[Any], name: str, spec: InputSpec) -> NDArray[An
 
 def _holds_pixels(dtype: np.dtype[Any], spec: InputSpec) -> bool:
     """Return whether values of a type are pixels, to be normalised for an input."""
-    image_input = len(spec.shape) == 4 and np.issubdtype(spec.dtype, np.floating)
+    image_input = spec.axis == 0 and len(spec.shape) == 4 and np.issubdtype(spec.dtype, np.floating)
     return dtype == np.uint8 and image_input
 
 
-def _check_array(array: NDArray[Any], spec: InputSpec, name: str) -> None:
-    """Refuse an array whose type or shape cannot become the model's input."""
-    shape = ", ".join("?" if size is None else str(size) for size in ("N", *spec.shape[1:]))
-    takes = f"the model's input {spec.name!r} takes {spec.dtype} of shape ({shape})"
-    if array.ndim == 0:
-        raise SamplesError(f"{name}: is a single value; {takes}, the samples along the first axis")
-    if _holds_pixels(array.dtype, spec):
-        return
-    both_float = all(np.issubdtype(dtype, np.floating) for dtype in (array.dtype, spec.dtype))
-    if not both_float and array.dtype.newbyteorder("=") != spec.dtype:
-        raise SamplesError(f"{name}: holds {array.dtype}; {takes}; convert the samples")
-    fits = array.ndim == len(spec.shape) and all(
-        wanted in (None, size) for wanted, size in zip(spec.shape[1:], array.shape[1:], strict=True)
-    )
-    if not fits:
+_Reading = tuple[int | None, int | None]
+"""The axis of an array that samples lie on and their number, or None twice where all share it."""
+
+
+def _takes(spec: InputSpec) -> str:
+    """Return a clause that says what an input takes."""
+    sizes = ["?" if size is None else str(size) for size in spec.shape]
+    if spec.axis is not None:
+        sizes[spec.axis] = "N"
+    return f"the model's input {spec.name!r} takes {spec.dtype} of shape ({', '.join(sizes)})"
+
+
+def _check_type(array: NDArray[Any], spec: InputSpec, name: str) -> None:
+    """Refuse an array whose type cannot become the input's."""
+    if array.ndim == 0 and spec.axis is not None:
         raise SamplesError(
-            f"{name}: has shape {array.shape}; {takes}, N being the number of samples"
+            f"{name}: is a single value; {_takes(spec)}, N being the number of samples"
         )
+    both_float = all(np.issubdtype(dtype, np.floating) for dtype in (array.dtype, spec.dtype))
+    converts = both_float or _holds_pixels(array.dtype, spec)
+    if not converts and array.dtype.newbyteorder("=") != spec.dtype:
+        raise SamplesError(f"{name}: holds {array.dtype}; {_takes(spec)}; convert the samples")
+
+
+def _readings(array: NDArray[Any], spec: InputSpec, name: str) -> list[_Reading]:
+    """Return the ways in which an array may hold an input of samples, the usual one first."""
+    found: list[_Reading] = []
+    if _holds_pixels(array.dtype, spec):
+        return [(0, len(array))]
+    if spec.axis is not None:
+        for axis in dict.fromkeys((spec.axis, 0)):
+            sample = *array.shape[:axis], *array.shape[axis + 1 :]
+            if array.ndim == len(spec.shape) and _fits(sample, spec.sample_shape):
+                found.append((axis, array.shape[axis]))
+    elif array.ndim == len(spec.shape) + 1 and _fits(array.shape[1:], spec.shape):
+        if not len(array) or (array != array[:1]).any():
+            raise SamplesError(
+                f"{name}: holds several values for the model's input {spec.name!r}, which is the "
+                "same for all samples; give one"
+            )
+        found.append((None, None))
+    if (spec.axis is None or spec.batch_size) and _fits(array.shape, spec.shape):
+        found.append((None, None))
+    if not found:
+        number = ", N being the number of samples" if spec.axis is not None else ""
+        raise SamplesError(f"{name}: has shape {array.shape}; {_takes(spec)}{number}")
+    return found
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    return len(shape) == len(wanted) and all(
+        size in (None, extent) for size, extent in zip(wanted, shape, strict=True)
+    )
+
+
+def _common_count(readings: Mapping[str, Sequence[_Reading]], name: str) -> int:
+    """Return the number of samples that all arrays may hold."""
+    usual = {key: found[0][1] for key, found in readings.items() if found[0][1] is not None}
+    counts = [size for found in readings.values() for _, size in found if size is not None]
+    for count in counts:
+        sizes = ([size for _, size in found] for found in readings.values())
+        if all(count in found or None in found for found in sizes):
+            return count
+    if not counts:
+        raise SamplesError(f"{name}: holds no input that differs from sample to sample")
+    listed = ", ".join(f"{key} has {count}" for key, count in usual.items())
+    raise SamplesError(f"{name}: inputs differ in their number of samples: {listed}")

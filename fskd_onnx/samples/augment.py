@@ -112,6 +112,10 @@ class Augmented:
                     array[row] = _resample(array[row], axis, self._map(int(copy), int(source)))
         return arrays
 
+    def describe(self, index: int) -> str:
+        """Return what to call a sample, or the sample that a copy is of."""
+        return self._samples.describe(index % len(self._samples))
+
     def _map(self, copy: int, source: int) -> Matrix:
         """Return the composed map of one copy."""
         rng = np.random.default_rng([self._seed, copy, source])

@@ -48,7 +48,8 @@ class SourcePart(Protocol):
             index: 0 <= index < ``count``.
 
         Returns:
-            A finite tensor of the input's type, without a batch axis.
+            A finite tensor of the input's type, without the axis of the samples; with all axes
+            where the input is the same for all samples.
 
         Raises:
             SamplesError: the sample cannot be decoded or is not finite.

@@ -7,6 +7,7 @@ memory-mapped ``.npy`` file.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,9 @@ class SampleReader(Protocol):
     def take(self, indices: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
         """Return some samples: per input, stacked along a new first axis."""
 
+    def describe(self, index: int) -> str:
+        """Return what to call a sample in messages and reports."""
+
 
 class SizedReader(SampleReader, Protocol):
     """A reader whose samples are numbered from 0 on, without a gap."""
@@ -47,8 +51,9 @@ class Samples:
     Attributes:
         source_count: number of samples that the source holds.
         source_indices: positions in the source of the samples that were drawn, ascending.
-        inputs: the model's inputs.
+        inputs: the model's inputs; those that turn out to be the same for all samples say so.
         shapes: shape of one sample of each input.
+        groups: number of the group of each drawn sample; None where none are given.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Samples:
         inputs: Sequence[InputSpec],
         max_samples: int | None,
         seed: int,
+        groups: NDArray[np.intp] | None = None,
     ) -> None:
         """Draw the samples and read the first one, so that bad input shows at once.
 
@@ -65,18 +71,24 @@ class Samples:
             inputs: the model's inputs.
             max_samples: how many to draw at most; None for all.
             seed: decides the draw.
+            groups: number of the group of each sample of the source; None where none are given.
 
         Raises:
             SamplesError: the first sample is not what the model takes.
         """
         self._parts = parts
-        self.inputs = tuple(inputs)
         self._ends = np.cumsum([part.count for part in parts], dtype=np.intp)
         self.source_count = int(self._ends[-1])
         self.source_indices = draw(self.source_count, max_samples, seed)
+        self.groups = None if groups is None else groups[self.source_indices]
         first_part, first_index = self._locate(self.source_indices[0])
         self._first_name = first_part.describe(first_index)
-        self._first = {spec.name: first_part.read(spec, first_index) for spec in self.inputs}
+        self._first = {spec.name: first_part.read(spec, first_index) for spec in inputs}
+        # What comes with all of an input's axes is the input as a whole, the same for all samples.
+        self.inputs = tuple(
+            replace(spec, axis=None) if self._first[spec.name].ndim == len(spec.shape) else spec
+            for spec in inputs
+        )
         self.shapes = {name: sample.shape for name, sample in self._first.items()}
 
     def __len__(self) -> int:
@@ -101,6 +113,11 @@ class Samples:
             spec.name: np.stack([self._read(spec, index) for index in indices.tolist()])
             for spec in self.inputs
         }
+
+    def describe(self, index: int) -> str:
+        """Return what to call one of the drawn samples in messages and reports."""
+        part, index_in_part = self._locate(self.source_indices[index])
+        return part.describe(index_in_part)
 
     def labels(self, path: str | Path) -> NDArray[np.int64]:
         """Return the labels of the drawn samples.
@@ -133,6 +150,11 @@ class Samples:
                 f"{part.describe(index)}: has shape {sample.shape} and {self._first_name} has "
                 f"{expected} for input {spec.name!r}; bring all samples to one size"
                 " (images: --resize, --crop)"
+            )
+        if spec.axis is None and not np.array_equal(sample, self._first[spec.name]):
+            raise SamplesError(
+                f"{part.describe(index)}: has another value than {self._first_name} for input "
+                f"{spec.name!r}, which is the same for all samples; give one value"
             )
         return sample
 

@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fskd_onnx.errors import SamplesError, one_of
-from fskd_onnx.options import Preprocess
+from fskd_onnx.options import FOLDERS, Preprocess
 from fskd_onnx.samples.array_files import NPY_FILES, NPZ_FILES
 from fskd_onnx.samples.contract import SampleFormat, SourcePart
 from fskd_onnx.samples.files import existing, visible_entries
+from fskd_onnx.samples.groups import load_groups
 from fskd_onnx.samples.image_files import ImageFiles
 from fskd_onnx.samples.memory import ArraysInMemory, DataReader, DataReaders
 from fskd_onnx.samples.reader import Samples
@@ -48,6 +50,7 @@ def load_samples(
     preprocess: Preprocess | None = None,
     max_samples: int | None = None,
     seed: int = 0,
+    groups: str | Sequence[str | int] | None = None,
 ) -> Samples:
     """Open samples for a model.
 
@@ -63,6 +66,8 @@ def load_samples(
         preprocess: how images become tensors.
         max_samples: draw at most this many, without replacement, keeping their order; None for all.
         seed: decides the draw.
+        groups: which samples belong together, as `load_groups` takes them; or `FOLDERS`: ``source``
+            is a folder whose subfolders hold the samples, and each subfolder is a group.
 
     Returns:
         The samples.
@@ -72,11 +77,19 @@ def load_samples(
         PreprocessError: there are images, and they cannot become tensors as asked for.
     """
     preprocess = preprocess or Preprocess()
-    parts = _open(source, tuple(inputs), preprocess)
+    if isinstance(groups, str) and groups == FOLDERS:
+        folders = [_open(folder, tuple(inputs), preprocess) for folder in _subfolders(source)]
+        parts: Sequence[SourcePart] = [part for parts in folders for part in parts]
+        sizes = [sum(part.count for part in parts) for parts in folders]
+        numbers: NDArray[np.intp] | None = np.repeat(np.arange(len(folders)), sizes)
+    else:
+        parts = _open(source, tuple(inputs), preprocess)
+        count = sum(part.count for part in parts)
+        numbers = None if groups is None else load_groups(groups, count)
     if not any(part.count for part in parts):
         name = source if isinstance(source, (str, os.PathLike)) else "the source of samples"
         raise SamplesError(f"{name}: holds no samples; give at least one")
-    return Samples(parts, inputs, max_samples, seed)
+    return Samples(parts, inputs, max_samples, seed, numbers)
 
 
 def _open(
@@ -92,6 +105,23 @@ def _open(
             return format_.open(found, inputs, preprocess)
     words = one_of(["a path", *(format_.words for format_ in MEMORY_FORMATS)])
     raise SamplesError(f"samples cannot be read from a {type(source).__name__}; give {words}")
+
+
+def _subfolders(source: SampleSource) -> list[Path]:
+    """Return the folders directly in a folder, each of which holds the samples of a group."""
+    if not isinstance(source, (str, os.PathLike)) or not existing(source).is_dir():
+        raise SamplesError(
+            "groups are to be the subfolders of the samples, and these are no folder; give a "
+            "folder that holds a folder per group, or a file of groups"
+        )
+    entries = visible_entries(Path(source))
+    folders = [entry for entry in entries if entry.is_dir()]
+    if not folders:
+        raise SamplesError(
+            f"{source}: has no subfolders to be the groups of the samples; make one per group"
+        )
+    _log_others(Path(source), folders)
+    return folders
 
 
 def _find_in_files(path: Path) -> tuple[SampleFormat, Sequence[Path]]:

@@ -24,11 +24,7 @@ from typing import BinaryIO
 import google.protobuf.message
 import numpy as np
 import onnx
-from onnx.external_data_helper import (
-    ExternalDataInfo,
-    load_external_data_for_tensor,
-    uses_external_data,
-)
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from fskd_onnx.errors import ModelError
 from fskd_onnx.passes.analysis.linear_operators import LINEAR_OPERATORS
@@ -58,27 +54,52 @@ def load(path: Path) -> onnx.ModelProto:
         The model; its other weights stay in their files.
 
     Raises:
+        ModelError: a tensor is in a file that is too short, or not beside the model.
         OSError: a file is missing or cannot be read.
     """
     model: onnx.ModelProto = onnx.load(os.fspath(path), format="protobuf", load_external_data=False)
-    # Not resolved: behind a link to the model, the files beside it may have other names.
-    folder = Path(os.path.abspath(path)).parent  # noqa: PTH100
     outside = [tensor for tensor in all_tensors(model.graph) if uses_external_data(tensor)]
     read = _read_by_passes(model.graph) if outside else set()
     for tensor in outside:
         info = ExternalDataInfo(tensor)
-        file = folder / info.location
-        if not file.is_file():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), info.location)
-        length = info.length or file.stat().st_size - (info.offset or 0)
-        if length < _LARGE_TENSOR or tensor.name in read or folder.anchor != ROOT.anchor:
-            load_external_data_for_tensor(tensor, os.fspath(folder))
+        file, offset = _file_beside(path, tensor.name, info.location), info.offset or 0
+        length = info.length or max(0, file.stat().st_size - offset)
+        if offset + length > file.stat().st_size:
+            raise ModelError(f"{file}: is shorter than the weights in it; copy the model again")
+        if length < _LARGE_TENSOR or tensor.name in read or file.anchor != ROOT.anchor:
+            with file.open("rb") as stream:
+                stream.seek(offset)
+                tensor.raw_data = stream.read(length)
             tensor.data_location = onnx.TensorProto.DEFAULT
             del tensor.external_data[:]
         else:
-            location = file.relative_to(ROOT).as_posix()
-            _set_location(tensor, location, info.offset or 0, length)
+            _set_location(tensor, file.relative_to(ROOT).as_posix(), offset, length)
     return model
+
+
+def _file_beside(model: Path, tensor: str, location: str) -> Path:
+    """Return the file that a model keeps a tensor in, with no symbolic link on the way.
+
+    Caches of model hubs keep model and data as links to files of other names: the location counts
+    from the folder of the model as it was named, and where there is no such file, from the folder
+    that the model itself lies in. ONNX and ONNX Runtime refuse links, so the file itself is what
+    they get. A location alone, without a link, never leads out of the folder.
+
+    Raises:
+        ModelError: the location leads out of the folder.
+        FileNotFoundError: there is no such file.
+    """
+    inside = Path(os.path.normpath(location))
+    if inside.is_absolute() or inside.drive or ".." in inside.parts:
+        raise ModelError(
+            f"{model}: keeps '{tensor}' in '{location}', which is not in its own folder; move the "
+            "file there and save the model with that location"
+        )
+    named = Path(os.path.abspath(model)).parent  # noqa: PTH100
+    for folder in (named, model.resolve().parent):
+        if (folder / inside).is_file():
+            return (folder / inside).resolve()
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
 
 
 def save(
@@ -148,9 +169,18 @@ def large_initializers(model: onnx.ModelProto) -> set[str]:
 
 
 def model_to_check(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model that checks alike: large and external tensors are inputs of the same type."""
+    """Return a model that checks alike: large and external tensors are inputs of the same type.
+
+    So are sparse ones, in full: nodes read them so, and shape inference takes them for no tensors.
+    """
     light = without_weights(model)
+    del light.graph.sparse_initializer[:]
     listed = {value.name for value in model.graph.input}
+    light.graph.input.extend(
+        onnx.helper.make_tensor_value_info(s.values.name, s.values.data_type, s.dims)
+        for s in model.graph.sparse_initializer
+        if s.values.name not in listed
+    )
     for tensor in model.graph.initializer:
         if stored_size(tensor) < _LARGE_TENSOR and not uses_external_data(tensor):
             light.graph.initializer.add().CopyFrom(tensor)

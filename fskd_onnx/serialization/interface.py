@@ -1,14 +1,25 @@
-"""The inputs and outputs of a model, as they are fed and compared."""
+"""The inputs and outputs of a model, as they are fed and compared: the axis of the samples, pairs.
+
+Which axis of an input the samples lie on is read from the model's symbolic dimensions, and checked
+when the model runs (``fskd_onnx.runtime.sample_axis``). Inputs and outputs of two models belong
+together by their names, else by their order where types and shapes allow no other.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from fskd_onnx.errors import ModelError
+
+# Names that exporters and people give to the number of samples.
+_NAMES_OF_SAMPLES = frozenset({"n", "b", "bs", "num_samples", "samples"})
 
 
 @dataclass(frozen=True)
@@ -17,13 +28,40 @@ class InputSpec:
 
     Attributes:
         name: the input's name.
-        shape: its dimensions, the batch first; ``None`` where the model leaves the size open.
+        shape: its dimensions; ``None`` where the model leaves the size open.
         dtype: its element type.
+        axis: the axis that the samples lie on; None for an input that all samples share.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
+    axis: int | None = 0
+
+    @property
+    def sample_shape(self) -> tuple[int | None, ...]:
+        """Dimensions of one sample."""
+        return tuple(size for axis, size in enumerate(self.shape) if axis != self.axis)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The only number of samples that the input takes; None where it takes any."""
+        return None if self.axis is None else self.shape[self.axis]
+
+    def with_samples(self, sample: tuple[int, ...], count: int) -> tuple[int, ...]:
+        """Return the shape of what the model is fed.
+
+        Args:
+            sample: shape of one sample.
+            count: number of samples.
+        """
+        if self.axis is None:
+            return sample
+        return *sample[: self.axis], count, *sample[self.axis :]
+
+    def joined(self, samples: NDArray[Any]) -> NDArray[Any]:
+        """Return what the model is fed: samples, stacked along a first axis, along their axis."""
+        return samples[0] if self.axis is None else np.moveaxis(samples, 0, self.axis)
 
 
 def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
@@ -34,7 +72,14 @@ def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
     """
     given = {tensor.name for tensor in model.graph.initializer}
     given |= {tensor.values.name for tensor in model.graph.sparse_initializer}
-    return [_spec(value) for value in model.graph.input if value.name not in given]
+    values = [value for value in model.graph.input if value.name not in given]
+    specs = [_spec(value) for value in values]
+    dims = [_symbols(value) for value in values]
+    symbol = _symbol_of_samples(dims, [_symbols(value) for value in model.graph.output])
+    return [
+        replace(spec, axis=_axis(spec, names, symbol))
+        for spec, names in zip(specs, dims, strict=True)
+    ]
 
 
 def output_names(model: onnx.ModelProto) -> list[str]:
@@ -42,10 +87,9 @@ def output_names(model: onnx.ModelProto) -> list[str]:
     return [value.name for value in model.graph.output]
 
 
-def fixed_batch_size(specs: list[InputSpec]) -> int | None:
+def fixed_batch_size(specs: Sequence[InputSpec]) -> int | None:
     """Return the only batch size that a model takes; None where it takes any."""
-    sizes = {spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None}
-    return max(sizes, default=None)
+    return max((size for spec in specs if (size := spec.batch_size) is not None), default=None)
 
 
 def _spec(value: onnx.ValueInfoProto) -> InputSpec:
@@ -53,18 +97,86 @@ def _spec(value: onnx.ValueInfoProto) -> InputSpec:
         raise ModelError(
             f"the model's input '{value.name}' is not a tensor; export it with tensors as inputs"
         )
-    tensor = value.type.tensor_type
-    shape = tuple(
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    return InputSpec(value.name, _shape(value), dtype)
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+    return tuple(
         dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
-        for dim in tensor.shape.dim
+        for dim in value.type.tensor_type.shape.dim
     )
-    return InputSpec(value.name, shape, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
 
 
-def check_same_interface(
+def _symbols(value: onnx.ValueInfoProto) -> tuple[str, ...]:
+    """Return the name of each dimension; empty for one that has a size or no name."""
+    return tuple(dim.dim_param for dim in value.type.tensor_type.shape.dim)
+
+
+def _symbol_of_samples(
+    inputs: Sequence[tuple[str, ...]], outputs: Sequence[tuple[str, ...]]
+) -> str | None:
+    """Return the symbolic dimension that counts samples; None where no name tells.
+
+    The samples' name, then what the inputs have in common, then what stands on the first axis of
+    inputs and outputs: the time of a sequence often goes on the way to the output.
+    """
+
+    def rank(symbol: str) -> tuple[int, ...]:
+        return (
+            _likeness(symbol),
+            sum(symbol in dims for dims in inputs),
+            sum(dims[:1] == (symbol,) for dims in (*inputs, *outputs)),
+            sum(symbol in dims for dims in outputs),
+        )
+
+    # One sample of any length, (1, length, ...), is more usual than the samples on another axis.
+    candidates = [
+        symbol
+        for symbol in dict.fromkeys(name for dims in inputs for name in dims if name)
+        if _likeness(symbol) or any(dims[:1] == (symbol,) for dims in (*inputs, *outputs))
+    ]
+    return max(candidates, key=rank, default=None)
+
+
+def _likeness(symbol: str) -> int:
+    """Return how clearly a name speaks of samples."""
+    if "batch" in symbol.lower():
+        return 2
+    return int(symbol.lower() in _NAMES_OF_SAMPLES)
+
+
+def _axis(spec: InputSpec, names: tuple[str, ...], symbol: str | None) -> int | None:
+    """Return the axis that the samples of an input lie on."""
+    if not spec.shape:
+        return None
+    if symbol is None or (spec.shape[0] is None and symbol not in names):
+        return 0
+    if symbol in names:
+        axis = names.index(symbol)
+        return 0 if spec.shape[0] == 1 and _likeness(symbol) < 2 else axis
+    # A size on the first axis, where another input takes any number of samples: (2, any, width).
+    free = [axis for axis, size in enumerate(spec.shape) if size is None]
+    return free[0] if len(free) == 1 and spec.shape[0] != 1 else 0
+
+
+@dataclass(frozen=True)
+class PairedInterface:
+    """How the inputs and outputs of a student belong to its teacher's.
+
+    Attributes:
+        inputs: the student's inputs, in the order of the teacher's.
+        outputs: names of the student's outputs, in the order of the teacher's.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+
+
+def pair_interfaces(
     teacher: onnx.ModelProto, student: onnx.ModelProto, teacher_name: str, student_name: str
-) -> None:
-    """Check that two models take the same inputs and give as many outputs.
+) -> PairedInterface:
+    """Pair the inputs and outputs of two models.
 
     Args:
         teacher: a model.
@@ -73,26 +185,108 @@ def check_same_interface(
         student_name: what to call the student in an error.
 
     Raises:
-        ModelError: they do not.
+        ModelError: they do not take the same inputs or do not give as many outputs, or which
+            belong together cannot be told.
     """
     specs = [input_specs(model) for model in (teacher, student)]
-    if len(specs[0]) != len(specs[1]) or not all(map(_take_the_same, *specs)):
+    by_name = {spec.name: spec for spec in specs[1]}
+    sizes = [fixed_batch_size(part) or 1 for part in specs]
+    if by_name.keys() == {spec.name for spec in specs[0]}:
+        inputs = [by_name[spec.name] for spec in specs[0]]
+    else:
+        inputs = _in_only_order(
+            specs[0], specs[1], _take_the_same, "inputs", teacher_name, student_name
+        )
+    if len(inputs) != len(specs[0]) or not all(map(_take_the_same, specs[0], inputs)):
         listed = [", ".join(f"{s.name} {s.dtype}{list(s.shape)}" for s in part) for part in specs]
         raise ModelError(
             f"{student_name}: takes other inputs ({listed[1]}) than {teacher_name} ({listed[0]}); "
             "give a student of that teacher"
         )
-    counts = [len(output_names(model)) for model in (teacher, student)]
-    if counts[0] != counts[1]:
+    outputs = [list(model.graph.output) for model in (teacher, student)]
+    if len(outputs[0]) != len(outputs[1]):
         raise ModelError(
-            f"{student_name}: has {counts[1]} outputs and {teacher_name} has {counts[0]}; "
-            "give a student of that teacher"
+            f"{student_name}: has {len(outputs[1])} outputs and {teacher_name} has "
+            f"{len(outputs[0])}; give a student of that teacher"
         )
+    names = [output_names(model) for model in (teacher, student)]
+    if set(names[0]) == set(names[1]):
+        names[1] = names[0]
+    else:
+
+        def alike(one: onnx.ValueInfoProto, other: onnx.ValueInfoProto) -> bool:
+            return _give_the_same(one, other, (sizes[0], sizes[1]))
+
+        found = _in_only_order(outputs[0], outputs[1], alike, "outputs", teacher_name, student_name)
+        names[1] = [value.name for value in found]
+    axes = [spec.axis for spec in specs[0]]
+    along = (replace(spec, axis=axis) for spec, axis in zip(inputs, axes, strict=True))
+    return PairedInterface(tuple(along), tuple(names[1]))
+
+
+_Tensor = TypeVar("_Tensor", InputSpec, onnx.ValueInfoProto)
+
+
+def _in_only_order(
+    one: Sequence[_Tensor],
+    other: Sequence[_Tensor],
+    fit: Callable[[_Tensor, _Tensor], bool],
+    what: str,
+    teacher_name: str,
+    student_name: str,
+) -> list[_Tensor]:
+    """Return the second tensors in the only order in which they fit the first.
+
+    Only one order fits where one tensor after the other has a single partner among those left.
+
+    Raises:
+        ModelError: there are several such orders, or none.
+    """
+    if len(one) != len(other) or len(one) < 2:
+        return list(other)
+    open_pairs = {(i, j) for i, a in enumerate(one) for j, b in enumerate(other) if fit(a, b)}
+    order: dict[int, int] = {}
+    while open_pairs:
+        rows = Counter(i for i, _ in open_pairs)
+        columns = Counter(j for _, j in open_pairs)
+        found = next((p for p in open_pairs if rows[p[0]] == 1 or columns[p[1]] == 1), None)
+        if found is None:
+            break
+        order[found[0]] = found[1]
+        open_pairs = {p for p in open_pairs if p[0] != found[0] and p[1] != found[1]}
+    if len(order) == len(one):
+        return [other[order[i]] for i in range(len(one))]
+    names = [", ".join(tensor.name for tensor in part) for part in (other, one)]
+    raise ModelError(
+        f"{student_name}: its {what} ({names[0]}) have other names than those of {teacher_name} "
+        f"({names[1]}), and types and shapes do not tell which belong together; name them as the "
+        "teacher's"
+    )
 
 
 def _take_the_same(one: InputSpec, other: InputSpec) -> bool:
     """Return whether one tensor can be fed to both inputs; batch sizes may differ."""
     if one.dtype != other.dtype or len(one.shape) != len(other.shape):
         return False
-    extents = zip(one.shape[1:], other.shape[1:], strict=True)
-    return all(a == b or a is None or b is None for a, b in extents)
+    return all(
+        a == b or a is None or b is None or axis == one.axis
+        for axis, (a, b) in enumerate(zip(one.shape, other.shape, strict=True))
+    )
+
+
+def _give_the_same(
+    one: onnx.ValueInfoProto, other: onnx.ValueInfoProto, sizes: tuple[int, int]
+) -> bool:
+    """Return whether two outputs may be the same, their models taking batches of such sizes."""
+    if one.type.WhichOneof("value") != other.type.WhichOneof("value"):
+        return False
+    tensors = one.type.tensor_type, other.type.tensor_type
+    if tensors[0].elem_type != tensors[1].elem_type:
+        return False
+    if not all(tensor.HasField("shape") for tensor in tensors):
+        return True
+    shapes = _shape(one), _shape(other)
+    return len(shapes[0]) == len(shapes[1]) and all(
+        a is None or b is None or a == b or a * sizes[1] == b * sizes[0]
+        for a, b in zip(*shapes, strict=True)
+    )

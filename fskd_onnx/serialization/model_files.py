@@ -1,7 +1,8 @@
-"""Read, check, describe and write ONNX files."""
+"""Read, describe and write ONNX files; what is read is checked."""
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -14,10 +15,14 @@ from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from fskd_onnx.errors import ModelError
+from fskd_onnx.passes.analysis.random_nodes import find_random, find_training_dropouts
 from fskd_onnx.serialization import external_data
 from fskd_onnx.serialization.atomic_files import OutputFiles
 from fskd_onnx.serialization.external_data import weight_files
 from fskd_onnx.serialization.file_names import data_path, free_data_path, is_data_name
+from fskd_onnx.serialization.model_check import checked
+
+logger = logging.getLogger(__name__)
 
 _FLOATS = (
     onnx.TensorProto.FLOAT,
@@ -44,23 +49,24 @@ def load_model(source: ModelSource) -> onnx.ModelProto:
     ``fskd_onnx.serialization.external_data``.
 
     Args:
-        source: a path, or a model, which is checked and returned as it is.
+        source: a path, or a model, which is checked and not modified.
 
     Returns:
-        The model.
+        The model; where it breaks the specification in a way that ONNX Runtime does not mind, a
+        copy that is put right, see ``fskd_onnx.serialization.model_check``.
 
     Raises:
-        ModelError: the file is missing, is no ONNX model, or breaks the ONNX specification.
+        ModelError: the file is missing, is no ONNX model, breaks the ONNX specification, or an
+            output is random.
     """
     name = source_name(source)
     try:
         if isinstance(source, onnx.ModelProto):
             model = source
-            _check_in_memory(model, name)
+            _check_files(model, name)
         else:
             model = external_data.load(Path(source))
-            # By its path: a model with external data may exceed protobuf's 2 GB.
-            onnx.checker.check_model(os.fspath(source), full_check=True)
+        model = checked(model, name)
     except FileNotFoundError as error:
         raise ModelError(f"{name}: there is no such file ({error.filename or error})") from error
     except OSError as error:
@@ -72,6 +78,7 @@ def load_model(source: ModelSource) -> onnx.ModelProto:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"{name}: is not a valid ONNX model: {first}; export it again") from error
+    _check_not_random(model, name)
     return model
 
 
@@ -162,22 +169,40 @@ def count_parameters(model: onnx.ModelProto) -> int:
     return count
 
 
-def _check_in_memory(model: onnx.ModelProto, name: str) -> None:
-    """Check a model that did not come from a file, or that a pass has rewritten.
+def _check_not_random(model: onnx.ModelProto, name: str) -> None:
+    """Check that a model gives the same outputs for the same samples; note what is in training.
 
     Raises:
-        ModelError: a tensor lies in a file that is not there.
+        ModelError: it does not.
     """
-    outside = [t for t in external_data.all_tensors(model.graph) if uses_external_data(t)]
-    for tensor in outside:
-        if not external_data.data_file(tensor).is_file():
+    for node, reason in find_random(model):
+        raise ModelError(
+            f"{name}: the output of its node '{node}' is not the same each time ({reason}); export "
+            "the network in inference mode, or make what is random an input"
+        )
+    dropouts = find_training_dropouts(model)
+    if dropouts:
+        listed = ", ".join(f"'{node}'" for node in dropouts)
+        logger.warning(
+            "%s: %s in training mode; all runs here are inference, but a session of the file "
+            "drops values at random: export the network in inference mode",
+            name,
+            f"its Dropout {listed} is" if len(dropouts) == 1 else f"its Dropouts {listed} are",
+        )
+
+
+def _check_files(model: onnx.ModelProto, name: str) -> None:
+    """Check that the files are there in which a model that came from none keeps weights.
+
+    Raises:
+        ModelError: they are not.
+    """
+    for tensor in external_data.all_tensors(model.graph):
+        if uses_external_data(tensor) and not external_data.data_file(tensor).is_file():
             raise ModelError(
                 f"{name}: keeps '{tensor.name}' in a file, and a model in memory does not say in "
                 "which folder; give the path of the model, or load it with its external data"
             )
-    if outside or external_data.exceeds_one_file(model):
-        model = external_data.model_to_check(model)
-    onnx.checker.check_model(model, full_check=True)
 
 
 def _kept_outside(path: str | os.PathLike[str]) -> set[str]:

@@ -66,6 +66,10 @@ class AffineMap:
         moved = (self.matrix @ first.shift[:, :, np.newaxis])[:, :, 0]
         return AffineMap(self.matrix @ first.matrix, moved + self.shift)
 
+    def equals(self, other: AffineMap) -> bool:
+        """Whether another map is the same, number by number."""
+        return np.array_equal(self.matrix, other.matrix) and np.array_equal(self.shift, other.shift)
+
     def of_targets(self, rows: NDArray[np.intp]) -> AffineMap:
         """Return the map to some of the outputs only, the same ones in each group."""
         return AffineMap(self.matrix[:, rows], self.shift[:, rows])

@@ -30,6 +30,14 @@ def element_type(constant: gs.Constant) -> int:
     return _onnx_type(constant.dtype)
 
 
+def epsilon(constant: gs.Constant) -> float:
+    """Return the distance of the type that a constant of floats is stored in from 1 to the next."""
+    kind = element_type(constant)
+    if kind == TensorProto.BFLOAT16:
+        return 2.0**-7
+    return float(np.finfo(onnx.helper.tensor_dtype_to_np_dtype(kind)).eps)
+
+
 def read(constant: gs.Constant) -> NDArray[np.float64]:
     """Return the values of a constant of floats; what it stores stays as it is."""
     return np.asarray(native(constant), dtype=np.float64)
@@ -70,6 +78,13 @@ def fits(values: NDArray[np.float64], kind: int) -> bool:
         return bool(np.isfinite(native(make("", values, kind))).all())
 
 
+def all_finite(values: NDArray[np.floating]) -> bool:
+    """Whether no value is NaN or infinite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        # Half the time of a mask; only a sum of huge values overflows where none of them does.
+        return bool(np.isfinite(values.sum(dtype=np.float64)) or np.isfinite(values).all())
+
+
 def parameter(tensor: gs.Tensor) -> gs.Constant | None:
     """Return the constant of floats that a node reads, be it behind a Cast to another float.
 
@@ -87,6 +102,18 @@ def cast_of(tensor: gs.Tensor) -> gs.Node | None:
         if is_standard(node, "Cast") and is_dense(node.inputs[0]):
             return node
     return None
+
+
+def readers(constant: gs.Constant) -> list[gs.Node]:
+    """Return the nodes that read a constant, those behind its Casts in the place of these.
+
+    A Cast that no node reads, as that of an output of the graph is, stands for itself.
+    """
+    found: list[gs.Node] = []
+    for node in constant.outputs:
+        behind = node.outputs[0].outputs if is_standard(node, "Cast") else ()
+        found += behind or [node]
+    return found
 
 
 def computed_type(tensor: gs.Tensor) -> int:

@@ -1,16 +1,16 @@
 """Which tensors of a network must carry the same channels: its channel spaces.
 
 The channels of a linear node are a space. Spaces are merged where their channels have to be the
-same one by one: in the Add of a residual stream, in front of and behind a depthwise convolution. A
-space is *fixed* where its channels cannot be chosen anew: an output of the network carries them,
-they pass through what cannot follow, a linear node that is not refitted reads them, or one that
-reads some of them only. How channels get from node to node is found by
-``fskd_onnx.passes.analysis.propagation``.
+same one by one: in the Add of a residual stream, in front of and behind a depthwise convolution,
+in front of all nodes that use the same weights, and behind them. A space is *fixed* where its
+channels cannot be chosen anew: an output of the network carries them, they pass through what cannot
+follow, a linear node that is not refitted reads them, or one that reads some of them only. How
+channels get from node to node is found by ``fskd_onnx.passes.analysis.propagation``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from fskd_onnx.passes.analysis.labels import Labels
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.propagation import ChannelFlow, propagate
+from fskd_onnx.passes.analysis.shared_weights import find_uses
 
 Layout = tuple[int, ...]
 
@@ -63,6 +64,21 @@ class CoupledChannels:
     def fix(self, tensor: str) -> None:
         """Fix all spaces that a tensor carries channels of."""
         self._fixed |= self.carried(tensor)
+
+    def couple(self, one: str, other: str) -> None:
+        """Let two tensors carry the same channels: what nodes of the same weights read, or give."""
+        labels = self._flow.labels.get(one), self._flow.labels.get(other)
+        if labels[0] is not None and labels[1] is not None:
+            self._merge(labels[0], labels[1])
+        else:
+            self.fix(one)
+            self.fix(other)
+
+    def couple_uses(self, linears: Sequence[Linear]) -> None:
+        """Let nodes of the same weights give the same channels."""
+        for first, *others in find_uses(linears).values():
+            for use in others:
+                self.couple(first.output.name, use.output.name)
 
     def reads_whole_spaces(self, linear: Linear) -> bool:
         """Whether a linear node reads spaces as wholes, or nothing that can be told."""
@@ -133,4 +149,13 @@ def find_coupled_channels(graph: gs.Graph, refitted: Mapping[str, Linear]) -> Co
     for linear in refitted.values():
         if not spaces.reads_whole_spaces(linear):
             spaces.fix(linear.input.name)
+    linears = list(refitted.values())
+    spaces.couple_uses(linears)
+    uses = find_uses(linears)
+    for linear in linears:
+        if linear.name in uses:
+            spaces.couple(uses[linear.name][0].input.name, linear.input.name)
+        else:
+            spaces.fix(linear.input.name)
+            spaces.fix(linear.output.name)
     return spaces

@@ -52,7 +52,8 @@ class Linear:
     Attributes:
         node: the node of one of the ``LINEAR_OPERATORS``.
         bias_node: the Add that holds its bias, if there is one (MatMul).
-        own_name: whether no other linear node has the node's name.
+        own_name: whether the node's name tells it from all others that are listed, see
+            ``find_linear``.
     """
 
     node: gs.Node
@@ -61,7 +62,10 @@ class Linear:
 
     @property
     def name(self) -> str:
-        """Name of the node, or of the block output where that names no node or several."""
+        """Name of the node, or of the block output where that is no name of its own.
+
+        No other node that ``find_linear`` lists has it.
+        """
         return str((self.own_name and self.node.name) or self.output.name)
 
     @property
@@ -90,6 +94,11 @@ class Linear:
         return self.bias_node or self.node
 
     @property
+    def tensors(self) -> list[gs.Tensor]:
+        """What it computes: the block output, and the product in front of it if they differ."""
+        return [*self.node.outputs, *(self.bias_node.outputs if self.bias_node else [])]
+
+    @property
     def is_convolution(self) -> bool:
         """Whether it moves a kernel over positions."""
         return self.operator.convolves
@@ -104,9 +113,18 @@ class Linear:
         """Axis of input and output that counts channels."""
         return -1 if self.channels_last else 1
 
+    @property
+    def columns_last(self) -> bool:
+        """Whether a column of its input and output lies on the last axis, not on axis 1.
+
+        Both are the same axis of a Gemm's matrices, but not once the rows of a sample have an axis
+        of their own, between samples and channels.
+        """
+        return not self.is_convolution
+
     def spatial_shape(self, shape: Sequence[T]) -> tuple[T, ...]:
         """Return the extents of the positions in the shape of an input or output, () for none."""
-        return tuple(shape[1:-1] if self.channels_last else shape[2:])
+        return tuple(shape[1:-1] if self.columns_last else shape[2:])
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
@@ -192,11 +210,8 @@ class Linear:
     @property
     def shared_with(self) -> str | None:
         """Another node that reads the same weights, which a rewrite would change as well."""
-        read = self.node.inputs[1]
-        readers = [reader for reader in read.outputs if reader is not self.node]
-        if (cast := constants.cast_of(read)) is not None:
-            readers += [reader for reader in self.weight.outputs if reader is not cast]
-        return node_name(readers[0]) if readers else None
+        readers = (node for node in constants.readers(self.weight) if node is not self.node)
+        return next(map(node_name, readers), None)
 
     def sole_reader(self, graph: gs.Graph, in_bodies: Collection[int]) -> gs.Node | None:
         """Return the node that alone reads the block output, see ``nodes.sole_reader``."""
@@ -216,21 +231,22 @@ def find_linear(graph: gs.Graph) -> list[Linear | Refusal]:
     """View every node of a graph that has weights, in the order of its nodes.
 
     A product of two activations (attention) has none and is not listed.
+
+    The names of the views are keys: no two are the same. Names of nodes are optional in ONNX and
+    may repeat, those of tensors may not; so a view goes by the name of its node where no other
+    listed node has that name, or an output of that name, and else by that of its block output.
     """
     facts = _GraphFacts(graph)
     reasons = [(node, _reason(node, facts)) for node in graph.nodes]
     listed = [(node, reason) for node, reason in reasons if reason is not None]
+    views = [
+        Refusal(node, reason) if reason else Linear(node, _bias_add(graph, node, facts.in_bodies))
+        for node, reason in listed
+    ]
     names = Counter(node.name for node, _ in listed)
-    views: list[Linear | Refusal] = []
-    for node, reason in listed:
-        own_name = names[node.name] == 1
-        if reason:
-            views.append(Refusal(node, reason, own_name))
-        elif LINEAR_OPERATORS[node.op].bias_input is None:
-            views.append(Linear(node, _bias_add(graph, node, facts.in_bodies), own_name))
-        else:
-            views.append(Linear(node, None, own_name))
-    return views
+    for view in views:
+        names.update({tensor.name for tensor in view.tensors} - {view.node.name})
+    return [replace(view, own_name=names[view.node.name] == 1) for view in views]
 
 
 @dataclass(frozen=True)

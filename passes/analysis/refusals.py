@@ -33,7 +33,8 @@ class Refusal:
     Attributes:
         node: the node.
         reason: half a sentence about "it".
-        own_name: whether no other node that is listed has the node's name.
+        own_name: whether the node's name tells it from all others that are listed, see
+            ``linear.find_linear``.
     """
 
     node: gs.Node
@@ -42,9 +43,14 @@ class Refusal:
 
     @property
     def name(self) -> str:
-        """Name of the node, or of its output where that names no node or several."""
+        """Name of the node, or of its output where that is no name of its own."""
         outputs = (tensor.name for tensor in self.node.outputs if tensor.name)
         return str((self.own_name and self.node.name) or next(outputs))
+
+    @property
+    def tensors(self) -> list[gs.Tensor]:
+        """What it computes."""
+        return list(self.node.outputs)
 
 
 def why_not_linear(node: gs.Node, graph_outputs: Collection[int]) -> str:
@@ -117,7 +123,9 @@ def _why_no_parameter(role: str, tensor: gs.Tensor) -> str:
         return f"its weight '{tensor.name}' is not of type float16, float32 or float64"
     if tensor.inputs:
         return f"its {role} '{tensor.name}' is computed by {tensor.inputs[0].op}, not stored"
-    return f"its {role} '{tensor.name}' is not an initializer of all its values"
+    if isinstance(tensor, gs.Constant) and not is_dense(tensor):
+        return f"its {role} '{tensor.name}' is a sparse initializer"
+    return f"its {role} '{tensor.name}' is not an initializer"
 
 
 def _has_linear_node(scope: gs.Graph | gs.Function) -> bool:

@@ -8,6 +8,7 @@ target of a Reshape, the axes of a Squeeze) stays a constant.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -21,16 +22,24 @@ _MOST_VALUES_OF_A_SHAPE = 64
 Shape = tuple[int | None, ...]
 
 
-def infer_shapes(graph: gs.Graph) -> dict[str, Shape]:
+def infer_shapes(
+    graph: gs.Graph, inputs: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Shape]:
     """Return the shape of every tensor that ONNX can infer, by the tensor's name.
 
     Args:
         graph: any graph; it stays as it is.
+        inputs: shapes of inputs, to be taken instead of those that the graph states.
 
     Returns:
         An extent that depends on the input (the number of samples) is None.
     """
-    inferred = onnx.shape_inference.infer_shapes(_without_weights(graph), data_prop=True).graph
+    model = _without_weights(graph)
+    for value in model.graph.input:
+        if (shape := (inputs or {}).get(value.name)) is not None:
+            kind = value.type.tensor_type.elem_type
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, shape))
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     values = (*inferred.input, *inferred.value_info, *inferred.output)
     return {
         value.name: tuple(

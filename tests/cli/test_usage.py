@@ -18,7 +18,15 @@ from fskd_onnx.cli.app import app
 from fskd_onnx.errors import FskdError, NoImprovementError, SamplesError
 from fskd_onnx.options import Preprocess, RunOptions
 from fskd_onnx.reporting.formats import REPORT_FORMATS
-from fskd_onnx.results import Agreement, BlockPair, Evidence, FitReport, Matching, StageSeconds
+from fskd_onnx.results import (
+    Agreement,
+    BlockPair,
+    Evidence,
+    FitReport,
+    Matching,
+    StageSeconds,
+    Verdict,
+)
 from fskd_onnx.samples.augment import MOVES
 from fskd_onnx.samples.labels import LABEL_FORMATS
 from fskd_onnx.serialization.atomic_files import OutputFiles
@@ -30,10 +38,12 @@ REPORT = FitReport(
     options={},
     providers=("cpu",),
     sample_count=5,
+    independent_count=5,
     held_out_count=1,
     blocks=(),
     before=Agreement(relative_mse=1.0, top1_agreement=0.1),
     after=Agreement(relative_mse=0.1, top1_agreement=0.925),
+    verdict=Verdict(5, 0.1, (0.05, 0.2), stands=True),
     parameters_student=1,
     parameters_fused=1,
     seconds=StageSeconds(total=1, capture=1, solve=0, fuse=0, verify=0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from fskd_onnx.fitting import block_columns
 from fskd_onnx.fitting.adapters import Family, Kernel, Pointwise
 from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
-from fskd_onnx.fitting.block_plan import BlockPlan
+from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg import threads
 from fskd_onnx.linalg.moments import CrossMoments, GramMoments, Moments, sum_moments
@@ -75,6 +76,8 @@ class Block:
         across_groups: whether outputs of all groups are regressors of all targets.
         whole_numbers: whether weights and samples are small whole numbers, whose sums and products
             are exact in float32, whatever their order.
+        overflows: whether activations overflow for all samples of the first fold and one of the
+            next.
     """
 
     samples: int = 30
@@ -87,6 +90,7 @@ class Block:
     residual: bool = False
     across_groups: bool = False
     whole_numbers: bool = False
+    overflows: bool = False
 
     def models(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
         values = {
@@ -104,6 +108,9 @@ class Block:
         for tensor in (t for model in models for t in model.graph.initializer):
             if self.whole_numbers:
                 value = np.round(2 * onnx.numpy_helper.to_array(tensor))
+                tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+            if self.overflows and tensor.name == "v":
+                value = onnx.numpy_helper.to_array(tensor) * np.float32(100)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
         return models
 
@@ -230,20 +237,21 @@ def opened(
     images = random_feeds(teacher, seed=2, batch=block.samples)["x"]
     if block.whole_numbers:
         images = np.round(2 * images)
-    samples = load_samples(images, input_specs(teacher))
     order = np.random.default_rng(3).permutation(block.samples)
+    if block.overflows:
+        images[order[: block.samples // FOLDS + 1]] = 3e38
+    samples = load_samples(images, input_specs(teacher))
     batches = plan_batches(np.array_split(order, FOLDS), 4, None)
     linear = linears(student)["n"]
-    plan = BlockPlan(
-        index=0,
+    use = BlockUse(
         name="n",
         block_input=linear.input.name,
         partner=linears(teacher)["n"],
         epilogue=behind(block.residual),
         teacher_sum="s" if block.residual else None,
-        unknowns=linear.matrix.shape[2],
         sampling=RandomSampling(block.columns, (5,)),
     )
+    plan = BlockPlan(0, linear.matrix.shape[2], (use,))
     request = BlockRequest(
         plan,
         linear,
@@ -315,6 +323,38 @@ BLOCKS = [
     Block(columns=300),
     Block(columns=300, groups=2, outputs=True),
 ]
+
+
+@pytest.mark.parametrize("kept", [block_columns._KEPT_BYTES, 0])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("block", [Block(), Block(columns=300), Block(outputs=True)], ids=str)
+def test_columns_that_are_not_finite_are_in_no_sum(
+    block: Block, residual: bool, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_columns, "_KEPT_BYTES", kept)
+    block = replace(block, residual=residual, overflows=True)
+    with warnings.catch_warnings(), opened(block) as case:
+        warnings.simplefilter("error")
+        found = case.variants()[0]
+        error = case.data.error(case.own, behind(residual), case.rows)
+        truth = [some for columns in case.truth() if (some := finite(columns)) is not None]
+        assert len(truth) == len(found) == FOLDS - 1
+        assert 0 < len(case.data.left_out) <= block.samples // FOLDS + 1
+        w, b = case.linear.matrix, case.bias[..., np.newaxis]
+        for fold, columns in zip(found, truth, strict=True):
+            assert fold.count == columns.x.shape[2]
+            np.testing.assert_allclose(fold.of_y.sum_y, columns.y.sum(axis=2), rtol=1e-5, atol=1e-4)
+        first = truth[0]
+        target = first.s if residual else first.y
+        expected = np.sum((w @ first.x + b + first.shortcut - target) ** 2)
+        assert error == pytest.approx(expected, rel=1e-4)
+
+
+def finite(columns: Columns) -> Columns | None:
+    """The columns without a value that is not finite; None where none is left."""
+    parts = (columns.x, columns.y, columns.s, columns.shortcut)
+    kept = np.logical_and.reduce([np.isfinite(part).all(axis=(0, 1)) for part in parts])
+    return Columns(*(part[..., kept] for part in parts)) if kept.any() else None
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -649,20 +689,32 @@ def test_other_positions_are_refused() -> None:
         pass
 
 
-@pytest.mark.parametrize(("shape", "inner"), [((-1, 4), 4), ((-1, 7, 2), 2)])
-def test_positions_that_one_of_them_folds_into_the_samples_are_refused(
-    shape: tuple[int, ...], inner: int
-) -> None:
+FOLDED = """net (float[N,7,3] x) => (float[{axes}] y)
+    <float[3,4] v, float[{inner},4] w, int64[{rank}] s> {{
+    p = MatMul(x, v)
+    h = Reshape(p, s)
+    [n] y = {op}(h, w)
+}}"""
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_positions_that_are_rows_of_a_matrix_stay_those_of_their_samples(op: str) -> None:
+    teacher, plain = (build(MATMUL.format(kind="float", out=out)) for out in (6, 4))
+    folded = build(FOLDED.format(axes="M,4", inner=4, rank=2, op=op), {"s": np.array((-1, 4))})
+    found = []
+    for student in (plain, folded):
+        with opened(Block(), None, (student, teacher)) as case:
+            found.append(case.moments())
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one.centered_gram, other.centered_gram, rtol=1e-5)
+        np.testing.assert_allclose(one.centered_cross, other.centered_cross, rtol=1e-5, atol=1e-4)
+
+
+def test_channels_that_one_of_them_folds_into_the_samples_are_refused() -> None:
     """Also where each of the samples then has as many positions as before."""
     teacher = build(MATMUL.format(kind="float", out=6))
-    axes = ",".join(["M", *map(str, shape[1:-1]), "4"])
-    folded = f"""net (float[N,7,3] x) => (float[{axes}] y)
-        <float[3,4] v, float[{inner},4] w, int64[{len(shape)}] s> {{
-        p = MatMul(x, v)
-        h = Reshape(p, s)
-        [n] y = MatMul(h, w)
-    }}"""
-    student = build(folded, {"s": np.array(shape)})
+    text = FOLDED.format(axes="M,7,4", inner=2, rank=3, op="MatMul")
+    student = build(text, {"s": np.array((-1, 7, 2))})
     with (
         pytest.raises(MatchError, match="its output has"),
         opened(Block(), None, (student, teacher)),

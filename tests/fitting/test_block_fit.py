@@ -16,7 +16,7 @@ from fskd_onnx.fitting.adapters import families_of
 from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.block_fit import BlockFit, fit_block
-from fskd_onnx.fitting.block_plan import BlockPlan
+from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg import ridge
 from fskd_onnx.linalg.moments import sum_moments
@@ -86,16 +86,15 @@ class Block:
             for text, values in ((STUDENT, self.of_student), (TEACHER, self.of_teacher))
         )
         linear, partner = linears(student)["n"], linears(teacher)["n"]
-        plan = BlockPlan(
-            index=0,
+        use = BlockUse(
             name="n",
             block_input="u",
             partner=partner,
             epilogue=Epilogue("k", "s") if residual else NO_EPILOGUE,
             teacher_sum="s" if residual else None,
-            unknowns=SEEN,
             sampling=RandomSampling.of_unknowns(SEEN, (0, 0)),
         )
+        plan = BlockPlan(0, SEEN, (use,))
         request = BlockRequest(plan, linear, np.arange(WIDTH), residual)
         loaded = load_samples({"x": self.draw(self.samples, 1)}, input_specs(teacher))
         folds = np.array_split(np.arange(self.samples, dtype=np.intp), min(5, self.samples))

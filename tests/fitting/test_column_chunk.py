@@ -51,3 +51,20 @@ def test_a_part_is_a_view_of_some_columns(residual: bool) -> None:
         some[:] = 9
         assert (everything[..., 2:5] == 9).all()
         assert not (everything[..., [0, 1, 5, 6]] == 9).any()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_columns_that_are_finite_throughout_are_told(residual: bool) -> None:
+    whole = chunk(residual)
+    assert whole.finite() is None
+    whole.x[1, 2, 0] = np.nan
+    whole.targets[0, 1, 3] = np.inf
+    bad = [0, 3]
+    if whole.residual is not None:
+        whole.residual[0][0, 0, 4] = whole.residual[1][1, 0, 6] = -np.inf
+        bad += [4, 6]
+    finite = whole.finite()
+    assert finite is not None
+    assert np.flatnonzero(~finite).tolist() == bad
+    assert len(whole.part(finite)) == 7 - len(bad)
+    assert whole.part(finite).finite() is None

@@ -104,7 +104,7 @@ def test_columns_are_those_of_a_whole_run(
     monkeypatch.setattr(teacher_pass, "_WINDOW_BYTES", window)
     expected = whole(runtime, teacher, images)
     with opened(runtime, teacher, samples, fixed) as teacher_run:
-        assert [plan.teacher_columns.tensors for plan in teacher_run.plans] == [
+        assert [plan.uses[0].teacher_columns.tensors for plan in teacher_run.plans] == [
             ("c1",),
             ("c2", "s2"),
             ("c3", "s3"),
@@ -112,14 +112,14 @@ def test_columns_are_those_of_a_whole_run(
         ]
         offsets = column_sampling.batch_offsets(teacher_run.batches)
         for plan in teacher_run.plans:
-            found = teacher_run.columns(plan.index)
-            name, last = plan.partner.output.name, plan.teacher_columns.channels_last
+            found, [use] = teacher_run.columns(plan.index), plan.uses
+            name, last = use.partner.output.name, use.teacher_columns.channels_last
             assert last == OUTPUTS[name]
             looked_at = 0
             for index, batch in enumerate(teacher_run.batches):
                 shape = (len(batch.samples), *expected[name].shape[1:])
                 positions = int(np.prod(shape[1:-1] if last else shape[2:]))
-                count, chosen = plan.sampling.choose(offsets[index], shape[0], positions)
+                count, chosen = use.sampling.choose(offsets[index], shape[0], positions)
                 assert (index in found) == (count > 0)
                 if not count:
                     continue
@@ -127,12 +127,12 @@ def test_columns_are_those_of_a_whole_run(
                 assert (mine.count, mine.shape) == (count, shape)
                 np.testing.assert_array_equal(mine.positions, chosen)
                 assert_close(mine.targets.value().numpy(), cut(expected[name], last, batch, mine))
-                assert (mine.sums is not None) == (plan.teacher_sum == "s2")
+                assert (mine.sums is not None) == (use.teacher_sum == "s2")
                 if mine.sums is not None:
                     sums = cut(expected["s2"], last, batch, mine)
                     assert_close(mine.sums.value().numpy(), sums)
                 looked_at += count * len(chosen)
-            assert looked_at >= min(plan.sampling.columns, COUNT * positions)
+            assert looked_at >= min(use.sampling.columns, COUNT * positions)
             assert looked_at < COUNT * 36
 
 
@@ -144,7 +144,7 @@ def test_sums_that_broadcast_are_left_out(
     runtime: Runtime, teacher: onnx.ModelProto, samples: Samples
 ) -> None:
     with opened(runtime, teacher, samples) as teacher_run:
-        assert teacher_run.plans[2].teacher_sum == "s3"
+        assert teacher_run.plans[2].uses[0].teacher_sum == "s3"
         assert all(part.sums is None for part in teacher_run.columns(2).values())
         assert all(part.sums is not None for part in teacher_run.columns(1).values())
 

@@ -143,6 +143,58 @@ WEIGHTS = {
             }"""
         )
     ),
+    "head on two scales": Form(
+        text(
+            """g (float[N,3,8,8] x) => (float[N,5,T] z)
+            <float[6,3,3,3] a, float[6] ab, float[6,6,3,3] b, float[6] bb,
+             float[6,6,3,3] h, float[6] hb, float[5,6,1,1] c, int64[3] flat = {0, 5, -1}> {
+                [fine] p1 = Conv <pads = [1,1,1,1]> (x, a, ab)
+                q1 = Relu (p1)
+                [coarse] p2 = Conv <pads = [1,1,1,1], strides = [2,2]> (q1, b, bb)
+                q2 = Relu (p2)
+                [inner1] t1 = Conv <pads = [1,1,1,1]> (q1, h, hb)
+                [inner2] t2 = Conv <pads = [1,1,1,1]> (q2, h, hb)
+                r1 = Relu (t1)
+                r2 = Relu (t2)
+                [outer1] o1 = Conv (r1, c)
+                [outer2] o2 = Conv (r2, c)
+                z1 = Reshape (o1, flat)
+                z2 = Reshape (o2, flat)
+                z = Concat <axis = 2> (z1, z2)
+            }"""
+        )
+    ),
+    "siamese branches": Form(
+        text(
+            """g (float[N,6] x1, float[N,6] x2) => (float[N,3] z)
+            <float[8,6] w, float[8] b, float[5,8] k, float[5] c, float[10,3] m, float[3] d> {
+                [left1] y1 = Gemm <transB = 1, alpha: float = 0.5> (x1, w, b)
+                r1 = Relu (y1)
+                [left2] f1 = Gemm <transB = 1> (r1, k, c)
+                [right1] y2 = Gemm <transB = 1, alpha: float = 0.5> (x2, w, b)
+                r2 = Relu (y2)
+                [right2] f2 = Gemm <transB = 1> (r2, k, c)
+                f = Concat <axis = 1> (f1, f2)
+                [out] z = Gemm (f, m, d)
+            }"""
+        )
+    ),
+    "shared behind a Cast": Form(
+        cast_from(
+            text(
+                """g (float[N,5,4] x1, float[N,7,4] x2) => (float[N,T,3] z)
+                <float[4,6] w, float[6,3] k> {
+                    [one] y1 = MatMul (x1, w)
+                    [two] y2 = MatMul (x2, w)
+                    y = Concat <axis = 1> (y1, y2)
+                    r = Relu (y)
+                    [out] z = MatMul (r, k)
+                }"""
+            ),
+            TensorProto.FLOAT16,
+            ("w",),
+        )
+    ),
     "tied to an embedding": Form(
         text(
             """g (int64[N,T] ids) => (float[N,T,7] z) <float[7,4] table, float[4,4] w, float[4] b> {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from fskd_onnx.linalg.moments import (
     CrossMoments,
     GramMoments,
     Moments,
+    finite_columns,
     sum_moments,
 )
 from fskd_onnx.passes.analysis.affine import AffineMap
@@ -164,3 +167,20 @@ def test_correlation_is_that_of_numpy_and_zero_for_a_constant() -> None:
     assert not correlation[1, :, 2].any()
     expected = np.corrcoef(np.concatenate([x[1], y[1, :2]]))[:4, 4:]
     np.testing.assert_allclose(correlation[1, :, :2], expected, rtol=1e-9)
+
+
+def test_columns_that_are_not_finite_are_found() -> None:
+    x, y = np.ones((2, 3, 5)), np.ones((2, 1, 5), np.float32)
+    assert finite_columns(x, y) is None
+    x[1, 2, 0], y[0, 0, 3], y[1, 0, 4] = np.nan, np.inf, -np.inf
+    np.testing.assert_array_equal(finite_columns(x, y), [False, True, True, False, False])
+    huge = np.full((1, 1, 3), 1e308)
+    assert finite_columns(huge) is None
+
+
+def test_an_error_that_overflows_is_no_small_one() -> None:
+    x = np.full((1, 1, 4), 1e200)
+    with np.errstate(over="ignore", invalid="ignore"):
+        moments = Moments.of(x, x)
+        assert not moments.finite
+        assert moments.error(AffineMap(np.ones((1, 1, 1)), np.zeros((1, 1)))) == math.inf

@@ -12,9 +12,9 @@ import pytest
 from onnx import numpy_helper
 
 from fskd_onnx.matching.channels import match_channels, match_models
-from fskd_onnx.matching.pairing import pair_blocks
+from fskd_onnx.matching.pairing import Partner, pair_blocks
 from fskd_onnx.passes import Canonicalize
-from fskd_onnx.results import BlockPair
+from fskd_onnx.results import BlockPair, Evidence
 from tests.helpers import DEMO, Array, build, initializers
 
 # x ─▶ c1 ─▶ Relu ─▶ dw (depthwise) ─▶ c2 ─▶ + ─▶ c3 ─▶ Concat ─▶ gr (2 groups) ─▶ Flatten ─▶ fc
@@ -179,7 +179,9 @@ def test_fresh_weights_of_equal_width_pair_channel_by_channel() -> None:
 def test_fresh_weights_of_other_width_stay_open_until_activations_decide() -> None:
     student = sliced(teacher(), KEPT)
     rng = np.random.default_rng(7)
-    fresh = {"w1": rng.standard_normal(initializers(student)["w1"].shape)}
+    fresh = {name: rng.standard_normal(initializers(student)[name].shape) for name in ("w1", "b1")}
+    fresh |= {"wd": rng.standard_normal(initializers(student)["wd"].shape), "bd": fresh["b1"]}
+    fresh |= {name: 1.1 * initializers(student)[name] for name in ("w2", "w0")}
     student = with_values(student, fresh)
     found = pairs(teacher(), student)
     assert found["c1"].channels is None
@@ -201,8 +203,11 @@ def test_fresh_weights_of_other_width_stay_open_until_activations_decide() -> No
 def test_blocks_of_one_stream_follow_the_one_whose_weights_tell(fresh: str, telling: str) -> None:
     student = sliced(teacher(), KEPT)
     rng = np.random.default_rng(7)
-    weight = rng.standard_normal(initializers(student)[f"w{fresh}"].shape)
-    found = pairs(teacher(), with_values(student, {f"w{fresh}": weight}))
+    new = {
+        name: rng.standard_normal(initializers(student)[name].shape)
+        for name in (f"w{fresh}", f"b{fresh}")
+    }
+    found = pairs(teacher(), with_values(student, new))
     follower, other = found[f"c{fresh}"], found[f"c{telling}"]
     assert (follower.teacher, follower.reason) == (f"y{fresh}", "")
     assert follower.channels == other.channels == tuple(KEPT["s"])
@@ -216,12 +221,126 @@ def test_blocks_of_one_stream_follow_the_one_whose_weights_tell(fresh: str, tell
 def test_a_stream_that_no_block_tells_of_stays_open() -> None:
     student = sliced(teacher(), KEPT)
     rng = np.random.default_rng(7)
-    shape = initializers(student)["w2"].shape
-    fresh = {name: rng.standard_normal(shape) for name in ("w2", "w0")}
+    shapes = {name: initializers(student)[name].shape for name in ("w2", "b2", "w0", "b0")}
+    fresh = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    # Blocks that read the stream would tell of it, were they exact slices.
+    fresh |= {name: 1.1 * initializers(student)[name] for name in ("w3", "w4")}
     found = pairs(teacher(), with_values(student, fresh))
     for name in ("c2", "c0"):
         assert (found[name].channels, found[name].evidence) == (None, "activations")
         assert found[name].reason == ""
+
+
+# x ─▶ c1 ─▶ Relu ─▶ [between] ─▶ y2 ─▶ Relu ─▶ c3 ─▶ Relu ─▶ c4 ─▶ z, channels of c1: a, of y2: b
+BETWEEN = {
+    "shared weights": (
+        "[s] q = Conv (r1, ws) p = Relu (q) [t] o = Conv (p, ws) [c2] y2 = Conv (o, w2, b2)",
+        "float[{a},{a},1,1] ws",
+        "",
+    ),
+    "a weight that is an output": (
+        "[c2] y2 = Conv (r1, w2, b2)",
+        "",
+        ", float[{b},{a},1,1] w2",
+    ),
+    "quantized": (
+        "v2 = DequantizeLinear (q2, scale) [c2] y2 = Conv (r1, v2, b2)",
+        "int8[{b},{a},1,1] q2, float scale = {{0.05}}",
+        "",
+    ),
+    "unknown": (
+        '[c2] k2 = Conv (r1, w2, b2) y2 = Einsum <equation = "nchw->nchw"> (k2)',
+        "",
+        "",
+    ),
+    "a concatenation with what is not known": (
+        "e2 = DequantizeLinear (q2, scale) [e] k2 = Conv (r1, e2, b2) "
+        "[c2] p2 = Conv (r1, w2, b2) y2 = Concat <axis = -3> (k2, p2)",
+        "int8[{b},{a},1,1] q2, float scale = {{0.05}}",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BETWEEN)
+def test_exact_slices_are_found_behind_nodes_that_are_left_alone(case: str) -> None:
+    nodes, weights, outputs = BETWEEN[case]
+    kept = {"a": np.array([1, 2, 5, 6, 8]), "b": np.array([0, 3, 4, 7]), "c": np.array([1, 4, 5])}
+    twice = 2 if "concatenation" in case else 1
+
+    def network(a: int, b: int, c: int) -> onnx.ModelProto:
+        more = f", {weights}".format(a=a, b=b) if weights else ""
+        return build(f"""g (float[N,3,6,6] x) => (float[N,5,4,4] z{outputs.format(a=a, b=b)}) <
+          float[{a},3,3,3] w1, float[{a}] b1, float[{b},{a},1,1] w2, float[{b}] b2,
+          float[{c},{twice * b},1,1] w3, float[{c}] b3, float[5,{c},1,1] w4{more}> {{
+            [c1] y1 = Conv (x, w1, b1)
+            r1 = Relu (y1)
+            {nodes}
+            r2 = Relu (y2)
+            [c3] y3 = Conv (r2, w3, b3)
+            r3 = Relu (y3)
+            [c4] z = Conv (r3, w4)
+        }}""")
+
+    whole = network(10, 8, 6)
+    w = initializers(whole)
+    inputs_3 = np.concatenate([kept["b"], 8 + kept["b"]])[: twice * len(kept["b"])]
+    new = {
+        "w1": w["w1"][kept["a"]],
+        "b1": w["b1"][kept["a"]],
+        "w2": w["w2"][kept["b"]][:, kept["a"]],
+        "b2": w["b2"][kept["b"]],
+        "w3": w["w3"][kept["c"]][:, inputs_3],
+        "b3": w["b3"][kept["c"]],
+        "w4": w["w4"][:, kept["c"]],
+    }
+    if "ws" in w:
+        new["ws"] = w["ws"][kept["a"]][:, kept["a"]]
+    found = pairs(whole, with_values(network(5, 4, 3), new))
+    for name, key in {"c1": "a", "c2": "b", "c3": "c"}.items():
+        if not found[name].reason:
+            assert found[name].channels == tuple(kept[key]), name
+            assert found[name].evidence == "weights"
+    assert found["c3"].reason == ""
+    assert found["c4"].evidence == "weights"
+
+
+@pytest.mark.parametrize("width", ["other", "same"])
+def test_blocks_that_read_channels_tell_of_them(width: str) -> None:
+    # Nothing is left of the first block's weights; what reads them is an exact slice, or permuted.
+    kept = dict(WHOLE, **{"1": KEPT["1"] if width == "other" else [3, 1, 2, 0, 7, 5, 6, 4]})
+    student = sliced(teacher(), kept)
+    rng = np.random.default_rng(7)
+    fresh = {name: rng.standard_normal(initializers(student)[name].shape) for name in ("w1", "b1")}
+    found = pairs(teacher(), with_values(student, fresh))
+    assert found["c1"].channels == tuple(kept["1"])
+    assert found["dw"].channels == tuple(kept["1"])
+    assert found["c3"].evidence == "weights"
+
+
+def test_blocks_of_a_stream_tell_together_what_none_tells_alone() -> None:
+    # x ─▶ four Convs of two inputs ─▶ Sum ─▶ Conv ─▶ z
+    names = "abde"
+    nodes = " ".join(f"[{n}] y{n} = Conv (x, w{n})" for n in names)
+    text = f"""g (float[N,2,4,4] x) => (float[N,3,4,4] z)
+      <{", ".join(f"float[{{n}},2,1,1] w{n}" for n in names)}, float[3,{{n}},1,1] k> {{{{
+        {nodes}
+        s = Sum ({", ".join(f"y{n}" for n in names)})
+        r = Relu (s)
+        [last] z = Conv (r, k)
+    }}}}"""
+    whole, student = build(text.format(n=20)), build(text.format(n=10))
+    kept = np.sort(np.random.default_rng(0).permutation(20)[:10])
+    rng, w = np.random.default_rng(1), initializers(whole)
+    new = {f"w{n}": w[f"w{n}"][kept] for n in names}
+    new = {n: v + 0.1 * v.std() * rng.standard_normal(v.shape) for n, v in new.items()}
+    student = with_values(student, new | {"k": 1.1 * w["k"][:, kept]})
+    graphs = gs.import_onnx(whole), gs.import_onnx(student)
+    partners = [Partner(n, f"y{n}", Evidence.MAP, 1.0) for n in names]
+    partners.append(Partner("last", "z", Evidence.MAP, 1.0))
+    found = {pair.student: pair for pair in match_channels(*graphs, partners).pairs}
+    assert {found[n].channels for n in names} == {tuple(kept)}
+    assert "stream" in {found[n].evidence for n in names}
 
 
 def test_a_wider_student_is_refused() -> None:
@@ -291,8 +410,11 @@ def test_blocks_that_cannot_be_viewed_are_listed_with_their_reason() -> None:
     found = pairs(model, model)
     assert found["computed"].reason.startswith("its weight 'v' is computed by Neg")
     assert found["computed"].op == "Conv"
-    assert found["one"].reason == "its weights are also those of 'two'"
-    assert found["two"].reason == "its weights are also those of 'one'"
+    for name, other in (("one", "two"), ("two", "one")):
+        reason = found[name].reason
+        assert reason.startswith(
+            f"its weights are also those of '{other}', and one of them depends"
+        )
 
 
 @pytest.mark.parametrize(

@@ -406,3 +406,44 @@ def test_noise_does_not_come_between_a_map_and_its_channels(tmp_path: Path) -> N
     found = match_models(*both, read_map(path, *both))
     assert [p.channels for p in found.pairs] == [p.channels for p in match(teacher, student).pairs]
     assert np.all([p.evidence == "map" for p in found.pairs])
+
+
+def test_a_name_of_several_nodes_is_refused_and_the_keys_are_taken(tmp_path: Path) -> None:
+    # x ─▶ Conv "one" ─▶ a ─▶ Relu ─▶ Conv "a" ─▶ b ─▶ Relu ─▶ Conv "twin" ─▶ c ─▶ Conv "twin" ─▶ z
+    model = build("""g (float[N,4,4,4] x) => (float[N,4,4,4] z) <float[4,4,1,1] w1,
+      float[4,4,1,1] w2, float[4,4,1,1] w3, float[4,4,1,1] w4> {
+        [one] a = Conv (x, w1)
+        p = Relu (a)
+        [a] b = Conv (p, w2)
+        q = Relu (b)
+        [twin] c = Conv (q, w3)
+        r = Relu (c)
+        [twin] z = Conv (r, w4)
+    }""")
+    both = graphs(model, model)
+    for name, keys in (("a", "'one', 'b'"), ("twin", "'c', 'z'")):
+        path = write(tmp_path / "map.json", {"student": name, "teacher": "a"})
+        with pytest.raises(MatchError) as caught:
+            read_map(path, *both)
+        sentence = f"'{name}' names 2 nodes of the student; name one of them by {keys}"
+        assert str(caught.value) == f"{path}: {sentence}"
+    entries = [{"student": "b", "teacher": "b"}, {"student": "one", "teacher": "a"}]
+    path = write(tmp_path / "map.json", *entries)
+    found = match_models(*both, read_map(path, *both))
+    assert {p.student: p.teacher for p in found.pairs} == {
+        "one": "a",
+        "b": "b",
+        "c": "c",
+        "z": "z",
+    }
+
+
+def test_branches_that_were_merged_may_be_left_alone_and_no_more(tmp_path: Path) -> None:
+    both, summed = graphs(*models()), {"small": "c2"}
+    path = write(tmp_path / "map.json", C2, {"student": "small", "teacher": None})
+    assert list(read_map(path, *both, summed)) == ["c2"]
+    path = write(tmp_path / "map.json", {"student": "small", "teacher": "y2"})
+    with pytest.raises(MatchError) as caught:
+        read_map(path, *both, summed)
+    sentence = "pairs 'small', which is summed with 'c2', where the teacher has one node"
+    assert str(caught.value) == f"{path}: {sentence}; pair 'c2' with that"

@@ -429,9 +429,9 @@ def test_weights_settle_which_of_two_places() -> None:
     assert (found.teacher, found.evidence) == ("yr", "weights")
 
 
-def test_two_nodes_for_one_place_name_each_other() -> None:
+def test_two_branches_for_one_place_name_each_other() -> None:
     found = partners(build(ONLY), build(TWINS, seed=3))
-    reason = "the teacher's 'only' fits it as well as others of the student ('{}')"
+    reason = "it is summed with '{}', and the teacher has no such sum"
     assert found["left"].reason == reason.format("right")
     assert found["right"].reason == reason.format("left")
     assert teachers(found) == {"c1": "y1", "left": None, "right": None, "c3": "z"}
@@ -547,3 +547,34 @@ def test_each_exporters_files_pair_with_the_others(dynamo: bool) -> None:
         assert partner.teacher is not None
         twin = block[partner.teacher]
         np.testing.assert_allclose(other[name].matrix, twin.matrix, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_folded_into_samples_are_the_same_positions() -> None:
+    # x ─▶ Reshape ─▶ Gemm ─▶ Relu ─▶ Gemm ─▶ Reshape ─▶ z, as simplifiers make it of two MatMuls
+    teacher = build("""g (float[N,6,8] x) => (float[N,6,5] z)
+      <float[8,32] a, float[32] s, float[32,5] b, float[5] t> {
+        [one] m = MatMul (x, a)
+        y = Add (m, s)
+        r = Relu (y)
+        [two] k = MatMul (r, b)
+        z = Add (k, t)
+    }""")
+    kept = np.arange(0, 32, 2)
+    values = initializers(teacher)
+    values |= {"a": values["a"][:, kept], "s": values["s"][kept], "b": values["b"][kept]}
+    student = build(
+        """g (float[N,6,8] x) => (float[N,6,5] z) <float[8,16] a, float[16] s, float[16,5] b,
+          float[5] t, int64[2] d = {-1, 8}, int64[3] e = {-1, 6, 5}> {
+            f = Reshape (x, d)
+            [one] y = Gemm (f, a, s)
+            r = Relu (y)
+            [two] k = Gemm (r, b, t)
+            z = Reshape (k, e)
+        }""",
+        values,
+    )
+    found = nameless(teacher, student)
+    assert teachers(found) == {"one": "y", "two": "z"}
+    assert {partner.evidence for partner in found.values()} == {"weights"}
+    back = nameless(student, teacher)
+    assert back["two"].teacher == "k"

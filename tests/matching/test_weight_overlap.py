@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fskd_onnx.matching.weight_overlap import KernelIndex, KernelWeights, KeyFilter, overlap
+from fskd_onnx.matching.weight_overlap import (
+    KernelIndex,
+    KernelWeights,
+    KeyFilter,
+    approximation,
+    overlap,
+)
 from tests.helpers import build, linears
 
 Floats = NDArray[np.float32]
@@ -283,3 +289,42 @@ def test_dead_rows_at_the_end_do_not_count(dead: list[int], rows: int) -> None:
 
 def test_without_students_nothing_comes_through() -> None:
     assert len(KeyFilter([])(drawn((64, 64, (1, 1)), 0).reshape(-1))) == 0
+
+
+@pytest.mark.parametrize("fewer_inputs", [False, True])
+def test_each_row_is_claimed_once(fewer_inputs: bool) -> None:
+    # Of two rows, each sixteen times, all claims but two are void: of 8 or of 32 that are made.
+    rows = drawn((32, 16, (3, 3)), 0)
+    student = np.repeat(rows[:2], 16, axis=0)
+    if fewer_inputs:
+        student = student[:, ::2]
+    found = found_in(kernel_weights(student, (3, 3)), kernel_weights(rows, (3, 3)))
+    assert found == pytest.approx(2 / 8 if fewer_inputs else 2 / 32)
+    twice = kernel_weights(np.concatenate([rows[:16], rows[:16]]), (3, 3))
+    if fewer_inputs:  # what the teacher has twice may be claimed twice
+        assert found_in(kernel_weights(rows[:16, ::2], (3, 3)), twice) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("n", "rank"), [(64, 16), (64, 32), (32, 8)])
+@pytest.mark.parametrize("decay", [0.0, 2.0, 6.0])
+def test_singular_vectors_stand_out_little(n: int, rank: int, decay: float) -> None:
+    drawn_rows = drawn((n, 32, (3, 3)), n).reshape(n, -1)
+    u, _, v = np.linalg.svd(drawn_rows, full_matrices=False)
+    rows = (u * np.exp(-decay * np.arange(n) / n)) @ v
+    teacher = kernel_weights(rows.reshape(n, 32, 9), (3, 3))
+    student = kernel_weights(v[:rank].reshape(rank, 32, 9), (3, 3))
+    assert found_in(student, teacher) < 0.3
+
+
+def test_a_composed_kernel_of_low_rank_approximates_another() -> None:
+    rows = drawn((64, 32, (3, 3)), 0).reshape(64, -1)
+    u, s, v = np.linalg.svd(rows, full_matrices=False)
+    low = ((u[:, :16] * s[:16]) @ v[:16]).reshape(64, 32, 9)
+    teacher = kernel_weights(rows.reshape(64, 32, 9), (3, 3))
+    assert approximation(kernel_weights(low, (3, 3)), teacher) > 0.4
+    assert approximation(teacher, teacher) == pytest.approx(1)
+    other = kernel_weights(drawn((64, 32, (3, 3)), 5), (3, 3))
+    assert approximation(other, teacher) < 0.1
+    assert approximation(kernel_weights(low[:, :16], (3, 3)), teacher) == 0
+    assert approximation(kernel_weights(np.zeros_like(low), (3, 3)), teacher) == 0
+    assert approximation(teacher, kernel_weights(low[:32], (3, 3))) == 0

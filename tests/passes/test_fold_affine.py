@@ -194,3 +194,58 @@ def test_what_is_in_front_stays_with(why: str) -> None:
     result = FoldAffine()(model)
     assert not result.changed
     assert set(initializers(result.model)) == before
+
+
+SHARED = """g (double[N,4,5,5] x1, double[N,4,7,7] x2) => (double[N,6,A,B] z1, double[N,6,C,D] z2)
+  <double[6,4,3,3] w, double[6] s, double[6] t, double[6,1,1] u, double[6,1,1] v> {{
+    y1 = Conv (x1, w)
+    y2 = Conv <strides = [2,2]> (x2, w)
+    {}
+}}"""
+BEHIND_USES = {
+    "the same nodes": (
+        "n1 = BatchNormalization (y1, s, t, t, s) z1 = Mul (n1, u)"
+        "n2 = BatchNormalization (y2, s, t, t, s) z2 = Mul (u, n2)",
+        {"Conv": 2},
+    ),
+    "another node behind": (
+        "n1 = BatchNormalization (y1, s, t, t, s) z1 = Mul (n1, u)"
+        "n2 = BatchNormalization (y2, s, t, t, s) z2 = Mul (n2, v)",
+        {"Conv": 2, "Mul": 2},
+    ),
+    "others": (
+        "z1 = BatchNormalization (y1, s, t, t, s) z2 = BatchNormalization (y2, t, s, s, t)",
+        {"Conv": 2, "BatchNormalization": 2},
+    ),
+    "one only": (
+        "z1 = BatchNormalization (y1, s, t, t, s) z2 = Relu (y2)",
+        {"Conv": 2, "BatchNormalization": 1, "Relu": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BEHIND_USES)
+def test_what_follows_all_uses_of_the_same_weights_folds(case: str) -> None:
+    nodes, left = BEHIND_USES[case]
+    model = build(SHARED.format(nodes))
+    result = FoldAffine()(model)
+    assert ops(result.model) == left
+    weights = {tuple(n.input[1:]) for n in result.model.graph.node if n.op_type == "Conv"}
+    assert len(weights) == 1
+    assert_same_function(result.model, model)
+    assert not FoldAffine()(result.model).changed
+
+
+@pytest.mark.parametrize("biases", [("b", "b"), ("b", "d")])
+def test_biases_that_appear_behind_a_folded_scale_stay_apart(biases: tuple[str, str]) -> None:
+    nodes = "\n".join(
+        f"y{i} = MatMul (x{i}, w) m{i} = Mul (y{i}, s)"
+        f" h{i} = Add (m{i}, {bias}) z{i} = Mul (h{i}, t)"
+        for i, bias in enumerate(biases, 1)
+    )
+    model = build(f"""g (double[N,4] x1, double[N,4] x2) => (double[N,6] z1, double[N,6] z2)
+      <double[4,6] w, double[6] s, double[6] t, double[6] b, double[6] d> {{ {nodes} }}""")
+    result = FoldAffine()(model)
+    left = 0 if biases[0] == biases[1] else 2
+    assert ops(result.model).get("Mul", 0) == left
+    assert_same_function(result.model, model)

@@ -136,7 +136,7 @@ def test_a_block_output_with_several_readers_that_is_an_output_and_read_in_bodie
     assert_fuses(model, False, {"Conv": 1, "Relu": 1, "Add": 1, "If": 1})
 
 
-def test_a_bias_that_others_read_is_copied_and_weights_that_others_read_are_refused() -> None:
+def test_parameters_that_others_read_are_copied_written_for_all_uses_or_refused() -> None:
     # x ─▶ Conv(w, b) ─▶ Conv(k, b) ─▶ Conv(k, b) ─▶ z + If (w | b)
     model = build("""g (float[N,4,5,5] x, bool c) => (float[N,4,5,5] z, float[A,B,C,D] p)
       <float[4,4,1,1] w, float[4,4,1,1] k, float[4,4,1,1] i, float[4] b> {
@@ -148,14 +148,36 @@ def test_a_bias_that_others_read_is_copied_and_weights_that_others_read_are_refu
                     else_branch = e () => (float[4,4,1,1] r) { r = Abs (w) }>
     }""")
     adapters = random_adapters(model)
-    assert list(adapters) == ["d"]
+    assert sorted(adapters) == ["b", "c", "d"]
     explicit, fused = insert_and_fuse(model, adapters)
     assert_same_function(fused, explicit)
-    assert list(fused.graph.node[3].input) == ["j", "i", "z/bias"]
+    # The two uses of k read one bias of theirs, as they did before.
+    assert [list(node.input[1:]) for node in fused.graph.node[:4]] == [
+        ["w", "b"],
+        ["k", "h/bias"],
+        ["k", "h/bias"],
+        ["i", "z/bias"],
+    ]
     for name, other in (("a", "q"), ("b", "c"), ("c", "b")):
         explicit = InsertAdapter({name: AffineMap.identity(1, 4)})(model).model
         with pytest.raises(PreconditionError, match=f"of '{name}' are also those of '{other}'"):
             FuseAdapter()(explicit)
+
+
+def test_uses_of_the_same_weights_need_the_same_adapter() -> None:
+    # x1 ─▶ Conv(w, b) ─▶ y1        x2 ─▶ Conv(w, b) (stride 2) ─▶ y2
+    model = build("""g (float[N,4,5,5] x1, float[N,4,7,7] x2)
+      => (float[N,6,A,B] y1, float[N,6,C,D] y2)
+      <float[6,4,3,3] w, float[6] b> {
+        [one] y1 = Conv (x1, w, b)
+        [two] y2 = Conv <strides = [2,2]> (x2, w, b)
+    }""")
+    assert_fuses(model, 0, {"Conv": 2})
+    adapters = random_adapters(model)
+    other = AffineMap(adapters["one"].matrix, adapters["one"].shift + 1)
+    explicit = InsertAdapter({**adapters, "two": other})(model).model
+    with pytest.raises(PreconditionError, match="of 'one' are also those of 'two', which has not"):
+        FuseAdapter()(explicit)
 
 
 def test_nodes_of_one_name_and_of_none_are_told_apart() -> None:

@@ -161,6 +161,52 @@ def test_refusals(text: str, name: str, shape: tuple[int, int, int], reason: str
     assert model.SerializeToString() == before
 
 
+# x1, x2 ─▶ [two uses of one block] ─▶ y1, y2
+USES = {
+    "Conv": "g (float[N,4,5] x1, float[N,4,9] x2) => (float[N,6,A] y1, float[N,6,B] y2)"
+    "<float[6,4,2] w, float[6] b>"
+    "{ [n] y1 = Conv (x1, w, b) [m] y2 = Conv <strides = [2]> (x2, w, b) }",
+    "no bias": "g (float[N,4] x1, float[N,4] x2) => (float[N,6] y1, float[N,6] y2) <float[6,4] w>"
+    "{ [n] y1 = Gemm <transB = 1, alpha: float = 0.5> (x1, w)"
+    "  [m] y2 = Gemm <transB = 1, alpha: float = 0.5> (x2, w) }",
+    "MatMul": "g (float[N,4] x1, float[N,4] x2) => (float[N,6] y1, float[N,6] y2) <float[4,6] w>"
+    "{ [n] y1 = MatMul (x1, w) [m] y2 = MatMul (x2, w) }",
+    "a bias of others": "g (float[N,4] x1, float[N,4] x2) => (float[N,4] y1, float[N,4] y2)"
+    "<float[4,4] w, float[4] b>"
+    "{ [n] p = MatMul (x1, w) h = Add (p, b) [m] q = MatMul (x2, w) k = Add (b, q)"
+    "  y1 = Add (h, b) y2 = Relu (k) }",
+}
+NEW_VECTORS = {"Conv": 0, "no bias": 1, "MatMul": 1, "a bias of others": 1}
+
+
+@pytest.mark.parametrize("form", USES)
+def test_uses_of_the_same_weights_go_on_reading_one_constant(form: str) -> None:
+    model = build(USES[form])
+    [*views] = linears(model).values()
+    rng = np.random.default_rng(6)
+    new = AffineMap(*(rng.standard_normal(shape) for shape in (views[0].shape, views[0].shape[:2])))
+    for name in (view.name for view in views):
+        with pytest.raises(PreconditionError, match="which does not get the same"):
+            ReplaceWeights({name: new})(model)
+    result = ReplaceWeights({view.name: new for view in views})(model)
+    assert len(result.notes) == 2
+    written = linears(result.model)
+    assert len({view.weight.name for view in written.values()}) == 1
+    biases = [view.bias_constant for view in written.values()]
+    assert len({constant.name for constant in biases if constant is not None}) == 1
+    for view in written.values():
+        np.testing.assert_allclose(view.matrix, new.matrix, rtol=1e-6)
+        np.testing.assert_allclose(view.bias, new.shift.reshape(-1), rtol=1e-6)
+    before, after = initializers(model), initializers(result.model)
+    assert len(after) == len(before) + NEW_VECTORS[form]
+    assert "w" in after
+    if form == "a bias of others":
+        np.testing.assert_array_equal(after["b"], before["b"])
+    assert not ReplaceWeights({name: view.affine for name, view in written.items()})(
+        result.model
+    ).changed
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_fused_adapter_is_what_insert_and_fuse_give_with_no_more_rounding(form: str) -> None:
     model = build(FORMS[form].format(t="float"))

@@ -7,7 +7,8 @@ import pytest
 
 from fskd_onnx import FitOptions, RunOptions
 from fskd_onnx.errors import MatchError, ModelError, SamplesError
-from fskd_onnx.pipeline.problem import FitProblem, LoadedModel, prepare
+from fskd_onnx.pipeline.networks import LoadedModel
+from fskd_onnx.pipeline.problem import FitProblem, prepare
 from fskd_onnx.runtime.tensor_store import TensorStore
 from tests.helpers import Array, assert_close, build, run
 
@@ -59,7 +60,7 @@ def test_three_samples_are_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "n", "sizes"), [(None, "N", {10, 11}), (4, "N", {3, 4}), (4, "2", {2})]
+    ("batch_size", "n", "sizes"), [(None, "N", {10, 11}), (4, "N", {4}), (4, "2", {2})]
 )
 def test_batches_are_as_large_as_options_and_models_say(
     batch_size: int | None, n: str, sizes: set[int]
@@ -108,3 +109,55 @@ def test_networks_of_other_inputs_are_refused() -> None:
     other = build("g (float[N,5,4] x) => (float[N,2,4] z) <float[2,5,1] w1> { z = Conv (x, w1) }")
     with pytest.raises(ModelError, match="takes other inputs"):
         prepare(TEACHER, other, samples(20), FitOptions(RunOptions(("cpu",))), TensorStore())
+
+
+def test_batches_are_a_multiple_of_what_both_networks_take() -> None:
+    teacher, student = (build(TEXT.format(n=n, x="x", a=a), seed=a) for n, a in ((4, 6), (6, 4)))
+    found = prepare(teacher, student, samples(60), FitOptions(RunOptions(("cpu",))), TensorStore())
+    assert {len(batch.samples) for batch in found.splits.batches} == {12}
+
+
+def test_a_shared_input_states_no_batch_size() -> None:
+    text = "g (float[N,3] x, float[5,3] t) => (float[N,4] y) <float[3,4] w> {{ {0} }}"
+    nodes = "m = ReduceMean <axes = [0]> (t) a = Add (x, m) y = MatMul (a, w)"
+    model = build(text.format(nodes))
+    given = {"x": np.random.default_rng(0).standard_normal((60, 3)), "t": np.ones((5, 3))}
+    given = {name: value.astype(np.float32) for name, value in given.items()}
+    found = prepare(model, model, given, FitOptions(RunOptions(("cpu",))), TensorStore())
+    assert {len(batch.samples) for batch in found.splits.batches} == {6, 10, 11}
+
+
+def test_inputs_and_outputs_are_in_the_order_of_the_teacher() -> None:
+    text = """g ({0}) => ({1}) <float[3,4] w, float[3,4] v> {{
+      p = MatMul (a, w) q = MatMul (b, v) }}"""
+    a, b, p, q = (
+        f"float[N,{size}] {name}" for size, name in zip((3, 3, 4, 4), "abpq", strict=True)
+    )
+    teacher = build(text.format(f"{a}, {b}", f"{p}, {q}"))
+    student = build(text.format(f"{b}, {a}", f"{q}, {p}"))
+    rng = np.random.default_rng(0)
+    given = {name: rng.standard_normal((60, 3)).astype(np.float32) for name in "ab"}
+    found = prepare(teacher, student, given, FitOptions(RunOptions(("cpu",))), TensorStore())
+    graph = found.student.graph()
+    assert [tensor.name for tensor in graph.inputs] == ["a", "b"]
+    assert [tensor.name for tensor in graph.outputs] == ["p", "q"]
+    assert [value.name for value in found.student.canonical.graph.output] == ["q", "p"]
+    assert [(pair.student, pair.teacher) for pair in found.matching.pairs] == [
+        ("p", "p"),
+        ("q", "q"),
+    ]
+    assert found.before.relative_mse < 1e-12
+
+
+@pytest.mark.parametrize("written", [1, 4])
+def test_a_batch_size_that_the_network_states_inside_is_told(written: int) -> None:
+    text = "g (float[N,6] x) => (float[%d,4] y) <float[6,6] w, float[6,4] v, int64[2] s = {%d,6}>"
+    nodes = "{ a = MatMul (x, w) b = Relu (a) c = Reshape (b, s) y = MatMul (c, v) }"
+    model = build(f"{text % (written, written)} {nodes}")
+    x = np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32)
+    with pytest.raises(ModelError, match=rf"^g: .*; give --batch-size {written}$") as caught:
+        prepare(model, model, x, FitOptions(RunOptions(("cpu",))), TensorStore())
+    assert "\n" not in str(caught.value)
+    run = RunOptions(("cpu",), batch_size=written)
+    found = prepare(model, model, x, FitOptions(run), TensorStore())
+    assert found.before.relative_mse < 1e-12

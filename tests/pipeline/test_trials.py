@@ -13,7 +13,7 @@ from fskd_onnx.pipeline.fit import fit
 from fskd_onnx.pipeline.problem import FitProblem, prepare
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
 from fskd_onnx.reporting.agreement import agreement, squared_errors
-from fskd_onnx.results import Agreement
+from fskd_onnx.results import Agreement, Verdict
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.timing import StageTimer
 from tests.networks import NETWORKS
@@ -23,9 +23,14 @@ CHAIN = NETWORKS["chain"]
 BEFORE = Agreement(1.0, 0.1)
 
 
-def candidate(targets: str, errors: list[float], relative: float | None = None) -> Candidate:
+def candidate(
+    targets: str, errors: list[float], relative: float | None = None, stands: bool = True
+) -> Candidate:
     after = Agreement(float(np.mean(errors)) if relative is None else relative, 0.5)
-    return Candidate(FittedStudent(targets, onnx.ModelProto(), ()), after, np.array(errors))
+    verdict = Verdict(len(errors), 0.5, (0.4, 0.6), stands)
+    return Candidate(
+        FittedStudent(targets, onnx.ModelProto(), ()), after, np.array(errors), verdict
+    )
 
 
 def chosen(kept: list[float], selected: list[float], relative: float | None = None) -> str:
@@ -44,6 +49,11 @@ def test_what_comes_no_closer_is_out() -> None:
     assert chosen([0.9, 0.9], [1.1, 1.1]) == "kept"
     assert chosen([0.9, 0.9], [0.1, 0.1], math.nan) == "kept"
     assert error_of(Agreement(math.nan, None)) == math.inf
+
+
+def test_what_may_be_chance_is_out() -> None:
+    candidates = [candidate("kept", [0.9, 0.9]), candidate("select", [0.1, 0.1], stands=False)]
+    assert choose(candidates, BEFORE).last.targets == "kept"
 
 
 def problem_of(count: int) -> FitProblem:

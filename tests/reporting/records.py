@@ -15,6 +15,7 @@ from fskd_onnx.results import (
     FitReport,
     Matching,
     StageSeconds,
+    Verdict,
 )
 
 LONG = "/features/features.3/conv/conv.0/conv.0.0/Conv[quantized]/with/a/very/long/name"
@@ -56,10 +57,12 @@ REPORT = FitReport(
     options={"seed": 0, "providers": ("auto",), "scale": float("inf"), "path": Path("a")},
     providers=("CPUExecutionProvider",),
     sample_count=500,
+    independent_count=400,
     held_out_count=100,
     blocks=(block("conv1"), block(LONG), block("odd[1]", **KEPT), block("gemm", **KEPT)),
     before=Agreement(relative_mse=float("nan"), top1_agreement=0.1),
     after=Agreement(relative_mse=0.0123, top1_agreement=None),
+    verdict=Verdict(100, 0.0213, (0.0198, 0.0231), stands=True),
     parameters_student=3_700_000,
     parameters_fused=3_700_128,
     seconds=StageSeconds(total=12.34, capture=6, solve=3, fuse=0.5, verify=2),

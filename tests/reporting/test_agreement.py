@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
 from fskd_onnx.errors import ModelError
-from fskd_onnx.reporting.agreement import agreement
+from fskd_onnx.reporting.agreement import agreement, squared_errors
 from tests.helpers import Array
 
 
@@ -76,3 +78,12 @@ SCORES = np.array([[1, 2, 0], [5, 4, 3], [0, 1, 9], [7, 0, 6]], np.float32)
 )
 def test_top_1(teacher: list[Array], student: list[Array], top1: float | None) -> None:
     assert agreement(teacher, student).top1_agreement == top1
+
+
+def test_an_output_that_overflows_is_an_error_without_a_warning() -> None:
+    teacher: list[Array] = [np.ones((4, 3), np.float32)]
+    student: list[Array] = [np.full((4, 3), np.inf, np.float32)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not np.isfinite(agreement(teacher, student).relative_mse)
+        assert not np.isfinite(squared_errors(teacher, student)).any()

@@ -11,7 +11,7 @@ from fskd_onnx import RunOptions
 from fskd_onnx.errors import ModelError
 from fskd_onnx.reporting.agreement import agreement
 from fskd_onnx.reporting.compare import compare
-from tests.helpers import Array, build
+from tests.helpers import Array, build, run
 
 CPU = RunOptions(providers=("cpu",))
 
@@ -72,3 +72,31 @@ def test_errors_of_the_runtime_come_without_places_in_its_source() -> None:
         compare(newer, newer, outputs(0, 4, 3), CPU)
     start = "g: ONNX Runtime cannot run it: ONNX Runtime only *guarantees* support"
     assert str(caught.value).startswith(start)
+
+
+ROWS = "g (float[N,8,6] x) => ({1}) <float[6,4] w, int64[2] s = {{-1,4}}, float[3] t> {{ {0} }}"
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 7])
+def test_every_row_of_a_sample_is_compared(batch_size: int | None) -> None:
+    teacher, student = (
+        build(ROWS.format("h = MatMul (x, w) y = Reshape (h, s)", "float[M,4] y"), seed=seed)
+        for seed in (0, 1)
+    )
+    x = np.random.default_rng(0).standard_normal((40, 8, 6)).astype(np.float32)
+    x[:, :2] = 0  # the first rows of each sample agree
+    one, other = (run(model, {"x": x})["y"].astype(np.float64) for model in (teacher, student))
+    expected = np.sum((other - one) ** 2) / np.sum((one - one.mean(0)) ** 2)
+    found = compare(teacher, student, x, RunOptions(("cpu",), batch_size=batch_size))
+    np.testing.assert_allclose(found.agreement.relative_mse, expected, rtol=1e-5)
+
+
+def test_outputs_are_compared_by_name_and_tables_are_left_out() -> None:
+    nodes = "y = MatMul (x, w) z = Neg (y) table = Identity (t)"
+    y, z, table = "float[N,8,4] y", "float[N,8,4] z", "float[3] table"
+    teacher = build(ROWS.format(nodes, f"{y}, {z}, {table}"))
+    student = build(ROWS.format(nodes, f"{table}, {z}, {y}"))
+    x = np.random.default_rng(0).standard_normal((20, 8, 6)).astype(np.float32)
+    found = compare(teacher, student, x, CPU)
+    assert found.agreement.relative_mse == 0
+    assert found.outputs_left_out == (("table", "it is the same for all samples"),)

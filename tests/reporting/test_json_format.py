@@ -27,11 +27,12 @@ def test_the_keys_are_those_of_the_contract() -> None:
         "blocks",
         "end_to_end",
         "parameters",
+        "added_nodes",
         "seconds",
         "versions",
     ]
     assert document["schema_version"] == SCHEMA_VERSION
-    assert document["samples"] == {"count": 500, "held_out": 100}
+    assert document["samples"] == {"count": 500, "independent": 400, "held_out": 100}
     assert list(document["blocks"][0]) == [
         "student",
         "teacher",
@@ -55,7 +56,18 @@ def test_numbers_that_json_lacks_are_null() -> None:
     assert document["end_to_end"] == {
         "before": {"relative_mse": None, "top1_agreement": 0.1},
         "after": {"relative_mse": 0.0123, "top1_agreement": None},
+        "verdict": {
+            "independent_count": 100,
+            "error_ratio": 0.0213,
+            "interval": [0.0198, 0.0231],
+            "stands": True,
+        },
     }
+
+
+def test_outputs_that_are_left_out_are_named() -> None:
+    report = dataclasses.replace(REPORT, outputs_left_out=(("boxes", "no rows"),))
+    assert json.loads(to_json(report))["end_to_end"]["left_out"] == {"boxes": "no rows"}
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
@@ -85,3 +97,12 @@ def test_matchings_for_machines() -> None:
         "reason": "",
     }
     assert document["pairs"][1]["channels"] is None
+
+
+def test_what_is_left_out_is_listed_where_there_is_some() -> None:
+    report = dataclasses.replace(
+        REPORT, blocks=(block("conv1", note="odd"),), samples_left_out=("x.npy, sample 3",)
+    )
+    document = json.loads(to_json(report))
+    assert document["samples"]["left_out"] == ["x.npy, sample 3"]
+    assert document["blocks"][0]["note"] == "odd"

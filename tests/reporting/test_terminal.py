@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from types import SimpleNamespace
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from fskd_onnx.reporting.terminal import print_comparison, print_matching, print_report
-from fskd_onnx.results import Agreement
+from fskd_onnx.results import Agreement, Comparison
 from tests.reporting.records import LONG, MATCHING, REPORT
 
 
@@ -65,11 +66,14 @@ def test_the_table_keeps_all_information(width: int) -> None:
     assert first.split() == words
     assert (LONG in firsts(text)) == (width == PIPE)
     assert "odd[1], gemm: the teacher has no counterpart" in text
-    facts = {line[:15].strip(): line[15:].strip() for line in text.splitlines()[-7:]}
+    text = re.sub(r" ?\n {17}", " ", text)  # facts that were folded
+    facts = {line[:15].strip(): line[15:].strip() for line in text.splitlines()[-8:]}
     assert facts == {
-        "samples": "500, of which 100 held out",
+        "samples": "500, of which 100 held out, in 400 independent groups",
         "relative mse": "nan -> 0.0123",
         "top-1 agreement": "10.0% -> -",
+        "verdict": "error of a sample x 0.0213 (0.0198 to 0.0231, 90% interval) by 100 "
+        "independent ones",
         "parameters": "3,700,000 -> 3,700,128",
         "time": "12.3 s (capture 6.0, solve 3.0, fuse 0.5, verify 2.0)",
         "providers": "CPUExecutionProvider",
@@ -90,12 +94,37 @@ def test_matchings_for_people() -> None:
 
 
 def test_comparisons() -> None:
-    comparison = SimpleNamespace(
-        agreement=Agreement(0.25, 0.9), count=40, accuracy_teacher=None, accuracy_student=None
-    )
+    comparison = Comparison(Agreement(0.25, 0.9), 40, None, None)
     text = printed(print_comparison, comparison)
     assert [line.split("  ", 1)[1].strip() for line in text.splitlines()] == ["40", "0.25", "90.0%"]
-    comparison.accuracy_teacher, comparison.accuracy_student = 0.934, 0.9
+    comparison = replace(comparison, accuracy_teacher=0.934, accuracy_student=0.9)
     text = printed(print_comparison, comparison)
     assert "teacher accuracy  93.4%" in text
     assert "student accuracy  90.0%" in text
+
+
+def test_samples_that_the_verdict_leaves_out_are_named() -> None:
+    names = tuple(f"x.npy, sample {number}" for number in (3, 17, 20, 31))
+    comparison = Comparison(Agreement(0.25, 0.9), 40, None, None, names)
+    text = " ".join(printed(print_comparison, comparison).split())
+    assert "40; 4 left out, whose outputs are not finite (x.npy, sample 3, x.npy, sample 17" in text
+    report = replace(REPORT, samples_left_out=names[:1])
+    text = " ".join(printed(print_report, report).split())
+    assert "1 left out, whose outputs are not finite (x.npy, sample 3)" in text
+
+
+def test_notes_on_fitted_blocks_are_printed_once() -> None:
+    blocks = (replace(REPORT.blocks[0], note="odd"), replace(REPORT.blocks[1], note="odd"))
+    text = " ".join(printed(print_report, replace(REPORT, blocks=blocks)).split())
+    assert text.count("odd") == 1
+    assert "to be known of those that were fitted: conv1, " in text
+
+
+def test_outputs_that_are_left_out_are_named() -> None:
+    left_out = (("boxes", "no rows"),)
+    comparison = Comparison(Agreement(0.25, 0.9), 40, None, None, outputs_left_out=left_out)
+    report = replace(REPORT, outputs_left_out=left_out)
+    for text in printed(print_comparison, comparison), printed(print_report, report):
+        title, line = text[text.index("outputs left out") :].splitlines()[:2]
+        assert title.endswith(":")
+        assert line.strip() == "boxes: no rows"

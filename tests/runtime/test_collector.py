@@ -108,3 +108,19 @@ def test_batches_that_few_requests_take_show_few_tensors(monkeypatch: pytest.Mon
                 assert (one is None) == (other is None)
                 if one is not None and other is not None:
                     np.testing.assert_allclose(one.values[0], other.values[0], rtol=1e-5)
+
+
+def test_tensors_without_samples_give_no_columns() -> None:
+    model = build(
+        "g (float[N,3] x, float[3,4] c) => (float[N,4] y) { d = Neg (c) y = MatMul (x, d) }"
+    )
+    x, c = np.ones((9, 3), np.float32), np.ones((3, 4), np.float32)
+    samples, runtime = load_samples({"x": x, "c": c}, input_specs(model)), open_runtime(["cpu"])
+    batches = plan_batches([np.arange(9)], 2, None)
+    requests = [ColumnRequest((name,), True, RandomSampling(9, (0,))) for name in ("d", "y")]
+    decoded = DecodedSamples(samples, batches, TensorStore(), runtime.device)
+    runner = SegmentRunner(runtime, gs.import_onnx(model), [["d", "y"]], batches, decoded)
+    with runner.next_stage("") as stage:
+        found = [columns for _, columns in collect(stage, batches, requests, Gatherer(runtime))]
+    assert {one for one, _ in found} == {None}
+    assert all(other is not None for _, other in found)

@@ -23,6 +23,9 @@ class CountedSamples(Samples):
 
     read: list[int]
 
+    def describe(self, index: int) -> str:
+        return f"sample {index}"
+
     def take(self, indices: NDArray[np.intp]) -> dict[str, NDArray[np.generic]]:
         self.read.extend(indices.tolist())
         return super().take(indices)
@@ -84,3 +87,27 @@ def test_only_batches_that_are_asked_for_are_read(samples: CountedSamples) -> No
         assert store._used == first.count * 4 * (3 + 4)
         decoded.take(second.samples[:1])
         assert samples.read == [*first.samples, *second.samples]
+
+
+def test_inputs_are_fed_along_their_own_axis() -> None:
+    model = build("net (float[N,3] x, float[2,N,4] s, float g) => (float[N,3] y) { y = Relu(x) }")
+    x, s = (
+        np.random.default_rng(0).standard_normal(shape) for shape in ((COUNT, 3), (2, COUNT, 4))
+    )
+    given = {"x": x.astype(np.float32), "s": s.astype(np.float32), "g": np.array(2, np.float32)}
+    samples = load_samples(given, input_specs(model))
+    with TensorStore() as store:
+        decoded = DecodedSamples(samples, batches(4), store, "cpu")
+        for batch in batches(4):
+            rows, part = batch.samples, slice(1, 3)
+            for some, chosen in ((None, rows), (part, rows[part])):
+                feeds = decoded.feeds(batch, some)
+                expected = given["x"][chosen], given["s"][:, chosen], given["g"]
+                for feed, value in zip(feeds, expected, strict=True):
+                    assert feed.shape == value.shape
+                    assert feed.element_type == 1
+                    np.testing.assert_array_equal(download(feed.value()), value)
+        rows = np.array([7, 2, 2])
+        taken = decoded.take(rows)
+    np.testing.assert_array_equal(taken["s"], given["s"][:, rows].swapaxes(0, 1))
+    np.testing.assert_array_equal(taken["g"], np.full(3, 2, np.float32))

@@ -173,3 +173,16 @@ def test_auto_is_silent_unless_asked() -> None:
     assert (quiet.returncode, quiet.stderr) == (0, "")
     (line,) = verbose.stderr.splitlines()
     assert line.startswith("running on ")
+
+
+def test_dropouts_in_training_mode_run_as_inference() -> None:
+    text = """g (float[N,4] x) => (float[N,4] y) <float r> {
+        t = Constant <value = bool {1}> ()
+        y = Dropout (x, r, t)
+    }"""
+    model = build(text, {"r": 0.5})
+    before = model.SerializeToString()
+    x = np.ones((32, 4), np.float32)
+    session = open_runtime(["cpu"]).session(model)
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], x)
+    assert model.SerializeToString() == before

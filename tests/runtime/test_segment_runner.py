@@ -394,6 +394,45 @@ def test_tensors_of_all_types_cross_a_cut(
     assert found.tolist() == expected.tolist()
 
 
+# Samples on the second axis, in rows behind one another, and in rows that are interleaved.
+LAYOUTS = """net (float[{n},5,6] x, float g) => (float[{n},5,6] y)
+    <int64[2] flat = {{-1,6}}, int64[3] back = {{5,-1,6}}> {{
+    z = Mul (x, g)
+    second = Transpose <perm = [1,0,2]> (z)
+    rows = Reshape (z, flat)
+    interleaved = Reshape (second, flat)
+    b = Reshape (interleaved, back)
+    y = Transpose <perm = [1,0,2]> (b)
+}}"""
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+@pytest.mark.parametrize(("n", "size"), [("N", None), ("N", 6), (3, 6), (2, 6), (6, 6), (1, 4)])
+def test_tensors_come_with_the_samples_first(
+    n: object, size: int | None, limit: int | None, runtime: Runtime
+) -> None:
+    model = build(LAYOUTS.format(n=n))
+    x = np.random.default_rng(0).standard_normal((COUNT, 5, 6)).astype(np.float32)
+    loaded = load_samples({"x": x, "g": np.array(2, np.float32)}, input_specs(model))
+    folds = np.array_split(np.random.default_rng(2).permutation(COUNT), 3)
+    batches = plan_batches(folds, 5, size)
+    stops = [["z", "second"], ["rows", "x", "g"], ["interleaved", "second"], ["y"]]
+    names = [name for stop in stops for name in stop if name != "g"]
+    with TensorStore(limit) as store:
+        decoded = DecodedSamples(loaded, batches, store, runtime.device)
+        runner = SegmentRunner(runtime, gs.import_onnx(model), stops, batches, decoded)
+        for _ in stops:
+            with runner.next_stage("") as stage:
+                for index, batch in enumerate(batches):
+                    ask = stage.tensors if index % 2 else stage.tensors_once
+                    for name, value in ask(index).items():
+                        assert stage.has_samples(name) == (name in names)
+                        scale = 1 if name in ("x", "g") else 2
+                        expected = scale * x[batch.samples] if name in names else np.float32(2)
+                        found = download(value).reshape(np.shape(expected))
+                        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("fixed", [None, 4])
 def test_batches_never_straddle_folds(fixed: int | None) -> None:
     folds = np.array_split(np.random.default_rng(0).permutation(50), 3)

@@ -361,3 +361,67 @@ def test_images_need_one_input_a_normalisation_and_the_models_size(tmp_path: Pat
 def test_pixel_arrays_need_a_normalisation_too() -> None:
     with pytest.raises(PreprocessError, match="--preprocess with one of imagenet"):
         load_samples(random_pixels(2, 4, 5, 3), IMAGE)
+
+
+# --- samples on another axis, and inputs that all samples share ---
+
+STATES = (
+    InputSpec("x", (None, 5), np.dtype(np.float32)),
+    InputSpec("s", (2, None, 3), np.dtype(np.float32), axis=1),
+)
+
+
+def test_samples_lie_on_the_axis_of_their_input() -> None:
+    x, s = random(7, 5), random(2, 7, 3)
+    for given in (s, s.swapaxes(0, 1)):  # as the input has them, or along the first axis
+        loaded = load_samples({"x": x, "s": given}, STATES)
+        assert loaded.shapes == {"x": (5,), "s": (2, 3)}
+        np.testing.assert_array_equal(take_all(loaded)["s"], s.swapaxes(0, 1))
+
+
+def test_the_other_inputs_tell_which_axis_it_is() -> None:
+    time = InputSpec("s", (None, None, 3), np.dtype(np.float32), axis=1)
+    for s, count in ((random(7, 4, 3), 4), (random(7, 4, 3), 7)):
+        loaded = load_samples({"x": random(count, 5), "s": s}, (STATES[0], time))
+        assert loaded.shapes["s"] == ((7, 3) if count == 4 else (4, 3))
+    with pytest.raises(SamplesError, match="differ in their number of samples: x has 5, s has 4"):
+        load_samples({"x": random(5, 5), "s": random(7, 4, 3)}, (STATES[0], time))
+
+
+SCALAR = InputSpec("g", (), np.dtype(np.float32), axis=None)
+
+
+@pytest.mark.parametrize("value", [np.float32(2), np.full(7, 2.0)])
+def test_an_input_without_axes_is_the_same_for_all_samples(value: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=random(7, 5), g=value)
+    for source in ({"x": random(7, 5), "g": np.asarray(value)}, tmp_path / "a.npz"):
+        loaded = load_samples(source, (STATES[0], SCALAR))
+        assert loaded.shapes == {"x": (5,), "g": ()}
+        assert [spec.axis for spec in loaded.inputs] == [0, None]
+        np.testing.assert_array_equal(take_all(loaded)["g"], np.full(7, 2, np.float32))
+
+
+def test_several_values_of_an_input_that_takes_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SamplesError, match="several values for the model's input 'g'"):
+        load_samples({"x": random(7, 5), "g": random(7)}, (STATES[0], SCALAR))
+    for number in range(2):
+        np.savez(tmp_path / f"{number}.npz", x=random(3, 5), g=np.float32(number))
+    loaded = load_samples(tmp_path, (STATES[0], SCALAR))
+    with pytest.raises(SamplesError, match=r"1\.npz, sample 0: has another value .* input 'g'"):
+        take_all(loaded)
+
+
+def test_an_array_that_is_an_input_as_a_whole_is_shared() -> None:
+    table = InputSpec("t", (3, 4), np.dtype(np.float32))
+    loaded = load_samples({"x": random(7, 5), "t": random(3, 4)}, (STATES[0], table))
+    assert [spec.axis for spec in loaded.inputs] == [0, None]
+    assert take_all(loaded)["t"].shape == (7, 3, 4)
+    loaded = load_samples({"x": random(7, 5), "t": random(7, 4)}, (STATES[0], table))
+    assert [spec.axis for spec in loaded.inputs] == [0, 0]  # the model takes 3 at once
+    loaded = load_samples({"x": random(3, 5), "t": random(3, 4)}, (STATES[0], table))
+    assert [spec.axis for spec in loaded.inputs] == [0, 0]
+
+
+def test_shared_inputs_alone_are_no_samples() -> None:
+    with pytest.raises(SamplesError, match="holds no input that differs"):
+        load_samples({"g": np.array(1, np.float32)}, (SCALAR,))

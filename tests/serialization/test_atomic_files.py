@@ -56,7 +56,8 @@ def test_a_failure_between_the_renames_brings_back_what_was_there(
     before = {"a": "old a", "b": "old b"}
     for name, text in before.items():
         (tmp_path / name).write_text(text)
-    replace, renamed = Path.replace, []
+    replace = Path.replace
+    renamed: list[Path] = []
 
     def fail(self: Path, target: Path) -> Path:
         if len(renamed) == fails_at:

@@ -171,3 +171,52 @@ def test_a_file_that_is_too_short_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.onnx\.bin: is shorter than the weights in it"):
         save_model(model, tmp_path / "copy.onnx")
     assert not list(tmp_path.glob("*.data"))
+
+
+@pytest.mark.parametrize("rows", [100, external_data._LARGE_TENSOR // WIDTH])
+def test_models_and_data_behind_links_are_read(tmp_path: Path, rows: int) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "a1"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    write(tmp_path / "model.onnx", rows)
+    for name, blob in (("model.onnx", "0f"), ("model.onnx.bin", "1e")):
+        (tmp_path / name).rename(blobs / blob)
+        (snapshot / name).symlink_to(Path("..", "..", "blobs", blob))
+    model = load_model(snapshot / "model.onnx")
+    ids = np.arange(10).reshape(2, 5)
+    found = open_runtime(["cpu"]).session(model).run(None, {"ids": ids})[0]
+    save_model(model, tmp_path / "copy.onnx", like=snapshot / "model.onnx")
+    np.testing.assert_array_equal(run_file(tmp_path / "copy.onnx", ids), found)
+
+
+def test_data_beside_what_a_link_points_to_is_read(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    write(tmp_path / "real" / "model.onnx", 100)
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "real" / "model.onnx")
+    table = initializers(load_model(tmp_path / "link.onnx"))["table"]
+    np.testing.assert_array_equal(
+        table, initializers(onnx.load(tmp_path / "real" / "model.onnx"))["table"]
+    )
+
+
+@pytest.mark.parametrize("location", ["../model.onnx.bin", "a/../../model.onnx.bin", "absolute"])
+def test_a_location_alone_does_not_lead_out_of_the_folder(tmp_path: Path, location: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write(folder / "model.onnx", 100)
+    (folder / "model.onnx.bin").rename(tmp_path / "model.onnx.bin")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    table = next(t for t in model.graph.initializer if t.name == "table")
+    absolute = str(tmp_path / "model.onnx.bin")
+    table.external_data[0].value = absolute if location == "absolute" else location
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"model\.onnx: keeps 'table' in '.*not in its own folder"):
+        load_model(folder / "model.onnx")
+
+
+@pytest.mark.parametrize("rows", [100, external_data._LARGE_TENSOR // WIDTH])
+def test_data_that_ends_early_is_refused(tmp_path: Path, rows: int) -> None:
+    write(tmp_path / "model.onnx", rows)
+    os.truncate(tmp_path / "model.onnx.bin", 1000)
+    with pytest.raises(ModelError, match=r"model\.onnx\.bin: is shorter than the weights in it"):
+        load_model(tmp_path / "model.onnx")

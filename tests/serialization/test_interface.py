@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from fskd_onnx.errors import ModelError
 from fskd_onnx.serialization.interface import (
-    check_same_interface,
+    InputSpec,
     fixed_batch_size,
     input_specs,
     output_names,
+    pair_interfaces,
 )
 from tests.helpers import build
 
@@ -55,7 +57,7 @@ def test_other_inputs_are_refused(inputs: str, other: str) -> None:
         build(f"g ({part}) => ({part.split()[0]} z) {{ z = Neg (x) }}") for part in (inputs, other)
     )
     with pytest.raises(ModelError, match=r"^small: takes other inputs \(x .*\) than big \(x "):
-        check_same_interface(big, small, "big", "small")
+        pair_interfaces(big, small, "big", "small")
 
 
 def test_open_extents_and_batches_fit_all() -> None:
@@ -63,12 +65,101 @@ def test_open_extents_and_batches_fit_all() -> None:
         build(f"g (float[{shape}] x) => (float[{shape}] z) {{ z = Neg (x) }}")
         for shape in ("4,3,H,7", "N,3,5,7")
     )
-    check_same_interface(one, other, "one", "other")
-    check_same_interface(other, one, "other", "one")
+    pair_interfaces(one, other, "one", "other")
+    pair_interfaces(other, one, "other", "one")
 
 
 def test_another_number_of_outputs_is_refused() -> None:
     one = build("g (float[N,4] x) => (float[N,4] z) { z = Neg (x) }")
     two = build("g (float[N,4] x) => (float[N,4] z, float[N,4] y) { z = Neg (x) y = Abs (x) }")
     with pytest.raises(ModelError, match=r"^small: has 2 outputs and big has 1"):
-        check_same_interface(one, two, "big", "small")
+        pair_interfaces(one, two, "big", "small")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "expected"),
+    [
+        ("float[N,5,6] x", "float[N,4] z", [0]),
+        ("float[5,N,6] x", "float[5,N,4] z", [1]),
+        ("float[T,N,6] x", "float[N,4] z", [1]),
+        ("float[T,batch_size,6] x", "float[T,batch_size,4] z", [1]),
+        ("float[s0,s1,6] x", "float[s1,4] z", [1]),
+        ("float[s0,s1,6] x", "float[s0,s1,4] z", [0]),
+        ("float[N,3,H,W] x", "float[M,H,W] z", [0]),
+        ("float[1,T,8] x", "float[T,4] z", [0]),
+        ("float[1,N,8] x", "float[1,N,4] z", [0]),
+        ("float[1,batch,8] x", "float[1,batch,4] z", [1]),
+        ("float[4,3] x", "float[4,3] z", [0]),
+        ("float[N,5] x, float[2,N,8] s, float[2,N,8] t", "float[N,4] z", [0, 1, 1]),
+        ("float[s0,5] x, float[2,s1,8] s", "float[c,4] z", [0, 1]),
+        ("float[s0,5] x, float[s1,8] s", "float[c,4] z", [0, 0]),
+        ("float[s0,5] x, float[1,s1,8] s", "float[c,4] z", [0, 0]),
+        ("float[N,5] x, float g", "float[N,4] z", [0, None]),
+    ],
+)
+def test_the_axis_of_the_samples_is_that_of_their_symbol(
+    inputs: str, outputs: str, expected: list[int | None]
+) -> None:
+    text = f'<ir_version: 8, opset_import: ["own": 1]> g ({inputs}) => ({outputs})'
+    model = onnx.parser.parse_model(text + " { z = own.Any (x) }")
+    assert [spec.axis for spec in input_specs(model)] == expected
+
+
+def test_samples_are_joined_along_their_axis() -> None:
+    stacked = np.arange(24).reshape(4, 2, 3)
+    for axis, shape in ((0, (4, 2, 3)), (1, (2, 4, 3)), (2, (2, 3, 4)), (None, (2, 3))):
+        spec = InputSpec("x", (None,) * len(shape), np.dtype(np.int64), axis)
+        joined = spec.joined(stacked)
+        assert joined.shape == shape == spec.with_samples((2, 3), 4)
+        if axis is not None:
+            np.testing.assert_array_equal(np.moveaxis(joined, axis, 0), stacked)
+
+
+TWO = "g ({0}) => ({1}) {{ p = Neg (a) q = Neg (b) }}"
+A, B = "float[N,4] a", "float[N,4] b"
+P, Q = "float[N,4] p", "float[N,4] q"
+
+
+def two(inputs: str, outputs: str, **names: str) -> onnx.ModelProto:
+    model = build(TWO.format(inputs, outputs))
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    return model
+
+
+def paired(one: onnx.ModelProto, other: onnx.ModelProto) -> tuple[list[str], list[str]]:
+    found = pair_interfaces(one, other, "big", "small")
+    return [spec.name for spec in found.inputs], list(found.outputs)
+
+
+def test_names_count_more_than_order() -> None:
+    one = two(f"{A}, {B}", f"{P}, {Q}")
+    assert paired(one, two(f"{B}, {A}", f"{Q}, {P}")) == (["a", "b"], ["p", "q"])
+    assert paired(one, two(f"{A}, {B}", f"{Q}, {P}")) == (["a", "b"], ["p", "q"])
+
+
+def test_other_names_pair_where_only_one_order_fits() -> None:
+    one = two(f"{A}, double[N,4] b", "float[N,4] p, double[N,4] q")
+    other = two(f"double[N,4] b, {A}", "double[N,4] q, float[N,4] p", a="c", b="d", p="r", q="s")
+    assert paired(one, other) == (["c", "d"], ["r", "s"])
+    one = two(f"{A}, float[N,5] b", "float[N,4] p, float[N,5] q")
+    other = two(f"{A}, float[N,5] b", "float[2,4] p, float[2,5] q", a="c", p="r")
+    assert paired(one, other) == (["c", "b"], ["r", "q"])
+
+
+@pytest.mark.parametrize("names", [{"a": "c", "b": "d"}, {"p": "r"}, {"p": "q", "q": "r"}])
+def test_other_names_are_refused_where_several_orders_fit(names: dict[str, str]) -> None:
+    one, other = two(f"{A}, {B}", f"{P}, {Q}"), two(f"{A}, {B}", f"{P}, {Q}", **names)
+    what = "inputs" if "a" in names else "outputs"
+    with pytest.raises(ModelError, match=rf"^small: its {what} \(.*\) have other names") as caught:
+        pair_interfaces(one, other, "big", "small")
+    assert "name them as the teacher's" in str(caught.value)
+
+
+def test_one_input_and_one_output_may_have_any_name() -> None:
+    one = build("g (float[N,4] x) => (float[N,4] z) { z = Neg (x) }")
+    other = build("g (float[2,4] y) => (float[2,4] w) { w = Neg (y) }")
+    assert paired(one, other) == (["y"], ["w"])

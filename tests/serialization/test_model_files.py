@@ -243,3 +243,23 @@ def test_parameters_that_fill_a_shape_count() -> None:
         z = Gather <axis = 1> (h, i)
     }""")
     assert count_parameters(model) == 4 * 6
+
+
+def test_random_outputs_are_refused_by_the_node(tmp_path: Path) -> None:
+    model = build(
+        "g (float[N,4] x) => (float[N,4] y) { [n] r = RandomNormalLike (x) y = Add (x, r) }"
+    )
+    onnx.save_model(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"m\.onnx: the output of its node 'n' is not the same"):
+        load_model(tmp_path / "m.onnx")
+
+
+def test_dropouts_in_training_mode_are_noted(caplog: pytest.LogCaptureFixture) -> None:
+    model = build(
+        """g (float[N,4] x) => (float[N,4] y) <float r> {
+            t = Constant <value = bool {1}> ()
+            [d] y = Dropout (x, r, t)
+        }"""
+    )
+    assert load_model(model) is model
+    assert "its Dropout 'd' is in training mode; all runs here are inference" in caplog.text

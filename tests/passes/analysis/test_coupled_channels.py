@@ -365,3 +365,35 @@ def test_channels_on_the_last_axis_are_followed(nodes: str, width: int) -> None:
 def test_what_takes_the_last_axis_for_positions_binds(nodes: str, width: int, out: str) -> None:
     spaces = products(nodes, width, out)
     assert not spaces.free(single(spaces, "y"))
+
+
+SHARED = """g (float[N,3,4,4] x1, float[N,3,4,4] x2) => (float[N,2,4,4] z1, float[N,2,4,4] z2)
+  <float[4,3,1,1] v1, float[4,3,1,1] v2, float[5,4,1,1] w, float[2,5,1,1] k1, float[2,5,1,1] k2> {{
+    [in1] y1 = Conv (x1, v1)
+    [in2] y2 = {second}
+    [one] h1 = Conv (y1, w)
+    [two] h2 = Conv (y2, w)
+    [out1] z1 = Conv (h1, k1)
+    [out2] z2 = Conv (h2, k2)
+}}"""
+
+
+def test_nodes_of_the_same_weights_read_the_same_channels_and_give_the_same() -> None:
+    spaces = spaces_of(SHARED.format(second="Conv (x2, v2)"))
+    inner, outer = single(spaces, "y1"), single(spaces, "h1")
+    assert (single(spaces, "y2"), single(spaces, "h2")) == (inner, outer)
+    assert spaces.free(inner)
+    assert spaces.free(outer)
+
+
+@pytest.mark.parametrize("alone", ["one", "two"])
+def test_a_use_that_is_not_refitted_fixes_what_the_others_read(alone: str) -> None:
+    spaces = spaces_of(SHARED.format(second="Conv (x2, v2)"), alone=alone)
+    assert not any(spaces.free(single(spaces, name)) for name in ("y1", "y2"))
+
+
+def test_a_use_of_the_networks_input_fixes_what_the_others_read() -> None:
+    text = SHARED.format(second="Identity (x2)").replace("float[N,3,4,4] x2", "float[N,4,4,4] x2")
+    spaces = spaces_of(text)
+    assert not spaces.free(single(spaces, "y1"))
+    assert spaces.free(single(spaces, "h1"))

@@ -87,6 +87,7 @@ def test_a_sparse_weight_is_refused() -> None:
     model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [2, 2]))
     [refusal] = find_linear(gs.import_onnx(model))
     assert isinstance(refusal, Refusal)
+    assert refusal.reason == "its weight 'w' is a sparse initializer"
 
 
 def test_products_of_activations_and_nodes_without_weights_are_not_listed() -> None:
@@ -146,6 +147,35 @@ def test_names_are_the_nodes_own_or_those_of_the_outputs() -> None:
         "one",
         "one",
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        (["", "a", "c"], ["a", "b", "c"]),  # a node has the name of another's output
+        (["b", "", ""], ["a", "b", "c"]),
+        (["b", "c", "a"], ["a", "b", "c"]),  # in a circle
+        (["b", "b", "a"], ["a", "b", "c"]),
+        (["a", "b", "c"], ["a", "b", "c"]),  # its own output is no other's
+        (["one", "b", "b"], ["one", "b", "c"]),
+        (["p", "", "three"], ["a", "b", "three"]),  # of a product in front of its bias
+        (["x", "r", "w"], ["x", "r", "w"]),  # of what no listed node writes
+    ],
+)
+def test_keys_are_unique_whatever_names_nodes_have(names: list[str], keys: list[str]) -> None:
+    # x ─▶ MatMul ─▶ a ─▶ Relu ─▶ MatMul ─▶ p ─▶ + bias ─▶ b ─▶ refused MatMul ─▶ c
+    labels = [f"[{name}]" if name else "" for name in names]
+    model = build(f"""g (float[4,4] x) => (float[4,4] c)
+      <float[4,4] w, float[4] t> {{
+        {labels[0]} a = MatMul (x, w)
+        r = Relu (a)
+        {labels[1]} p = MatMul (r, w)
+        b = Add (p, t)
+        {labels[2]} c = Gemm <transA = 1> (b, w)
+    }}""")
+    views = find_linear(gs.import_onnx(model))
+    assert [type(view).__name__ for view in views] == ["Linear", "Linear", "Refusal"]
+    assert [view.name for view in views] == keys
 
 
 def test_a_cast_that_two_nodes_read_is_shared() -> None:

@@ -1,0 +1,60 @@
+"""Which sums of branches one network has, and the other has as one linear node.
+
+A network that was trained with several branches of one input (RepVGG, MobileOne, YOLOv7) is
+deployed with these merged, and teacher and student may be of either form. Where one has a sum of
+branches and the other one node, the node stands for the sum, so the sum is merged before anything
+is paired. Where both have the branches, or a sum that is no more than a shortcut around one node,
+each node has a partner of its own, and nothing is merged.
+"""
+
+from __future__ import annotations
+
+import onnx_graphsurgeon as gs
+
+from fskd_onnx.matching.block_graph import find_block_graph
+from fskd_onnx.matching.pairing import pair_blocks
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.branch_sums import find_sums
+from fskd_onnx.passes.merge_branches import MergeBranches
+
+Names = frozenset[str]
+
+
+def sums_to_merge(teacher: gs.Graph, student: gs.Graph) -> tuple[Names, Names]:
+    """Return the sums of branches that only one of two networks has.
+
+    Where the student has any, those of both are merged, and what is paired then tells: two merged
+    nodes are a sum that both have. One without a partner stays as it is.
+
+    Args:
+        teacher: the original network, canonical. It may be rewritten.
+        student: the compressed network, canonical. It may be rewritten.
+
+    Returns:
+        Names of the teacher's sums and of the student's, see ``MergeBranches``; of the student's
+        only those that their largest branch spans, since its weights are to stand for the sum.
+    """
+    theirs = {branches.name: branches for branches in find_sums(teacher)}
+    mine = {branches.name: branches for branches in find_sums(student)}
+    if not mine:
+        return frozenset(theirs), frozenset()
+    spanned = {name for name, branches in mine.items() if branches.is_spanned}
+    alone = {name for name, branches in mine.items() if len(branches.linears) == 1}
+    MergeBranches().run(teacher)
+    MergeBranches().run(student)
+    blocks = find_block_graph(teacher).blocks
+    # A shortcut that is no part of a sum for us, behind a Dropout or a scale, is one nevertheless.
+    added = {b.linear.output.name for b in blocks if "sum" in b.output_kinds}
+    outputs = {v.name: v.output.name for v in find_linear(student) if isinstance(v, Linear)}
+    pairs = [
+        (outputs[partner.student], partner.teacher)
+        for partner in pair_blocks(teacher, student)
+        if partner.teacher is not None
+    ]
+    of_teacher = {output for own, output in pairs if output in theirs and own not in mine}
+    of_student = {
+        own
+        for own, output in pairs
+        if own in spanned and output not in theirs and not (own in alone and output in added)
+    }
+    return frozenset(of_teacher), frozenset(of_student)

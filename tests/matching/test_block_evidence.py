@@ -1,0 +1,135 @@
+"""Composed kernels tell the ends of decomposed blocks from their inner nodes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.helpers import Array, build, initializers
+from tests.matching.test_pairing import KINDS, nameless, outputs, partners, teachers
+from tests.students import renamed, with_noise
+
+# x ─▶ first ─▶ Relu ─▶ whole ─▶ Relu ─▶ last ─▶ z, of equal width
+PLAIN = """g (float[N,3,8,8] x) => (float[N,5,8,8] z) <float[WIDE,3,3,3] w1, float[WIDE] b1,
+  float[WIDE,WIDE,3,3] w2, float[WIDE] b2, float[5,WIDE,1,1] w3> {
+    [first] y1 = Conv <pads = [1,1,1,1]> (x, w1, b1)
+    r1 = Relu (y1)
+    [whole] y2 = Conv <pads = [1,1,1,1]> (r1, w2, b2)
+    r2 = Relu (y2)
+    [last] z = Conv (r2, w3)
+}"""
+
+
+def spectrum(n: int, decay: float, seed: int) -> Array:
+    """Draw a kernel (n, n, 3, 3) whose singular values decay, as those of trained ones do."""
+    u, _, v = np.linalg.svd(np.random.default_rng(seed).standard_normal((n, 9 * n)), False)
+    values = np.exp(-decay * np.arange(n) / n)
+    return np.asarray((u * values) @ v).reshape(n, n, 3, 3)
+
+
+def cut_by_rank(kernel: Array, rank: int, rotation: int | None) -> dict[str, object]:
+    """Give k x k to so many channels, then 1 x 1; the inner channels in any basis."""
+    n = len(kernel)
+    u, s, v = np.linalg.svd(kernel.reshape(n, -1), full_matrices=False)
+    turn = np.eye(rank)
+    if rotation is not None:
+        turn = np.linalg.qr(np.random.default_rng(rotation).standard_normal((rank, rank)))[0]
+    into = turn @ v[:rank]
+    out = (u[:, :rank] * s[:rank]) @ turn.T
+    return {"v": into.reshape(rank, n, 3, 3), "u": out.reshape(n, rank, 1, 1)}
+
+
+@pytest.mark.parametrize("rotation", [None, 1])
+@pytest.mark.parametrize("decay", [0.0, 3.0, 8.0])
+@pytest.mark.parametrize(("n", "rank"), [(8, 2), (8, 8), (32, 8), (32, 16), (32, 31)])
+def test_singular_vectors_are_no_rows(
+    n: int, rank: int, decay: float, rotation: int | None
+) -> None:
+    kernel = spectrum(n, decay, seed=n + rank)
+    teacher = build(PLAIN.replace("WIDE", str(n)), {"w2": kernel})
+    values = {**initializers(teacher), **cut_by_rank(kernel, rank, rotation)}
+    text = PLAIN.replace(
+        "float[WIDE,WIDE,3,3] w2", f"float[{rank},WIDE,3,3] v, float[WIDE,{rank},1,1] u"
+    )
+    text = text.replace(
+        "[whole] y2 = Conv <pads = [1,1,1,1]> (r1, w2, b2)",
+        "[inner] i = Conv <pads = [1,1,1,1]> (r1, v) [end] y2 = Conv (i, u, b2)",
+    )
+    student = build(text.replace("WIDE", str(n)), values)
+    other = renamed(student, seed=2)
+    new = {name: now for now, name in other.old.items()}
+    found = {other.old[name]: p for name, p in partners(teacher, other.model).items()}
+    assert teachers(found) == {"first": "y1", "inner": None, "end": "y2", "last": "z"}
+    reason = f"it is an inner node of the block that ends at '{new['end']}'"
+    assert found["inner"].reason == reason
+    assert found["end"].evidence == "weights"
+
+
+# x ─▶ stem ─▶ Relu ─▶ project (narrow) ─▶ expand ─▶ Relu ─▶ last ─▶ z, nothing behind "project"
+BOTTLENECK = """g (float[N,3,8,8] x) => (float[N,5,8,8] z) <float[24,3,3,3] w1, float[24] b1,
+  float[12,24,1,1] w2, float[12] b2, float[24,12,1,1] w3, float[24] b3, float[5,24,1,1] w4> {
+    [stem] y1 = Conv <pads = [1,1,1,1]> (x, w1, b1)
+    r1 = Relu (y1)
+    [project] y2 = Conv (r1, w2, b2)
+    [expand] y3 = Conv (y2, w3, b3)
+    r3 = Relu (y3)
+    [last] z = Conv (r3, w4)
+}"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chains_that_both_networks_have_pair_node_by_node(kind: str) -> None:
+    teacher = build(BOTTLENECK)
+    found = nameless(teacher, KINDS[kind](teacher))
+    assert teachers(found) == outputs(teacher)
+
+
+def composed_weight(model: onnx.ModelProto) -> dict[str, object]:
+    """Give the weights of the same network with "expand" behind "project" as one node."""
+    values = initializers(model)
+    first, second = values["w2"][:, :, 0, 0], values["w3"][:, :, 0, 0]
+    whole = (second @ first)[..., np.newaxis, np.newaxis]
+    return {**values, "wc": whole, "bc": second @ values["b2"] + values["b3"]}
+
+
+COMPOSED = BOTTLENECK.replace("(y2, w3, b3)", "(r1, wc, bc)").replace(
+    "[project] y2 = Conv (r1, w2, b2)", ""
+)
+COMPOSED = COMPOSED.replace(
+    "float[12,24,1,1] w2, float[12] b2, float[24,12,1,1] w3, float[24] b3",
+    "float[24,24,1,1] wc, float[24] bc",
+)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3])
+def test_a_chain_of_the_teacher_that_the_student_has_as_one_node(strength: float) -> None:
+    teacher = build(BOTTLENECK)
+    student = with_noise(build(COMPOSED, composed_weight(teacher)), strength)
+    found = nameless(teacher, student)
+    assert teachers(found) == {"stem": "y1", "expand": "y3", "last": "z"}
+    assert found["expand"].evidence == "weights"
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3])
+def test_a_chain_of_the_student_that_the_teacher_has_as_one_node(strength: float) -> None:
+    student = build(BOTTLENECK)
+    teacher = build(COMPOSED, composed_weight(student))
+    found = nameless(teacher, with_noise(student, strength))
+    assert teachers(found) == {"stem": "y1", "project": None, "expand": "y3", "last": "z"}
+
+
+def test_the_end_of_a_chain_within_a_chain_is_found_by_its_composed_kernel() -> None:
+    teacher = build(BOTTLENECK)
+    values = initializers(teacher)
+    u, s, v = np.linalg.svd(values["w2"][:, :, 0, 0], full_matrices=False)
+    parts = {"a": (v[:8]).reshape(8, 24, 1, 1), "b": (u[:, :8] * s[:8]).reshape(12, 8, 1, 1)}
+    text = BOTTLENECK.replace("float[12,24,1,1] w2", "float[8,24,1,1] a, float[12,8,1,1] b")
+    text = text.replace(
+        "[project] y2 = Conv (r1, w2, b2)",
+        "[inner] i = Conv (r1, a) [project] y2 = Conv (i, b, b2)",
+    )
+    found = nameless(teacher, build(text, {**values, **parts}))
+    assert teachers(found) == {**outputs(teacher), "inner": None}
+    assert found["project"].evidence == "weights"
+    assert found["inner"].reason.startswith("it is an inner node of the block that ends at")
