@@ -19,6 +19,9 @@ ChannelOrder: TypeAlias = Literal["RGB", "BGR"]
 CHANNEL_COUNTS = (1, 3)
 """Channels of an image: grayscale or colour."""
 
+FOLDERS = "folders"
+"""In place of a file of groups: the subfolders of the samples are the groups."""
+
 AUTO_PROVIDERS = ("auto",)
 """Execution providers unless told: CUDA where it works, else the CPU."""
 

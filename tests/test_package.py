@@ -95,7 +95,7 @@ def stage(module: str) -> str:
 
 
 STAGES = (
-    *("results", "errors", "options", "progress", "timing"),
+    *("results", "errors", "options", "printable", "progress", "timing"),
     *("passes.errors", "passes.analysis", "passes"),
     *("serialization", "samples", "runtime", "linalg"),
     *("matching", "fitting", "reporting", "pipeline", "cli"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import io
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -25,6 +27,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Run one command and exit with its status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of nodes and files may hold what the terminal's encoding has not.
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="fskd-onnx")
 
 

@@ -17,13 +17,14 @@ from typing import Annotated
 
 import typer
 
+from fskd_onnx.cli.exit_status import printing
 from fskd_onnx.cli.shared_options import SharedOptions
 from fskd_onnx.cli.values import byte_count, names, parse
 from fskd_onnx.errors import NoImprovementError, one_of
-from fskd_onnx.options import AdapterName, FitOptions, RunOptions, SolverName, TargetsName
+from fskd_onnx.options import FOLDERS, AdapterName, FitOptions, RunOptions, SolverName, TargetsName
 from fskd_onnx.progress import shown_on
-from fskd_onnx.reporting.formats import REPORT_FORMATS, has_report_format, write_report
-from fskd_onnx.serialization.atomic_files import check_writable, write_text_atomically
+from fskd_onnx.reporting.formats import REPORT_FORMATS, has_report_format, stage_report
+from fskd_onnx.serialization.atomic_files import OutputFiles, write_text_atomically
 from fskd_onnx.serialization.file_names import fitted_path
 
 _REPORT_SUFFIXES = one_of(REPORT_FORMATS)
@@ -111,15 +112,16 @@ def _fit(
     """Fit STUDENT to TEACHER on unlabelled samples, at no cost at inference."""
     output = output or fitted_path(student)
     reports = report or []
-    if output.resolve() in (teacher.resolve(), student.resolve()):
-        raise typer.BadParameter(f"{output} is an input and is kept as it is", param_hint="-o")
     for path in reports:
         if not has_report_format(path):
             raise typer.BadParameter(
                 f"{path} does not end in {_REPORT_SUFFIXES}", param_hint="--report"
             )
-    for path in (output, *reports):
-        check_writable(path)
+    shared.start(
+        {"TEACHER": teacher, "STUDENT": student},
+        {"SAMPLES": samples, "the map": block_map, "the groups": _file_of(groups)},
+        [("-o", output), *(("--report", path) for path in reports)],
+    )
     options = FitOptions(
         run=_with_own(shared.run, memory_limit, groups),
         adapter=adapter,
@@ -132,19 +134,23 @@ def _fit(
 
     from fskd_onnx.pipeline.fit import fit
     from fskd_onnx.reporting.terminal import print_report
-    from fskd_onnx.serialization.model_files import save_model
+    from fskd_onnx.serialization.external_data import weight_files
+    from fskd_onnx.serialization.model_files import stage_model
 
     try:
         with shown_on(shared.progress):
             result = fit(teacher, student, samples, options)
     except NoImprovementError as error:
-        print_report(error.report, shared.console)
+        with printing():
+            print_report(error.report, shared.console)
         raise
     outcome = replace(result.report, output=str(output))
-    save_model(result.model, output, like=student)
-    for path in reports:
-        write_report(outcome, path)
-    print_report(outcome, shared.console)
+    with OutputFiles([*weight_files(teacher), *weight_files(student)]) as files:
+        stage_model(files, result.model, output, like=student)
+        for path in reports:
+            stage_report(files, outcome, path)
+    with printing():
+        print_report(outcome, shared.console)
 
 
 def _match(
@@ -166,8 +172,11 @@ def _match(
     memory_limit: _MemoryLimit = None,
 ) -> None:
     """Show which blocks and channels of STUDENT belong to which of TEACHER."""
-    if json is not None:
-        check_writable(json)
+    shared.start(
+        {"TEACHER": teacher, "STUDENT": student},
+        {"SAMPLES": samples, "the map": block_map, "the groups": _file_of(groups)},
+        [("--json", json)],
+    )
     options = _with_own(shared.run, memory_limit, groups)
 
     from fskd_onnx.pipeline.match import match
@@ -180,7 +189,8 @@ def _match(
         )
     if json is not None:
         write_text_atomically(json, matching_to_json(matching))
-    print_matching(matching, shared.console)
+    with printing():
+        print_matching(matching, shared.console)
 
 
 def _compare(
@@ -196,17 +206,27 @@ def _compare(
     ] = None,
 ) -> None:
     """Show how far two networks agree on samples."""
+    shared.start(
+        {"TEACHER": teacher, "STUDENT": student}, {"SAMPLES": samples, "the labels": labels}, []
+    )
+
     from fskd_onnx.reporting.compare import compare
     from fskd_onnx.reporting.terminal import print_comparison
 
     comparison = compare(teacher, student, samples, shared.run, labels)
-    print_comparison(comparison, shared.console)
+    with printing():
+        print_comparison(comparison, shared.console)
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = MappingProxyType(
     {"fit": _fit, "match": _match, "compare": _compare}
 )
 """The commands by name, in the order of the help."""
+
+
+def _file_of(groups: str | None) -> Path | None:
+    """Return the file that groups are read from, if there is one."""
+    return None if groups in (None, FOLDERS) else Path(str(groups))
 
 
 def _with_own(run: RunOptions, memory: str | None, groups: str | None) -> RunOptions:

@@ -1,20 +1,35 @@
 """Errors become exit statuses: the one place that decides how a command ends.
 
 0 is success; 1 an input or the machine at fault; 2 wrong usage (typer's own); 3 a fit that brings
-the student no closer to its teacher; 130 an interrupt. Each error class knows its status
-(``FskdError.exit_status``).
+the student no closer to its teacher; 130 an interrupt, 143 a termination. Each error class knows
+its status (``FskdError.exit_status``).
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import typer
 
 from fskd_onnx.errors import FskdError
+from fskd_onnx.printable import printable
 
-_INTERRUPTED = 130  # what shells give a process that SIGINT ended
+logger = logging.getLogger(__name__)
+
+_FAULT = 1
+# What shells give a process that SIGINT or SIGTERM ended.
+_INTERRUPTED, _TERMINATED = 130, 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come; like an interrupt, it unwinds all that cleans up behind itself."""
 
 
 @contextmanager
@@ -22,17 +37,74 @@ def exits_with_status() -> Iterator[None]:
     """Turn the errors of a ``with`` block into one line on stderr and an exit status.
 
     Raises:
-        typer.Exit: the block raised an `FskdError` or was interrupted.
+        typer.Exit: the block raised an error that is not one of usage, or a signal ended it.
     """
     try:
-        yield
+        with _signals():
+            yield
     except FskdError as error:
-        # One line, whatever a library's message inside of it looks like.
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        _say(str(error))
         raise typer.Exit(error.exit_status) from error
-    except (KeyboardInterrupt, ImportError) as error:
-        # A compiled module that is just being loaded turns the one into the other.
-        if KeyboardInterrupt not in (type(error), type(error.__cause__)):
-            raise
-        typer.echo("error: interrupted", err=True)
+    except _Terminated as error:
+        _say("terminated")
+        raise typer.Exit(_TERMINATED) from error
+    except KeyboardInterrupt as error:
+        _say("interrupted")
         raise typer.Exit(_INTERRUPTED) from error
+    except MemoryError as error:
+        _say("the machine has not enough memory; give a smaller --batch-size or a --memory-limit")
+        raise typer.Exit(_FAULT) from error
+    except (typer.Exit, typer.BadParameter):
+        raise
+    except Exception as error:
+        # A compiled module that is just being loaded turns an interrupt into an ImportError.
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            _say("interrupted")
+            raise typer.Exit(_INTERRUPTED) from error
+        _report_unforeseen(error)
+        raise typer.Exit(_FAULT) from error
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Print results in a ``with`` block; who no longer reads them changes nothing about these."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (OSError, SystemExit) as error:  # a full disk; what Rich makes of a closed pipe
+        logger.debug("results cannot be printed: %s", error)
+        # What is still buffered would fail once more when the process ends.
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Let SIGTERM unwind a ``with`` block as an interrupt does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say(message: str) -> None:
+    """Write an error as one line, whatever a library's message inside of it looks like."""
+    typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
+
+
+def _report_unforeseen(error: Exception) -> None:
+    """Say that an error was not foreseen; where it comes from is for the file of the log only."""
+    logger.debug("unforeseen error", exc_info=error)
+    text = f"{type(error).__name__}: {error}".removesuffix(": ")
+    _say(
+        f"this was not foreseen ({text}); please report it together with what --log-file FILE "
+        "writes"
+    )

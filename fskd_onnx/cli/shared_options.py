@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
@@ -20,9 +22,40 @@ from fskd_onnx.options import (
     Preprocess,
     RunOptions,
 )
+from fskd_onnx.printable import LineFormatter, MessageFormatter
 from fskd_onnx.serialization.atomic_files import check_writable
 
+_UNLIMITED = 2**20
+_LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _LOG_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)  # by the number of -v
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """What is said on the way, and where.
+
+    Attributes:
+        verbose: how often ``-v`` was given.
+        quiet: whether only errors are said.
+        file: to which the full log is appended.
+    """
+
+    verbose: int
+    quiet: bool
+    file: Path | None
+
+    def start(self) -> None:
+        """Send the log to stderr, and all of it to the file where one is named."""
+        terminal = logging.StreamHandler()
+        terminal.setLevel(logging.ERROR if self.quiet else _LOG_LEVELS[min(self.verbose, 2)])
+        terminal.setFormatter(MessageFormatter())
+        handlers: list[logging.Handler] = [terminal]
+        if self.file is not None:
+            handlers.append(logging.FileHandler(self.file, encoding="utf-8"))
+            handlers[-1].setFormatter(LineFormatter(_LOG_LINE))
+        logging.basicConfig(handlers=handlers, force=True)
+        level = terminal.level if self.file is None else logging.DEBUG
+        logging.getLogger("fskd_onnx").setLevel(level)
 
 
 @dataclass(frozen=True)
@@ -33,11 +66,45 @@ class SharedOptions:
         run: how samples are read and models are run.
         console: where results go: stdout, or nowhere with ``-q``.
         progress: where progress is shown: stderr, or nowhere.
+        log: what is said on the way, and where.
     """
 
     run: RunOptions
     console: Console
     progress: Console
+    log: LogSettings
+
+    def start(
+        self,
+        models: Mapping[str, Path],
+        read: Mapping[str, Path | None],
+        written: Sequence[tuple[str, Path | None]],
+    ) -> None:
+        """Check the files of a command and start its log; nothing else is opened before.
+
+        Args:
+            models: models that it reads, by what to call them.
+            read: other files and folders that it reads; None where an option is not given.
+            written: its outputs, each with the option that names it.
+
+        Raises:
+            typer.BadParameter: an output is an input, or another output.
+            FskdError: an output cannot be written.
+        """
+        from fskd_onnx.serialization.clashes import find_clash
+
+        outputs = [
+            (role, path)
+            for role, path in (*written, ("--log-file", self.log.file))
+            if path is not None
+        ]
+        inputs = {role: path for role, path in read.items() if path is not None}
+        clash = find_clash(models, inputs, outputs)
+        if clash is not None:
+            raise typer.BadParameter(clash[1], param_hint=clash[0])
+        for _, path in outputs:
+            check_writable(path)
+        self.log.start()
 
 
 def read_shared_options(
@@ -95,13 +162,11 @@ def read_shared_options(
         Path | None, typer.Option(metavar="FILE", help="Append the full log to this file.")
     ] = None,
 ) -> SharedOptions:
-    """Read the shared options and start the log.
+    """Read the shared options.
 
     Raises:
         typer.BadParameter: a value is impossible.
-        FskdError: the log cannot be written.
     """
-    _start_logging(verbose, quiet, log_file)
     try:
         pixels = Preprocess(
             preset=preprocess and preprocess.lower(),
@@ -126,19 +191,7 @@ def read_shared_options(
         raise typer.BadParameter("give names, separated by commas", param_hint="--providers")
     # Lines of the log say how far the work is, and would tear a bar apart.
     progress = Console(stderr=True, quiet=quiet or verbose > 0)
-    return SharedOptions(run, Console(quiet=quiet, highlight=False), progress)
-
-
-def _start_logging(verbose: int, quiet: bool, log_file: Path | None) -> None:
-    """Send the log to stderr, and all of it to a file where one is named."""
-    terminal = logging.StreamHandler()
-    terminal.setLevel(logging.ERROR if quiet else _LOG_LEVELS[min(verbose, 2)])
-    terminal.setFormatter(logging.Formatter("%(message)s"))
-    handlers: list[logging.Handler] = [terminal]
-    if log_file is not None:
-        check_writable(log_file)
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
-    logging.basicConfig(
-        handlers=handlers, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
-    logging.getLogger("fskd_onnx").setLevel(terminal.level if log_file is None else logging.DEBUG)
+    # Whoever reads a pipe counts on one row a line.
+    width = None if sys.stdout.isatty() else _UNLIMITED
+    console = Console(quiet=quiet, highlight=False, width=width)
+    return SharedOptions(run, console, progress, LogSettings(verbose, quiet, log_file))

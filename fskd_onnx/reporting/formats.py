@@ -18,7 +18,7 @@ from types import MappingProxyType
 from fskd_onnx.errors import FskdError, one_of
 from fskd_onnx.reporting.json_format import to_json
 from fskd_onnx.results import FitReport
-from fskd_onnx.serialization.atomic_files import write_text_atomically
+from fskd_onnx.serialization.atomic_files import OutputFiles
 
 REPORT_FORMATS: Mapping[str, Callable[[FitReport], str]] = MappingProxyType({".json": to_json})
 """Functions that give the text of a report, by suffix in lower case."""
@@ -29,10 +29,11 @@ def has_report_format(path: Path) -> bool:
     return path.suffix.lower() in REPORT_FORMATS
 
 
-def write_report(report: FitReport, path: Path) -> None:
-    """Write a report in the format of the file's suffix, whole or not at all.
+def stage_report(files: OutputFiles, report: FitReport, path: Path) -> None:
+    """Write a report in the format of the file's suffix, as one of several output files.
 
     Args:
+        files: those that appear together.
         report: what a fit found.
         path: the file that is to appear.
 
@@ -41,4 +42,4 @@ def write_report(report: FitReport, path: Path) -> None:
     """
     if not has_report_format(path):
         raise FskdError(f"{path}: does not end in {one_of(REPORT_FORMATS)}; rename the report")
-    write_text_atomically(path, REPORT_FORMATS[path.suffix.lower()](report))
+    files.write_text(path, REPORT_FORMATS[path.suffix.lower()](report))

@@ -1,20 +1,25 @@
 """Results as tables on a terminal: of a fit, of a match, of a comparison.
 
-80 columns are enough, and what goes to a pipe is plain ASCII.
+80 columns are enough. What goes to a pipe is plain ASCII but for names, one row a line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
+from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fskd_onnx.printable import printable
 from fskd_onnx.results import BlockStatus, Comparison, FitReport, Matching, Verdict
 
 _NOT_KNOWN = "-"
+_ELLIPSIS = "..."
+_LEAST_NAME = 8
 # Samples that are named of those that were left out.
 _NAMED = 3
 
@@ -26,13 +31,8 @@ def print_report(report: FitReport, console: Console) -> None:
         report: what `fskd_onnx.pipeline.fit.fit` found.
         console: where to.
     """
-    table = _table("node", "op", "adapter")
-    for header in ("ridge", "channels", "before", "after"):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
-    for block in report.blocks:
-        _add_row(
-            table,
+    rows = [
+        (
             block.student,
             block.op,
             block.adapter or _NOT_KNOWN,
@@ -42,14 +42,17 @@ def print_report(report: FitReport, console: Console) -> None:
             _number(block.error_after),
             block.status,
         )
-    console.print(table)
+        for block in report.blocks
+    ]
+    numbers = ("ridge", "channels", "before", "after")
+    _print_table(("node", "op", "adapter", *numbers, "status"), rows, numbers, ("node",), console)
     titles = {
         BlockStatus.KEPT: "kept as they were:",
         BlockStatus.REPLACED: "not fitted, but not as they were:",
     }
     for status, title in titles.items():
-        rows = ((b.student, b.reason) for b in report.blocks if b.status == status)
-        _print_reasons(title, rows, console)
+        reasons = ((b.student, b.reason) for b in report.blocks if b.status == status)
+        _print_reasons(title, reasons, console)
     _print_reasons(
         "to be known of those that were fitted:",
         ((block.student, block.note) for block in report.blocks if block.note),
@@ -112,15 +115,8 @@ def print_matching(matching: Matching, console: Console) -> None:
         matching: what `fskd_onnx.pipeline.match.match` found.
         console: where to.
     """
-    table = _table("student", "op", "teacher")
-    table.columns[2].overflow = "fold"
-    table.columns[2].no_wrap = False
-    table.add_column("channels", justify="right", no_wrap=True)
-    table.add_column("evidence")
-    table.add_column("confidence", justify="right", no_wrap=True)
-    for pair in matching.pairs:
-        _add_row(
-            table,
+    rows = [
+        (
             pair.student,
             pair.op,
             pair.teacher or _NOT_KNOWN,
@@ -128,7 +124,11 @@ def print_matching(matching: Matching, console: Console) -> None:
             ", ".join(dict.fromkeys(filter(None, (pair.paired_by, pair.evidence)))),
             f"{pair.confidence:.2f}",
         )
-    console.print(table)
+        for pair in matching.pairs
+    ]
+    headers = ("student", "op", "teacher", "channels", "evidence", "confidence")
+    numbers = ("channels", "confidence")
+    _print_table(headers, rows, numbers, ("student", "teacher"), console)
     _print_reasons(
         "left alone:",
         ((pair.student, pair.reason) for pair in matching.pairs if pair.reason),
@@ -155,18 +155,55 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     _print_reasons("outputs left out of the comparison:", comparison.outputs_left_out, console)
 
 
-def _table(name: str, *others: str) -> Table:
-    """Return a table without lines whose first column takes the width that is left, and folds."""
+def _print_table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numbers: Collection[str],
+    names: Collection[str],
+    console: Console,
+) -> None:
+    """Print a table without lines.
+
+    Names are cut in the middle where a row does not fit; a pipe, which has no width, gets them
+    whole.
+
+    Args:
+        headers: of its columns.
+        rows: its cells.
+        numbers: headers of the columns that are aligned to the right.
+        names: headers of the columns of names of nodes.
+        console: where to.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(headers, *cells, strict=True)]
+    cut = [headers.index(name) for name in names]
+    excess = sum(widths) + len(widths) - console.width
+    while excess > 0 and max(widths[column] for column in cut) > _LEAST_NAME:
+        widths[max(cut, key=widths.__getitem__)] -= 1
+        excess -= 1
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column(name, overflow="fold")
-    for header in others:
-        table.add_column(header, no_wrap=True)
-    return table
+    for header in headers:
+        justify: Literal["left", "right"] = "right" if header in numbers else "left"
+        table.add_column(header, justify=justify, no_wrap=True)
+    for row in cells:
+        # As Text, because names of nodes may hold brackets, which strings would lose as markup.
+        table.add_row(
+            *(Text(_shortened(cell, width)) for cell, width in zip(row, widths, strict=True))
+        )
+    console.print(table)
 
 
-def _add_row(table: Table, *cells: str) -> None:
-    # As Text, because names of nodes may hold brackets, which strings would lose as markup.
-    table.add_row(*map(Text, cells))
+def _shortened(text: str, width: int) -> str:
+    """Return a text with an ellipsis in its middle where it takes more cells than a width."""
+    if cell_len(text) <= width:
+        return text
+    kept = width - len(_ELLIPSIS)
+    while True:
+        front = (kept + 1) // 2
+        found = f"{text[:front]}{_ELLIPSIS}{text[len(text) - kept // 2 :]}"
+        if cell_len(found) <= width or kept <= 1:
+            return found
+        kept -= 1
 
 
 def _print_reasons(title: str, reasons: Iterable[tuple[str, str]], console: Console) -> None:
@@ -179,7 +216,7 @@ def _print_reasons(title: str, reasons: Iterable[tuple[str, str]], console: Cons
     console.print()
     console.print(Text(title))
     for reason, names in nodes.items():
-        console.print(Text(f"  {', '.join(names)}: {reason}", overflow="fold"))
+        console.print(Text(printable(f"  {', '.join(names)}: {reason}"), overflow="fold"))
 
 
 def _print_facts(facts: Mapping[str, str], console: Console) -> None:
@@ -188,7 +225,7 @@ def _print_facts(facts: Mapping[str, str], console: Console) -> None:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, fact in facts.items():
-        _add_row(grid, name, fact)
+        grid.add_row(Text(name), Text(printable(fact)))
     console.print(grid)
 
 

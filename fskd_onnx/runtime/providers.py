@@ -70,7 +70,7 @@ class Runtime:
             apart.model.SerializeToString(), options, providers=list(self.providers)
         )
         if folder is not None:
-            weakref.finalize(session, folder.cleanup)
+            weakref.finalize(session, folder.remove)
         # The runtime has copied what it was lent. To fall back to another provider it would load
         # the model once more, when that may be gone.
         session.disable_fallback()

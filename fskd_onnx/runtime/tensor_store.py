@@ -14,6 +14,7 @@ from onnxruntime import OrtValue
 
 from fskd_onnx.errors import FskdError
 from fskd_onnx.samples.batches import Tensors
+from fskd_onnx.serialization.temporary import TemporaryFolder, remove_stale
 
 
 class StoredTensor(Protocol):
@@ -35,7 +36,7 @@ class TensorStore:
     """Keeps tensors between stages: where they are up to a limit, past it in temporary files.
 
     Whoever drops a tensor makes room for others. The files are in one temporary folder, which goes
-    with the ``with`` block, and at the latest with the process.
+    with the ``with`` block; one that a killed process has left goes when the next store begins.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -47,7 +48,8 @@ class TensorStore:
         self._limit = limit
         self._used = 0
         self._files = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: TemporaryFolder | None = None
+        remove_stale()
 
     def keep(self, value: OrtValue) -> StoredTensor:
         """Keep a tensor for as long as what is returned is referred to.
@@ -69,9 +71,9 @@ class TensorStore:
             return in_memory
         try:
             if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="fskd-onnx-")
+                self._folder = TemporaryFolder()
             self._files += 1
-            path = Path(self._folder.name, str(self._files))
+            path = self._folder.path / str(self._files)
             array = value.numpy()
             # Written, not mapped: on a full disk a write raises, a mapping kills the process.
             array.tofile(path)
@@ -91,7 +93,7 @@ class TensorStore:
     def __exit__(self, *exception: object) -> None:
         """Remove the files, whatever happened; what was kept in them is lost."""
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.remove()
 
     def _release(self, size: int) -> None:
         self._used -= size

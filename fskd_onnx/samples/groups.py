@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 from fskd_onnx.errors import SamplesError, one_of
 from fskd_onnx.samples.files import existing, open_npz, read_npy, reading
 
-FOLDERS = "folders"
-"""In place of a file of groups: the subfolders of the samples are the groups."""
-
 _NAME = "groups"
 
 

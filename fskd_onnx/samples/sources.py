@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fskd_onnx.errors import SamplesError, one_of
-from fskd_onnx.options import Preprocess
+from fskd_onnx.options import FOLDERS, Preprocess
 from fskd_onnx.samples.array_files import NPY_FILES, NPZ_FILES
 from fskd_onnx.samples.contract import SampleFormat, SourcePart
 from fskd_onnx.samples.files import existing, visible_entries
-from fskd_onnx.samples.groups import FOLDERS, load_groups
+from fskd_onnx.samples.groups import load_groups
 from fskd_onnx.samples.image_files import ImageFiles
 from fskd_onnx.samples.memory import ArraysInMemory, DataReader, DataReaders
 from fskd_onnx.samples.reader import Samples

@@ -17,11 +17,11 @@ from __future__ import annotations
 import errno
 import math
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import google.protobuf.message
 import numpy as np
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
@@ -30,6 +30,7 @@ from fskd_onnx.errors import ModelError
 from fskd_onnx.passes.analysis.linear_operators import LINEAR_OPERATORS
 from fskd_onnx.passes.analysis.operators import find_operator
 from fskd_onnx.passes.separate_weights import Separated, separate, without_weights
+from fskd_onnx.serialization.temporary import TemporaryFolder
 
 ROOT = Path(Path.cwd().anchor)
 """Folder that locations of external tensors are relative to, in memory."""
@@ -101,14 +102,17 @@ def _file_beside(model: Path, tensor: str, location: str) -> Path:
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
 
 
-def save(model: onnx.ModelProto, path: Path, data: Path, location: str, names: set[str]) -> None:
+def save(
+    model: onnx.ModelProto, path: Path, data: Path, location: Callable[[], str], names: set[str]
+) -> None:
     """Write a model with some of its weights in a file beside it.
 
     Args:
         model: the model; it is not modified, and its weights are not copied in memory.
         path: file of the model, to be written.
-        data: file of the weights, to be written.
-        location: name of the file of the weights, as the model states it.
+        data: file of the weights, to be written first.
+        location: gives the name of the file of the weights, as the model states it, once that is
+            written.
         names: initializers to keep there, if they are stored as bytes; those that are external
             already go there as well.
 
@@ -116,8 +120,9 @@ def save(model: onnx.ModelProto, path: Path, data: Path, location: str, names: s
         ModelError: a file of weights is shorter than the weights in it.
         OSError: a file cannot be read or written.
     """
+    light = without_weights(model)
+    moved: list[tuple[onnx.TensorProto, int, int]] = []
     with data.open("wb") as stream:
-        light = without_weights(model)
         for tensor in model.graph.initializer:
             kept = light.graph.initializer.add()
             inside = tensor.name not in names or not tensor.HasField("raw_data")
@@ -128,9 +133,23 @@ def save(model: onnx.ModelProto, path: Path, data: Path, location: str, names: s
             offset = math.ceil(stream.tell() / _ALIGNMENT) * _ALIGNMENT
             stream.seek(offset)
             _append_values(tensor, stream)
-            _set_location(kept, location, offset, stored_size(tensor))
+            moved.append((kept, offset, stored_size(tensor)))
         stream.truncate(stream.tell())
+    name = location()
+    for kept, offset, size in moved:
+        _set_location(kept, name, offset, size)
     path.write_bytes(light.SerializeToString())
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the files in which a model keeps weights; none of a file that is no model."""
+    try:
+        model = onnx.load(os.fspath(path), format="protobuf", load_external_data=False)
+    except (OSError, google.protobuf.message.DecodeError):
+        return []
+    tensors = filter(uses_external_data, all_tensors(model.graph))
+    names = {str(ExternalDataInfo(tensor).location) for tensor in tensors}
+    return [path.parent / name for name in sorted(names)]
 
 
 def exceeds_one_file(model: onnx.ModelProto) -> bool:
@@ -174,7 +193,7 @@ def model_to_check(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def separate_for_session(
     model: onnx.ModelProto,
-) -> tuple[Separated, tempfile.TemporaryDirectory[str] | None]:
+) -> tuple[Separated, TemporaryFolder | None]:
     """Separate a model from its weights, for a session that reads external data from ``ROOT``.
 
     Weights of a model that exceeds one file go to a temporary file first. From memory, protobuf
@@ -193,9 +212,10 @@ def separate_for_session(
     """
     if not exceeds_one_file(model):
         return separate(model), None
-    folder = tempfile.TemporaryDirectory(prefix="fskd-onnx-")
-    path, data = Path(folder.name) / "model", Path(folder.name).resolve() / "weights"
-    save(model, path, data, data.relative_to(ROOT).as_posix(), large_initializers(model))
+    folder = TemporaryFolder()
+    path, data = folder.path / "model", folder.path.resolve() / "weights"
+    location = data.relative_to(ROOT).as_posix()
+    save(model, path, data, lambda: location, large_initializers(model))
     return separate(onnx.load(path, format="protobuf", load_external_data=False)), folder
 
 

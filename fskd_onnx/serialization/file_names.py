@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import hashlib
 from pathlib import Path
 
 MODEL_SUFFIX = ".onnx"
@@ -18,3 +20,27 @@ def fitted_path(student: Path) -> Path:
 def data_path(model: Path) -> Path:
     """Return the file in which a model keeps its large weights: ``NAME.onnx.data``."""
     return model.with_name(model.name + _DATA_SUFFIX)
+
+
+def is_data_name(name: str, model: Path) -> bool:
+    """Return whether a file has a name that weights of a model get."""
+    return name.startswith(f"{model.name}.") and name.endswith(_DATA_SUFFIX)
+
+
+def free_data_path(model: Path, data: Path) -> Path:
+    """Return where a model's large weights may go without changing a file that is there.
+
+    Args:
+        model: file of the model.
+        data: file with the bytes that are to go there.
+
+    Returns:
+        ``NAME.onnx.data``, or ``NAME.onnx.CHECKSUM.data`` where a file of that name holds other
+        bytes. It exists where it holds the same bytes already.
+    """
+    plain = data_path(model)
+    if not plain.exists() or filecmp.cmp(plain, data, shallow=False):
+        return plain
+    with data.open("rb") as stream:
+        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+    return model.with_name(f"{model.name}.{checksum[:16]}{_DATA_SUFFIX}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,8 +17,9 @@ from onnx.external_data_helper import uses_external_data
 from fskd_onnx.errors import ModelError
 from fskd_onnx.passes.analysis.random_nodes import find_random, find_training_dropouts
 from fskd_onnx.serialization import external_data
-from fskd_onnx.serialization.atomic_files import atomic_path
-from fskd_onnx.serialization.file_names import data_path
+from fskd_onnx.serialization.atomic_files import OutputFiles
+from fskd_onnx.serialization.external_data import weight_files
+from fskd_onnx.serialization.file_names import data_path, free_data_path, is_data_name
 from fskd_onnx.serialization.model_check import checked
 
 logger = logging.getLogger(__name__)
@@ -90,7 +92,30 @@ def save_model(
         path: the file that is to appear.
         like: the file that the model came from. Weights that this file keeps in external files go
             to one file beside ``path``, named after it. So do large weights of a model of more than
-            2 GB.
+            2 GB. Where a file of that name holds other bytes it is left alone, and the new name
+            has a part of a checksum in it.
+
+    Raises:
+        FskdError: the file cannot be written.
+    """
+    read = () if like is None or isinstance(like, onnx.ModelProto) else weight_files(Path(like))
+    with OutputFiles(read) as files:
+        stage_model(files, model, path, like)
+
+
+def stage_model(
+    files: OutputFiles,
+    model: onnx.ModelProto,
+    path: str | os.PathLike[str],
+    like: ModelSource | None = None,
+) -> None:
+    """Write a model as one of several output files that appear together.
+
+    Args:
+        files: these.
+        model: see `save_model`.
+        path: likewise.
+        like: likewise.
 
     Raises:
         FskdError: the file cannot be written.
@@ -99,13 +124,30 @@ def save_model(
     outside = set() if like is None or isinstance(like, onnx.ModelProto) else _kept_outside(like)
     if external_data.exceeds_one_file(model):
         outside |= external_data.large_initializers(model)
+    replaced = [file for file in weight_files(path) if is_data_name(file.name, path)]
     if not any(t.name in outside or uses_external_data(t) for t in model.graph.initializer):
-        with atomic_path(path) as temporary:
-            onnx.save_model(model, temporary, format="protobuf")
+        onnx.save_model(model, files.stage(path), format="protobuf")
+        _remove_afterwards(files, replaced)
         return
-    data = data_path(path)
-    with atomic_path(path) as temporary, atomic_path(data) as temporary_data:
-        external_data.save(model, temporary, temporary_data, data.name, outside)
+    # Weights first: they appear before the model that refers to them.
+    data, temporary = files.stage(data_path(path)), files.stage(path)
+
+    def location() -> str:
+        place = free_data_path(path, data)
+        if place.exists():  # with the same bytes
+            files.discard(data)
+        else:
+            files.restage(data, place)
+        _remove_afterwards(files, [old for old in replaced if old.name != place.name])
+        return place.name
+
+    external_data.save(model, temporary, data, location, outside)
+
+
+def _remove_afterwards(files: OutputFiles, old: Sequence[Path]) -> None:
+    """Remove the weights of a model that is replaced, once it is."""
+    for path in old:
+        files.remove_afterwards(path)
 
 
 def count_parameters(model: onnx.ModelProto) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -228,6 +229,59 @@ def test_images_without_a_normalisation_list_the_presets(tmp_path: Path) -> None
     done = fskd_onnx("fit", TEACHER, DEMO / "student.onnx", SAMPLES, "-o", output)
     assert_fails(done, 1, "--preprocess", *PRESETS)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["-o", "--report", "--log-file"])
+def test_an_input_is_never_written_to(tmp_path: Path, option: str) -> None:
+    named = tmp_path / "report.json"
+    new_student(tmp_path).rename(named)
+    before = named.read_bytes()
+    done = fskd_onnx("fit", TEACHER, named, SAMPLES, *FEW, option, named)
+    assert done.returncode == 2
+    assert "is an input (STUDENT)" in " ".join(said(done))
+    assert (list(tmp_path.iterdir()), named.read_bytes()) == ([named], before)
+
+
+@pytest.mark.parametrize("stdout", ["closed pipe", "full disk"])
+def test_who_does_not_read_the_results_changes_nothing(tmp_path: Path, stdout: str) -> None:
+    output, report = tmp_path / "fused.onnx", tmp_path / "report.json"
+    command = ["fit", TEACHER, DEMO / "student.onnx", SAMPLES, *FEW, "-o", output]
+    if stdout == "closed pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run(
+        [sys.executable, "-m", "fskd_onnx", *map(str, command), "--report", report],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert (done.returncode, said(done)) == (0, [])
+    assert json.loads(report.read_text(encoding="utf-8"))["output"] == str(output)
+    onnx.checker.check_model(output, full_check=True)
+
+
+def test_a_report_that_cannot_be_written_keeps_the_model_back(tmp_path: Path) -> None:
+    student = new_student(tmp_path)
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    command = (
+        "import sys, pathlib, fskd_onnx.reporting.json_format as j;"
+        "write = pathlib.Path.write_text\n"
+        "def fail(self, *rest, **more): raise OSError(28, 'No space left on device')\n"
+        "pathlib.Path.write_text = fail\n"
+        "from fskd_onnx.cli import main; main()"
+    )
+    options = (*FEW, "--report", reports / "r.json")
+    done = subprocess.run(
+        [sys.executable, "-c", command, "fit", TEACHER, student, SAMPLES, *options],
+        capture_output=True,
+        text=True,
+    )
+    assert_fails(done, 1, "r.json: cannot be written (No space left on device)")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["reports", "student.onnx"]
 
 
 @pytest.mark.parametrize(

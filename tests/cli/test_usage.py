@@ -29,6 +29,7 @@ from fskd_onnx.results import (
 )
 from fskd_onnx.samples.augment import MOVES
 from fskd_onnx.samples.labels import LABEL_FORMATS
+from fskd_onnx.serialization.atomic_files import OutputFiles
 
 REPORT = FitReport(
     teacher="t.onnx",
@@ -252,6 +253,22 @@ def test_an_interrupt_is_one_line(compare_calls: Any) -> None:
     assert result.stderr == "error: interrupted\n"
 
 
+def test_what_nobody_foresaw_is_one_line_and_a_traceback_in_the_log(
+    tmp_path: Path, compare_calls: Any
+) -> None:
+    def fail(_: RunOptions) -> None:
+        raise KeyError("an\x1b\nodd name")
+
+    compare_calls(fail)
+    result = invoke("compare", "t", "s", "x", "-vv", "--log-file", tmp_path / "log")
+    assert result.exit_code == 1
+    *others, line = result.stderr.splitlines()
+    assert line.startswith("error: this was not foreseen (KeyError: ")
+    assert "--log-file" in line
+    assert not any("Traceback" in other for other in others)
+    assert "Traceback" in (tmp_path / "log").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("options", "heard"),
     [
@@ -287,11 +304,11 @@ def install_fit(monkeypatch: pytest.MonkeyPatch, error: FskdError | None = None)
             raise error
         return SimpleNamespace(model="model", report=REPORT)
 
-    def save_model(model: str, path: Path, like: Path) -> None:
-        path.write_text(f"{model} like {like.name}")
+    def stage_model(files: OutputFiles, model: str, path: Path, like: Path) -> None:
+        files.write_text(path, f"{model} like {like.name}")
 
     install(monkeypatch, "fskd_onnx.pipeline.fit", fit=fit)
-    install(monkeypatch, "fskd_onnx.serialization.model_files", save_model=save_model)
+    install(monkeypatch, "fskd_onnx.serialization.model_files", stage_model=stage_model)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from dataclasses import replace
@@ -15,6 +16,35 @@ from fskd_onnx.results import Agreement, Comparison
 from tests.reporting.records import LONG, MATCHING, REPORT
 
 
+def firsts(text: str) -> list[str]:
+    """The first word of each line."""
+    return [line.split(" ")[0] for line in text.splitlines()]
+
+
+def test_long_names_keep_both_ends_on_a_terminal() -> None:
+    name = "backbone/" + "block/" * 2000 + "conv1"
+    report = dataclasses.replace(
+        REPORT, blocks=(dataclasses.replace(REPORT.blocks[0], student=name), REPORT.blocks[1])
+    )
+    first = printed(print_report, report).splitlines()[1]
+    assert len(first) <= 80
+    front, back = first.split(" ")[0].split("...")
+    assert front
+    assert name.startswith(front)
+    assert name.endswith(back)
+    assert firsts(printed(print_report, report, PIPE))[1] == name
+
+
+def test_names_neither_speak_to_a_terminal_nor_fake_rows() -> None:
+    name = "a\x1b]0;title\x07\nconv9  Conv"
+    report = dataclasses.replace(
+        REPORT, blocks=(dataclasses.replace(REPORT.blocks[0], student=name, reason=name),)
+    )
+    text = printed(print_report, report, PIPE)
+    assert "\x1b" not in text
+    assert not any(line.startswith("conv9") for line in text.splitlines())
+
+
 def printed(print_it: Any, thing: Any, width: int = 80) -> str:
     """What a pipe receives."""
     stream = io.StringIO()
@@ -22,7 +52,10 @@ def printed(print_it: Any, thing: Any, width: int = 80) -> str:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("width", [80, 120])
+PIPE = 2**20  # a width that nothing reaches
+
+
+@pytest.mark.parametrize("width", [80, 120, PIPE])
 def test_the_table_keeps_all_information(width: int) -> None:
     text = printed(print_report, REPORT, width)
     assert "\x1b" not in text
@@ -31,7 +64,7 @@ def test_the_table_keeps_all_information(width: int) -> None:
     first = next(line for line in text.splitlines() if line.startswith("conv1"))
     words = ["conv1", "Conv", "pointwise", "0.001", "16/32", "0.932", "0.0123", "fitted"]
     assert first.split() == words
-    assert LONG in "".join(line.split(" ")[0] for line in text.splitlines())
+    assert (LONG in firsts(text)) == (width == PIPE)
     assert "odd[1], gemm: the teacher has no counterpart" in text
     text = re.sub(r" ?\n {17}", " ", text)  # facts that were folded
     facts = {line[:15].strip(): line[15:].strip() for line in text.splitlines()[-8:]}
@@ -53,10 +86,11 @@ def test_matchings_for_people() -> None:
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 80
     first = next(line for line in text.splitlines() if line.startswith("conv1"))
-    assert first.split() == ["conv1", "Conv", "t1", "2/8", "structure,", "0.99"]
+    assert first.split() == ["conv1", "Conv", "t1", "2/8", "structure,", "weights", "0.99"]
     assert "?/8" in text
     assert "odd[1]: no counterpart" in text
-    assert LONG in "".join(line.split(" ")[0] for line in text.splitlines())
+    assert LONG not in firsts(text)
+    assert LONG in firsts(printed(print_matching, MATCHING, PIPE))
 
 
 def test_comparisons() -> None:

@@ -462,7 +462,13 @@ def sigint_is_heard() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("sigint_is_heard")
-def test_ctrl_c_ends_a_fit_cleanly(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_ends_a_fit_cleanly(
+    tmp_path: Path, number: signal.Signals, status: int, word: str
+) -> None:
     scratch, output = tmp_path / "scratch", tmp_path / "out.onnx"
     scratch.mkdir()
     started = subprocess.Popen(
@@ -477,11 +483,11 @@ def test_ctrl_c_ends_a_fit_cleanly(tmp_path: Path) -> None:
         text=True,
     )
     # ONNX Runtime leaves a file of its own there.
-    while started.poll() is None and not list(scratch.glob("fskd-onnx-*/*")):
+    while started.poll() is None and not list(scratch.glob(".fskd-onnx-*/[0-9]*")):
         time.sleep(0.01)
-    started.send_signal(signal.SIGINT)
+    started.send_signal(number)
     _, errors = started.communicate()
     lines = [line for line in errors.splitlines() if "onnxruntime:" not in line]
-    assert (started.returncode, lines) == (130, ["error: interrupted"])
-    assert not list(scratch.glob("fskd-onnx-*"))
+    assert (started.returncode, lines) == (status, [f"error: {word}"])
+    assert not list(scratch.glob(".fskd-onnx-*"))
     assert not output.exists()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fskd_onnx.errors import SamplesError
-from fskd_onnx.samples.groups import FOLDERS, load_groups
+from fskd_onnx.options import FOLDERS
+from fskd_onnx.samples.groups import load_groups
 from fskd_onnx.samples.sources import load_samples
 from fskd_onnx.serialization.interface import input_specs
 from tests.helpers import build

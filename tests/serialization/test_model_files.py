@@ -25,12 +25,12 @@ TEXT = """g (float[N,4] x) => (float[N,6] z) <float[4,6] w, float[6] b> {
 }"""
 
 
-def saved_outside(folder: Path, *names: str) -> Path:
+def saved_outside(folder: Path, *names: str, data: str = "weights.bin") -> Path:
     """A file that keeps some of its weights in another file."""
     model = build(TEXT)
     for tensor in model.graph.initializer:
         if tensor.name in names:
-            onnx.external_data_helper.set_external_data(tensor, location="weights.bin")
+            onnx.external_data_helper.set_external_data(tensor, location=data)
     folder.mkdir()
     onnx.save_model(model, folder / "model.onnx")
     return folder / "model.onnx"
@@ -134,6 +134,66 @@ def test_external_weights_stay_external(tmp_path: Path, names: tuple[str, ...]) 
     first = listing(path.parent)
     save_model(model, path, like=source)
     assert listing(path.parent) == first
+
+
+@pytest.mark.parametrize("place", ["in", "out"])
+def test_weights_of_another_model_are_not_written_to(tmp_path: Path, place: str) -> None:
+    """A student may keep its weights where the output's would go."""
+    name = "fused.onnx.data"
+    source = saved_outside(tmp_path / "in", "w", data=name)
+    folder = tmp_path / place
+    folder.mkdir(exist_ok=True)
+    other = folder / name
+    if place == "out":
+        other.write_bytes(b"of another model")
+    before = other.read_bytes()
+    model = load_model(source)
+    model.graph.initializer[0].raw_data = (2 * initializers(model)["w"]).tobytes()
+    for _ in range(2):
+        save_model(model, folder / "fused.onnx", like=source)
+        assert other.read_bytes() == before
+        (name,) = outside(folder / "fused.onnx").values()
+        assert name != other.name
+        np.testing.assert_array_equal(
+            initializers(load_model(folder / "fused.onnx"))["w"], initializers(model)["w"]
+        )
+    assert len(listing(folder)) == (4 if place == "in" else 3)
+
+
+def test_weights_of_a_model_that_is_replaced_go_with_it(tmp_path: Path) -> None:
+    source = saved_outside(tmp_path / "in", "w")
+    model, path = load_model(source), tmp_path / "out" / "fused.onnx"
+    path.parent.mkdir()
+    for factor in (1, 2, 3):
+        model.graph.initializer[0].raw_data = (factor * initializers(model)["w"]).tobytes()
+        save_model(model, path, like=source)
+        assert len(listing(path.parent)) == 2
+        assert initializers(load_model(path))["w"].tobytes() == model.graph.initializer[0].raw_data
+
+
+def test_a_crash_before_the_model_is_in_place_leaves_the_old_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = saved_outside(tmp_path / "in", "w")
+    model, path = load_model(source), tmp_path / "out" / "fused.onnx"
+    path.parent.mkdir()
+    save_model(model, path, like=source)
+    old = initializers(load_model(path))["w"]
+    replace = Path.replace
+
+    def die(self: Path, target: Path) -> Path:
+        if Path(target).suffix == ".onnx":
+            # As the system would find it: nothing is cleaned up.
+            np.testing.assert_array_equal(initializers(load_model(path))["w"], old)
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", die)
+    model.graph.initializer[0].raw_data = (2 * old).tobytes()
+    with pytest.raises(KeyboardInterrupt):
+        save_model(model, path, like=source)
+    np.testing.assert_array_equal(initializers(load_model(path))["w"], old)
+    assert len(listing(path.parent)) == 2
 
 
 def test_external_weights_that_are_gone_leave_no_empty_file(tmp_path: Path) -> None:
