@@ -22,7 +22,7 @@ from fskd_onnx.serialization.interface import (
     output_names,
     pair_interfaces,
 )
-from fskd_onnx.serialization.model_files import ModelSource, load_model, source_name
+from fskd_onnx.serialization.model_files import ModelSource, errors_of, load_model, source_name
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +57,13 @@ class LoadedModel:
             ModelError: it cannot be read, or a parameter is not finite.
         """
         name, model = source_name(source), load_model(source)
-        for parameter, node in find_not_finite(gs.import_onnx(model)):
-            raise ModelError(
-                f"{name}: the parameter '{parameter}' of its node '{node}' holds NaN or infinite "
-                "values; repair it, or export the network again"
-            )
-        result = Canonicalize()(model)
+        with errors_of(name):
+            for parameter, node in find_not_finite(gs.import_onnx(model)):
+                raise ModelError(
+                    f"{name}: the parameter '{parameter}' of its node '{node}' holds NaN or "
+                    "infinite values; repair it, or export the network again"
+                )
+            result = Canonicalize()(model)
         for note in result.notes:
             logger.debug("%s: %s", name, note)
         inputs, outputs = tuple(input_specs(model)), tuple(output_names(model))

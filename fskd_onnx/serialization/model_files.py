@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,8 +15,9 @@ import onnx
 from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from fskd_onnx.errors import ModelError
+from fskd_onnx.errors import FskdError, ModelError
 from fskd_onnx.passes.analysis.random_nodes import find_random, find_training_dropouts
+from fskd_onnx.passes.errors import PassError
 from fskd_onnx.serialization import external_data
 from fskd_onnx.serialization.atomic_files import OutputFiles
 from fskd_onnx.serialization.external_data import weight_files
@@ -60,13 +62,34 @@ def load_model(source: ModelSource) -> onnx.ModelProto:
             output is random.
     """
     name = source_name(source)
-    try:
+    with errors_of(name):
         if isinstance(source, onnx.ModelProto):
             model = source
             _check_files(model, name)
         else:
             model = external_data.load(Path(source))
         model = checked(model, name)
+    _check_not_random(model, name)
+    return model
+
+
+@contextmanager
+def errors_of(name: str) -> Iterator[None]:
+    """Turn what libraries raise over a model in a ``with`` block into one sentence.
+
+    Which of a dozen types protobuf, ONNX and NumPy raise over a malformed file says nothing to a
+    user. Errors of this package pass, and those of its passes, which are no fault of the file.
+
+    Args:
+        name: what to call the model.
+
+    Raises:
+        ModelError: of any other error.
+    """
+    try:
+        yield
+    except (FskdError, PassError, MemoryError):
+        raise
     except FileNotFoundError as error:
         raise ModelError(f"{name}: there is no such file ({error.filename or error})") from error
     except OSError as error:
@@ -75,11 +98,9 @@ def load_model(source: ModelSource) -> onnx.ModelProto:
         raise ModelError(
             f"{name}: is not an ONNX file; export the network to ONNX first"
         ) from error
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(f"{name}: is not a valid ONNX model: {first}; export it again") from error
-    _check_not_random(model, name)
-    return model
 
 
 def save_model(

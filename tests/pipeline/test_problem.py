@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 
 from fskd_onnx import FitOptions, RunOptions
@@ -161,3 +165,32 @@ def test_a_batch_size_that_the_network_states_inside_is_told(written: int) -> No
     run = RunOptions(("cpu",), batch_size=written)
     found = prepare(model, model, x, FitOptions(run), TensorStore())
     assert found.before.relative_mse < 1e-12
+
+
+def _with_long_weights(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].raw_data += b"1234"
+
+
+def _of_an_unknown_type(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].data_type = 99
+
+
+def _without_groups(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute.add(name="group", type=onnx.AttributeProto.INT, i=0)
+
+
+@pytest.mark.parametrize("damage", [_with_long_weights, _of_an_unknown_type, _without_groups])
+def test_a_malformed_model_is_named(
+    tmp_path: Path, damage: Callable[[onnx.ModelProto], None]
+) -> None:
+    model = build(
+        "g (float[N,3,5,5] x) => (float[N,4,3,3] y) <float[4,3,3,3] w> { y = Conv (x, w) }"
+    )
+    damage(model)
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(
+        ModelError, match=r"bad\.onnx: is not a valid ONNX model: .*; export it"
+    ) as e:
+        LoadedModel.load(path)
+    assert "\n" not in str(e.value)
