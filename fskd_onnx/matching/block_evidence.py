@@ -8,8 +8,10 @@ by node, and stay so.
 
 Whatever the weights, a node that only linear nodes read is no partner of one that something else
 reads, an activation or a sum, unless the two are equal: it is an inner node of a block, and its
-rows may look like the partner's, as singular vectors do. And a branch of a sum is no partner of a
-node that is none: only the sum would be.
+rows may look like the partner's, as singular vectors do. A node with another one directly behind it
+has a partner that is alike in that. A branch of a sum is no partner of a node that is none: only
+the sum would be. And a first operand is none of a second, where their order counts, unless their
+weights are the same.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fskd_onnx.matching.block_graph import BlockContext, BlockGraph, BlockSignature
+from fskd_onnx.matching.block_graph import BlockContext, BlockGraph, BlockSignature, Path
 from fskd_onnx.matching.weight_overlap import (
     ROWS_THAT_CLAIM,
     KernelIndex,
@@ -46,6 +48,8 @@ _ONE_BLOCK = 0.2
 # More multiply-adds than that are not spent on a composed kernel.
 _MOST_WORK = 2**32
 _WIDER = -1.0
+# Of nodes that are never the same operand.
+_OTHER_PATHS = 0.1
 
 
 def overlaps(student: BlockGraph, teacher: BlockGraph) -> Floats:
@@ -98,6 +102,8 @@ class _Overlaps:
             for j in candidates:
                 score = known[j] if known else self._score(i, j)
                 if _is_part_of_a_sum(one, teacher[j]):
+                    continue
+                if score < _CONCLUSIVE and _is_another_operand(one, teacher[j]):
                     continue
                 if _may_be_partners(one, teacher[j]) or _are_equal(one, teacher[j], score):
                     scores[i, j] = score
@@ -176,7 +182,12 @@ def _above_chance(found: float) -> float:
 
 
 def _may_be_partners(one: BlockContext, other: BlockContext) -> bool:
-    """Whether neither is an inner node of a block where the other is the end of one."""
+    """Whether neither is an inner node of a block where the other is the end of one.
+
+    A student's node in a chain is an inner node unless the teacher has such a chain as well.
+    """
+    if one.end_of_chain and one.end_of_chain.isdisjoint(other.end_of_chain):
+        return False
     return not (
         (one.is_inner and "linear" not in other.end_kinds)
         or (other.is_inner and "linear" not in one.end_kinds)
@@ -191,6 +202,20 @@ def _is_part_of_a_sum(one: BlockContext, other: BlockContext) -> bool:
     if one.summed_with:
         return not other.summed_with
     return one.summed_with == () and other.summed_with is None and "sum" not in other.output_kinds
+
+
+def _is_another_operand(one: BlockContext, other: BlockContext) -> bool:
+    """Whether two nodes are different operands of one operator, whichever way they go on."""
+    ways = one.operand_paths, other.operand_paths
+    return ways[0].isdisjoint(ways[1]) and all(_part(*pair) for pair in itertools.product(*ways))
+
+
+def _part(one: Path, other: Path) -> bool:
+    """Whether two paths part at different operands of the same operator."""
+    for mine, theirs in zip(one, other, strict=False):
+        if mine != theirs:
+            return mine._replace(place=theirs.place) == theirs
+    return False
 
 
 def _are_equal(one: BlockContext, other: BlockContext, overlap_of_weights: float) -> bool:
@@ -222,7 +247,8 @@ def _alike(one: BlockContext, other: BlockContext) -> float:
         + 0.2 * width
         + 0.1 * (one.op == other.op)
         + 0.07 * _in_common(one.input_kinds, other.input_kinds)
-        + 0.05 * (one.operand_slots == other.operand_slots)
+        + 0.05 * (one.operand_paths == other.operand_paths)
+        - _OTHER_PATHS * one.operand_paths.isdisjoint(other.operand_paths)
         + 0.03 * (one.grouping == other.grouping)
     )
 

@@ -12,9 +12,9 @@ Mul by a constant) are looked through: exporters and optimizers disagree on them
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -33,6 +33,25 @@ T = TypeVar("T")
 
 # Operators whose operands may be exchanged.
 _COMMUTE = ("Add", "Mul", "Sum", "Mean", "Max", "Min")
+# Operators on a path are told apart up to this number of them.
+_DEPTH = 3
+
+
+class Slot(NamedTuple):
+    """One of several operands whose order counts.
+
+    Attributes:
+        op: the operator.
+        place: number of the operand among those that are no constants.
+        of: how many these are.
+    """
+
+    op: str
+    place: int
+    of: int
+
+
+Path: TypeAlias = tuple[Slot, ...]
 
 
 @dataclass(frozen=True)
@@ -78,25 +97,31 @@ class BlockContext:
         output_kinds: of the nearest nodes that read its output; "output" for the network's.
         end_kinds: the same behind the sum of branches of one input that it is one of, if any; else
             those of its output.
-        operand_slots: which of the operands its output is where their order counts (Concat, a
-            product of activations, ...), up to the next linear nodes.
+        operand_paths: the ways from its output to the next linear nodes: which of the operands it
+            is, where their order counts (Concat, a product of activations, ...).
+        joined: how it goes on, one reader after another, up to where it is an operand whose order
+            does not count: the operators, and a number of the last one; None where it does not.
         input_field: its receptive field along each axis, in positions of the network's input.
         output_field: the receptive field of the network's output, or of a global pool, in
             positions of its output.
         signature: what has to agree with a partner's.
         summed_with: names of the nodes whose outputs are added to its own, branches of the same
             input; None where it is no such branch. A branch whose input alone is added has none.
+        end_of_chain: where another linear node alone reads its output, with nothing between them:
+            the kinds that read the output of the last node of such a chain. Else empty.
     """
 
     linear: Linear
     input_kinds: frozenset[str]
     output_kinds: frozenset[str]
     end_kinds: frozenset[str]
-    operand_slots: frozenset[int]
+    operand_paths: frozenset[Path]
+    joined: tuple[tuple[str, ...], int] | None
     input_field: tuple[float, ...]
     output_field: tuple[float, ...]
     signature: BlockSignature
     summed_with: tuple[str, ...] | None = None
+    end_of_chain: frozenset[str] = frozenset()
 
     @property
     def is_inner(self) -> bool:
@@ -152,7 +177,8 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
     up, down = _Upstream(graph, views), _Downstream(graph, views, refused)
     shapes = infer_shapes(graph)
     sum_of = {id(view.output): s for s in find_sums(graph, views) for view in s.linears}
-    blocks = tuple(
+    numbers = {id(node): number for number, node in enumerate(graph.nodes)}
+    blocks = [
         BlockContext(
             linear=view,
             input_kinds=up.kinds[id(view.input)],
@@ -161,7 +187,8 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
                 id(sum_of[id(view.output)].output if id(view.output) in sum_of else view.output)
             ],
             summed_with=_summed_with(view, sum_of.get(id(view.output))),
-            operand_slots=down.slots[id(view.output)],
+            operand_paths=down.paths[id(view.output)],
+            joined=_joined(view.output, numbers),
             input_field=up.fields[id(view.output)].size,
             output_field=down.fields[id(view.output)].size,
             signature=BlockSignature(
@@ -174,17 +201,35 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
             ),
         )
         for view in views
-    )
+    ]
+    chained = next_in_chain(graph, views)
+    for number in reversed(range(len(views))):
+        if number in chained:
+            end = blocks[chained[number]]
+            kinds = end.end_of_chain or end.output_kinds
+            blocks[number] = replace(blocks[number], end_of_chain=kinds)
     before = np.zeros((len(views), len(views)), dtype=bool)
     for number, view in enumerate(views):
         before[list(up.linears[id(view.input)]), number] = True
-    return BlockGraph(blocks, before, next_in_chain(graph, views))
+    return BlockGraph(tuple(blocks), before, chained)
 
 
 def _summed_with(view: Linear, branches: BranchSum | None) -> tuple[str, ...] | None:
     if branches is None:
         return None
     return tuple(other.name for other in branches.linears if other.node is not view.node)
+
+
+def _joined(tensor: gs.Tensor, numbers: Mapping[int, int]) -> tuple[tuple[str, ...], int] | None:
+    operators = []
+    while len(tensor.outputs) == 1 and len(tensor.outputs[0].outputs) == 1:
+        (node,) = tensor.outputs
+        operators.append(str(node.op))
+        if len(list(reads(node))) > 1:
+            is_join = is_standard(node, *_COMMUTE) and id(node) in numbers
+            return (tuple(operators), numbers[id(node)]) if is_join else None
+        (tensor,) = node.outputs
+    return None
 
 
 class _Upstream:
@@ -240,7 +285,8 @@ class _Downstream:
     Attributes:
         kinds: of the nearest nodes that count.
         ends: positions of the graph's outputs.
-        slots: places among operands whose order counts, on the way to the nearest linear nodes.
+        paths: the ways to the nearest linear nodes and to outputs, where the order of operands
+            counts.
         fields: how much of them the graph's outputs see.
     """
 
@@ -249,26 +295,31 @@ class _Downstream:
         biases = {id(view.bias_node) for view in views}
         self.kinds: dict[int, frozenset[str]] = {}
         self.ends: dict[int, frozenset[int]] = {}
-        self.slots: dict[int, frozenset[int]] = {}
+        self.paths: dict[int, frozenset[Path]] = {}
         self.fields: dict[int, ReceptiveField] = {}
         for position, tensor in enumerate(graph.outputs):
             self._add(
-                tensor, frozenset({"output"}), frozenset({position}), frozenset(), ReceptiveField()
+                tensor,
+                frozenset({"output"}),
+                frozenset({position}),
+                frozenset({()}),
+                ReceptiveField(),
             )
         for node in reversed(graph.nodes):
             results = [id(tensor) for tensor in node.outputs]
             kinds = _union(self.kinds.get(result, frozenset()) for result in results)
             ends = _union(self.ends.get(result, frozenset()) for result in results)
-            slots = _union(self.slots.get(result, frozenset()) for result in results)
+            paths = _union(self.paths.get(result, frozenset()) for result in results)
             if id(node) in linear:
-                kinds, slots = frozenset({"linear"}), frozenset()
+                kinds, paths = frozenset({"linear"}), frozenset({()})
             elif id(node) not in biases and not _is_looked_through(node):
                 kinds = frozenset({_kind(node)})
             field = widest(self.fields[r] for r in results if r in self.fields).backward(node)
             operands = list(reads(node))
             ordered = len(operands) > 1 and not is_standard(node, *_COMMUTE)
-            for slot, tensor in enumerate(operands):
-                taken = slots | {slot} if ordered else slots
+            for place, tensor in enumerate(operands):
+                slot = Slot(str(node.op), place, len(operands))
+                taken = frozenset((slot, *path)[:_DEPTH] for path in paths) if ordered else paths
                 self._add(tensor, kinds, ends, taken, field)
             for tensor in node.outputs:
                 self._add(tensor, frozenset(), frozenset(), frozenset(), ReceptiveField())
@@ -278,13 +329,13 @@ class _Downstream:
         tensor: gs.Tensor,
         kinds: frozenset[str],
         ends: frozenset[int],
-        slots: frozenset[int],
+        paths: frozenset[Path],
         field: ReceptiveField,
     ) -> None:
         key = id(tensor)
         self.kinds[key] = self.kinds.get(key, frozenset()) | kinds
         self.ends[key] = self.ends.get(key, frozenset()) | ends
-        self.slots[key] = self.slots.get(key, frozenset()) | slots
+        self.paths[key] = self.paths.get(key, frozenset()) | paths
         self.fields[key] = widest((self.fields.get(key, ReceptiveField()), field))
 
 

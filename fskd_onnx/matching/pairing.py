@@ -17,7 +17,7 @@ paired with the teacher's block; the inner nodes have no partner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,7 +163,11 @@ class _Pairing:
         return shared
 
     def _settle_interchangeable(self) -> bool:
-        """Pair one of several nodes that nothing tells apart with one of as many candidates."""
+        """Pair one of several nodes that nothing tells apart with one of as many candidates.
+
+        They have to go the same way to an operator whose operands may be exchanged, in both
+        networks; any others have a place of their own, that the evidence does not tell.
+        """
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, rivals in self._alignment.rivals().items():
             groups.setdefault(tuple(rivals), []).append(i)
@@ -172,7 +176,10 @@ class _Pairing:
                 self._student.before[np.ix_(nodes, nodes)].any()
                 or self._teacher.before[np.ix_(candidates, candidates)].any()
             )
-            if len(candidates) == len(nodes) > 1 and unordered:
+            joined = _are_joined(self._student.blocks[i] for i in nodes) and _are_joined(
+                self._teacher.blocks[j] for j in candidates
+            )
+            if len(candidates) == len(nodes) > 1 and unordered and joined:
                 i = min(nodes, key=lambda node: _content(self._student.blocks[node]))
                 j = min(candidates, key=lambda node: _content(self._teacher.blocks[node]))
                 self._alignment.fix(i, j, 1 / len(candidates))
@@ -229,6 +236,12 @@ class _Pairing:
             if not between.any():
                 return str(self._student.blocks[i].linear.name)
         return None
+
+
+def _are_joined(blocks: Iterable[BlockContext]) -> bool:
+    """Whether the outputs of some nodes go the same way to an operator that commutes."""
+    ways = {block.joined for block in blocks}
+    return len(ways) == 1 and None not in ways
 
 
 def _content(block: BlockContext) -> bytes:

@@ -128,7 +128,7 @@ def compare_rows(student: Linear, teacher: Linear, kept: Channels | None) -> Row
             max(float(np.finfo(rows.weights.dtype).eps) for rows in (own, columns)),
         )
     cost = costs[0]
-    if len(whole.weights) > 1:
+    if len(costs) > 1:
         cost = np.full((student.width, teacher.width), FORBIDDEN)
         for number, (group, part) in enumerate(zip(origin.groups, costs, strict=True)):
             place = slice(n * number, n * (number + 1))

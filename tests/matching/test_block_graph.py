@@ -15,6 +15,7 @@ from fskd_onnx.matching.block_graph import (
     BlockContext,
     BlockGraph,
     BlockSignature,
+    Slot,
     find_block_graph,
 )
 from fskd_onnx.passes import Canonicalize
@@ -77,11 +78,12 @@ def test_what_stands_behind_and_ahead() -> None:
 
 
 def test_places_in_concats() -> None:
-    slots = {name: set(places) for name, places in attributes("operand_slots").items()}
+    paths = {name: set(ways) for name, ways in attributes("operand_paths").items()}
+    first, second = (Slot("Concat", place, 2) for place in range(2))
     # Through the Add, the first; by itself, the second. The first node's Relu goes there as well.
-    assert slots["two"] == {0, 1}
-    assert slots["three"] == slots["four"] == slots["five"] == set()
-    assert slots["one"] == {0}
+    assert paths["two"] == {(first,), (second,)}
+    assert paths["three"] == paths["four"] == paths["five"] == {()}
+    assert paths["one"] == {(first,), ()}
 
 
 def test_receptive_fields_from_both_ends() -> None:
@@ -144,7 +146,7 @@ def test_a_bias_by_an_add_is_part_of_its_node() -> None:
     found = [blocks(block_graph(model)) for model in (with_bias, without)]
     assert found[0]["one"].linear.bias_node is not None
     for name in ("one", "two"):
-        for field in ("input_kinds", "output_kinds", "operand_slots", "signature"):
+        for field in ("input_kinds", "output_kinds", "operand_paths", "signature"):
             assert getattr(found[0][name], field) == getattr(found[1][name], field)
     for one in found:
         assert (set(one["one"].output_kinds), set(one["two"].input_kinds)) == (
@@ -209,7 +211,7 @@ def test_names_and_the_order_of_nodes_say_nothing() -> None:
 
 
 FIELDS = (
-    *("input_kinds", "output_kinds", "operand_slots"),
+    *("input_kinds", "output_kinds", "operand_paths"),
     *("input_field", "output_field", "signature"),
 )
 
@@ -221,7 +223,7 @@ def test_the_end_of_a_decomposed_block_sees_what_the_whole_does(kind: str) -> No
     whole = {block.linear.output.name: block for block in block_graph(teacher).blocks}
     found = blocks(block_graph(student))
     for name, output in ends.items():
-        for field in ("output_kinds", "operand_slots", "input_field", "output_field", "signature"):
+        for field in ("output_kinds", "operand_paths", "input_field", "output_field", "signature"):
             assert getattr(found[name], field) == getattr(whole[output], field)
 
 

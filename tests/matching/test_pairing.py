@@ -617,3 +617,110 @@ def test_operands_of_a_product_are_told_apart_by_their_order() -> None:
     )
     found = {p.student: p.teacher for p in match_models(canonical(whole), canonical(student)).pairs}
     assert found == {"h": "h", "f": None, "g": "k", "d": None, "e": "q"}
+
+
+# x ─▶ h ─▶ Relu ─▶ q, k, v: softmax(q k') v ─▶ y
+ATTENTION = """g (float[N,4,2] x) => (float[N,4,3] y)
+<float[2,WIDE] a, float[WIDE,NARROW] wq, float[NARROW] bq, float[WIDE,NARROW] wk,
+ float[WIDE,NARROW] wv, float[NARROW,3] wo> {
+    h = MatMul (x, a)
+    r = Relu (h)
+    p = MatMul (r, wq)
+    q = Add (p, bq)
+    k = MatMul (r, wk)
+    v = MatMul (r, wv)
+    t = Transpose <perm = [0,2,1]> (k)
+    s = MatMul (q, t)
+    m = Softmax <axis = -1> (s)
+    c = MatMul (m, v)
+    y = MatMul (c, wo)
+}"""
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+@pytest.mark.parametrize("alike", [0.0, 1.0])
+def test_queries_keys_and_values_keep_their_places_whatever_activations_say(
+    seed: int, alike: float
+) -> None:
+    teacher = build(ATTENTION.replace("WIDE", "10").replace("NARROW", "3"))
+    student = build(ATTENTION.replace("WIDE", "7").replace("NARROW", "2"), seed=seed)
+
+    def similarity(tensors: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], float]:
+        return {
+            (mine, other): alike * (mine != other)
+            for mine, several in tensors.items()
+            for other in several
+        }
+
+    found = partners(teacher, student, similarity=similarity)
+    assert teachers(found) == outputs(teacher)
+
+
+@pytest.mark.parametrize("join", ["Sub", "Div"])
+def test_operands_of_different_meaning_are_not_interchangeable(join: str) -> None:
+    """What nothing tells apart is no reason to pair by the order of weights."""
+    text = TWINS.replace("s = Add (yl, yr)", f"u = Relu (yl) v = Tanh (yr) s = {join} (u, v)")
+    teacher, student = build(text), with_fresh_weights(build(text), seed=3)
+    for seed in range(4):
+        assert teachers(nameless(teacher, student, seed)) == outputs(teacher)
+
+
+def test_an_inner_node_of_a_branch_is_no_partner_of_a_merged_sum() -> None:
+    """The shortcut around the teacher's convolution is a part of its kernel."""
+    teacher = build(
+        """g (float[N,4,6,6] x) => (float[N,2,6,6] z)
+        <float[8,4,3,3] w1, float[8,8,3,3] w2, float[8] b2, float[2,8,1,1] w3> {
+            [one] y = Conv <pads = [1,1,1,1]> (x, w1)
+            r = LeakyRelu (y)
+            [two] c = Conv <pads = [1,1,1,1]> (r, w2, b2)
+            s = Add (c, r)
+            [three] z = Conv (s, w3)
+        }"""
+    )
+    student = build(
+        """g (float[N,4,6,6] x) => (float[N,2,6,6] z)
+        <float[5,4,3,3] w1, float[3,5,1,1] v, float[5,3,3,3] w2, float[5] b2, float[2,5,1,1] w3> {
+            [one] y = Conv <pads = [1,1,1,1]> (x, w1)
+            r = LeakyRelu (y)
+            [inner] i = Conv (r, v)
+            [two] c = Conv <pads = [1,1,1,1]> (i, w2, b2)
+            s = Add (c, r)
+            [three] z = Conv (s, w3)
+        }""",
+        seed=3,
+    )
+    graphs = [canonical(model) for model in (teacher, student)]
+    found = {pair.student: pair.teacher for pair in match_models(*graphs).pairs}
+    assert found == {"one": "y", "inner": None, "two": None, "three": "z"}
+
+
+def test_an_inner_node_takes_no_place_further_on() -> None:
+    """Two nodes behind each other are no two blocks with an activation between them."""
+    teacher = build(
+        """g (float[N,7] x) => (float[N,2] z, float[N,3] u)
+        <float[7,6] a, float[6,6] b, float[6,2] c, float[6,3] d> {
+            [one] y = MatMul (x, a)
+            r = Relu (y)
+            [two] s = MatMul (r, b)
+            [left] z = MatMul (s, c)
+            [right] e = MatMul (s, d)
+            u = Tanh (e)
+        }"""
+    )
+    student = build(
+        """g (float[N,7] x) => (float[N,2] z, float[N,3] u)
+        <float[7,2] v, float[2,5] a, float[5,3] w, float[3,5] b, float[5,2] c, float[5,3] d> {
+            [inner] i = MatMul (x, v)
+            [one] y = MatMul (i, a)
+            r = Relu (y)
+            [before] j = MatMul (r, w)
+            [two] s = MatMul (j, b)
+            [left] z = MatMul (s, c)
+            [right] e = MatMul (s, d)
+            u = Tanh (e)
+        }""",
+        seed=3,
+    )
+    found = teachers(partners(teacher, student))
+    expected = {"inner": None, "one": "y", "before": None, "two": "s", "left": "z", "right": "e"}
+    assert found == expected

@@ -103,6 +103,14 @@ def test_a_group_that_is_gone_is_left_out() -> None:
     assert found(student, conv(weight, bias, 3), p) == (n, 1.0)
 
 
+def test_several_groups_may_come_from_a_dense_block() -> None:
+    """Whatever else is wrong with such a pair, rows are compared with all of the teacher's."""
+    student, teacher = conv(*drawn(0, 5, 1, 3, 3), groups=5), conv(*drawn(1, 5, 5, 3, 3))
+    evidence = compare_rows(student, teacher, None)
+    assert evidence is not None
+    assert len(evidence.best().columns) == 5
+
+
 def test_depthwise_rows_are_those_of_their_input() -> None:
     weight, bias = drawn(0, 9, 1, 3, 3)
     kept = [0, 4, 5, 8]
