@@ -15,14 +15,14 @@ from tests.helpers import Array, build, run
 from tests.networks import NETWORKS
 
 
-def test_sizes_are_those_of_matrices_and_kernels() -> None:
+def test_sizes_are_those_of_initializers_and_constants() -> None:
     text = (
         "g (float[N,3] x) => (float[N,2] z) <float[3,2] w, float[2] b>"
         "{ c = Constant <value = float[1,2] {3, 4}> () y = Gemm (x, w, b) z = Add (y, c) }"
     )
     model = build(text)
     sizes = sizes_of(model)
-    assert set(sizes) == {"w", "c"}
+    assert set(sizes) == {"w", "b", "c"}
     assert sizes["c"] == 5.0
 
 
@@ -32,6 +32,7 @@ def test_growth_is_that_of_the_tensor_that_grows_most() -> None:
     assert growth({"v": 3.0, "w": 44.0}, trials) == 4.0
     assert growth({"v": 2.0, "w": 5.0, "new": 99.0}, trials) == 1.0  # few trials have it
     assert growth({"z": 5.0}, [{"z": 0.0}] * 3) == 1.0
+    assert growth({"w": 9.0, "z": 5.0}, [{"w": 9.0, "z": 1e-4}] * 3) == 1.0  # next to nothing
 
 
 def test_the_trial_of_least_growth_is_taken_instead() -> None:
