@@ -96,8 +96,8 @@ def _refusal(problem: FitProblem, best: Candidate) -> str:
     return (
         f"{problem.student.name}: {samples} do not tell whether the fit brought it closer to the "
         f"teacher ({errors}; the error of one is multiplied by {verdict.error_ratio:.3g}, 90% "
-        f"interval {low:.3g} to {high:.3g}, too close to 1 for so few, or the gain hangs on one of "
-        "them), so nothing was written; give more independent samples"
+        f"interval {low:.3g} to {high:.3g}, or the gain hangs on one of them), so nothing was "
+        "written; give more independent samples"
     )
 
 

@@ -92,7 +92,7 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
                 last[targets],
                 problem.agreement(together),
                 errors,
-                judge(problem.errors_before, errors, size, refitted=len(trials) > 1),
+                judge(problem.errors_before, errors, size),
                 tuple(sizes[targets]),
             )
         )

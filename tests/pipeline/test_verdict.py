@@ -61,17 +61,6 @@ def test_samples_that_differ_widely_seldom_show_a_gain_by_chance(n: int) -> None
     assert np.mean(right) > 0.8
 
 
-def test_a_fit_that_is_made_anew_has_to_gain_more_the_fewer_the_samples() -> None:
-    def both(n: int, ratio: float) -> list[bool]:
-        before, after = np.ones(n), np.full(n, ratio)
-        return [judge(before, after, 1.0, refitted=again).stands for again in (False, True)]
-
-    assert both(3, 0.5) == [True, False]
-    assert both(3, 0.3) == [True, True]
-    assert both(20, 0.9) == [True, False]
-    assert both(20, 0.8) == [True, True]
-
-
 def test_more_samples_narrow_the_interval() -> None:
     few, many = (judge(np.ones(n), np.full(n, 0.5), 1.0) for n in (3, 30))
     for verdict in (few, many):
