@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import logging
 
 from fskd_onnx.errors import MatchError, NoImprovementError
 from fskd_onnx.options import FitOptions
 from fskd_onnx.pipeline.problem import FitProblem, prepare
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
+from fskd_onnx.pipeline.weight_growth import sizes_of, steadiest
 from fskd_onnx.reporting.agreement import finite_rows
 from fskd_onnx.results import FitReport, FitResult
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.sources import SampleSource
 from fskd_onnx.serialization.model_files import ModelSource, count_parameters
 from fskd_onnx.timing import StageTimer
+
+logger = logging.getLogger(__name__)
 
 
 def fit(
@@ -100,11 +104,20 @@ def _refusal(problem: FitProblem, best: Candidate) -> str:
 def _final_fit(
     problem: FitProblem, best: Candidate, options: FitOptions, timer: StageTimer
 ) -> FittedStudent:
-    """Return the fit to give out: the best one, made anew on all samples where these are few."""
-    if problem.splits.final is problem.splits.trials[-1]:
+    """Return the fit to give out: the best one, made anew on all samples where these are few.
+
+    No sample is left to judge that one, so it has to be like the judged ones.
+    """
+    trials = problem.splits.trials
+    if problem.splits.final is trials[-1]:
         return best.last
     chosen = dataclasses.replace(options, targets=best.last.targets)
     final = next(fits(problem, problem.splits.final, chosen, timer))
+    instead = steadiest(sizes_of(final.model), best.sizes)
+    if instead is not None:
+        logger.info("the weights of a fit to all samples blow up: a trial's fit is given out")
+        last = instead == len(trials) - 1
+        return best.last if last else next(fits(problem, trials[instead], chosen, timer))
     with timer("verify"):
         name = f"fused {problem.student.name}"
         outputs = problem.outputs(final.model, name, problem.held_out[problem.judged])

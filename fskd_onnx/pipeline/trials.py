@@ -22,6 +22,7 @@ from fskd_onnx.options import FitOptions, TargetsName
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
 from fskd_onnx.pipeline.verdict import judge
+from fskd_onnx.pipeline.weight_growth import Sizes, sizes_of, stored_tensors
 from fskd_onnx.progress import with_prefix
 from fskd_onnx.reporting.agreement import squared_errors
 from fskd_onnx.results import Agreement, BlockReport, BlockStatus, Verdict
@@ -54,12 +55,14 @@ class Candidate:
         after: how close they came to the teacher, each on its own held-out samples.
         errors: on each independent one of these samples that gives the verdict.
         verdict: how certain it is that they came closer than the untouched student.
+        sizes: of the weights of its fits, one for each trial, see ``weight_growth``.
     """
 
     last: FittedStudent
     after: Agreement
     errors: NDArray[np.float64]
     verdict: Verdict
+    sizes: tuple[Sizes, ...]
 
 
 def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list[Candidate]:
@@ -67,11 +70,13 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
     trials = problem.splits.trials
     last: dict[str, FittedStudent] = {}
     outputs: defaultdict[str, list[Outputs]] = defaultdict(list)
+    sizes: defaultdict[str, list[Sizes]] = defaultdict(list)
     for number, trial in enumerate(trials, 1):
         text = f"trial {number} of {len(trials)}, " if len(trials) > 1 else ""
         with with_prefix(text):
             for fitted in fits(problem, trial, options, timer):
                 last[fitted.targets] = fitted
+                sizes[fitted.targets].append(sizes_of(fitted.model))
                 with timer("verify"):
                     name = f"fused {problem.student.name}"
                     found = problem.outputs(fitted.model, name, trial.held_out)
@@ -88,6 +93,7 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
                 problem.agreement(together),
                 errors,
                 judge(problem.errors_before, errors, size),
+                tuple(sizes[targets]),
             )
         )
     return candidates
@@ -111,7 +117,7 @@ def _with_true_status(
     fitted: Descent, model: onnx.ModelProto, student: onnx.ModelProto
 ) -> tuple[BlockReport, ...]:
     """Say of blocks that are not fitted whether their bytes are those of the student's file."""
-    new, old = _stored(model), _stored(student)
+    new, old = stored_tensors(model), stored_tensors(student)
 
     def same(name: str) -> bool:
         one, other = new.get(name), old.get(name)
@@ -129,17 +135,6 @@ def _with_true_status(
         else block
         for block in fitted.blocks
     )
-
-
-def _stored(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Return the tensors that a model stores, by name: initializers and Constants."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    stored[node.output[0]] = attribute.t
-    return stored
 
 
 def teacher_pass(problem: FitProblem, split: SampleSplit, options: FitOptions) -> TeacherPass:

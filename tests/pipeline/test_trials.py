@@ -29,7 +29,7 @@ def candidate(
     after = Agreement(float(np.mean(errors)) if relative is None else relative, 0.5)
     verdict = Verdict(len(errors), 0.5, (0.4, 0.6), stands)
     return Candidate(
-        FittedStudent(targets, onnx.ModelProto(), ()), after, np.array(errors), verdict
+        FittedStudent(targets, onnx.ModelProto(), ()), after, np.array(errors), verdict, ()
     )
 
 
