@@ -66,7 +66,7 @@ def row_costs(own: Rows, columns: Rows, precision: float) -> Array:
     products = rows @ np.swapaxes(others, 1, 2)
     distances = lengths[0][..., np.newaxis] + lengths[1][:, np.newaxis] - 2 * products
     whole = _Errors(np.maximum(distances, 0.0), degrees, rounding * energy, equal)
-    fitted = _fitted(whole, biases)
+    fitted, nats = _fitted(whole, biases)
     if degrees > 1:
         # The same error turns a short row by a larger angle.
         ratios = lengths[1][:, np.newaxis] / max(float(lengths[1].mean()), _TINY)
@@ -81,8 +81,8 @@ def row_costs(own: Rows, columns: Rows, precision: float) -> Array:
             for columns in (fitted, np.array([cheapest(part) for part in angles.squares]))
         )
         if _FACTORS_EXPLAIN * explained * energy < whole.variance(fitted):
-            whole, fitted = angles, _fitted(angles, biases)
-    return _nats(whole, biases, fitted)
+            _, nats = _fitted(angles, biases)
+    return nats
 
 
 @dataclass(frozen=True)
@@ -146,18 +146,18 @@ def _nats(weights: _Errors, biases: _Errors | None, columns: Channels) -> Array:
     return nats if biases is None else nats + biases.nats(columns)
 
 
-def _fitted(weights: _Errors, biases: _Errors | None) -> Channels:
-    """Return the most likely assignment of (groups, n) columns.
+def _fitted(weights: _Errors, biases: _Errors | None) -> tuple[Channels, Array]:
+    """Return the most likely assignment of (groups, n) columns, and the costs of all under it.
 
     Assignment and variances are found in turns, from weights alone and from both together.
     """
     starts = [weights.start]
     if biases is not None:
         starts.append(weights.degrees * weights.start + biases.start)
-    found: list[tuple[float, int, Channels]] = []
+    found: list[tuple[float, int, Channels, Array]] = []
     for cost in starts:
         columns = np.array([cheapest(part) for part in cost])
-        if any(np.array_equal(columns, other) for _, _, other in found):
+        if any(np.array_equal(columns, other) for _, _, other, _ in found):
             continue
         for _ in range(_TURNS):
             before = columns
@@ -165,11 +165,14 @@ def _fitted(weights: _Errors, biases: _Errors | None) -> Channels:
             columns = np.array([cheapest(part) for part in nats])
             if np.array_equal(columns, before):
                 break
+        else:
+            nats = _nats(weights, biases, columns)
         unlikely = weights.unlikelihood(columns)
         if biases is not None:
             unlikely += biases.unlikelihood(columns)
-        found.append((unlikely, len(found), columns))
-    return min(found)[2]
+        found.append((unlikely, len(found), columns, nats))
+    _, _, columns, nats = min(found, key=lambda one: one[:2])
+    return columns, nats
 
 
 def _squared_sines(products: Array, lengths: Sequence[Array]) -> Array:
