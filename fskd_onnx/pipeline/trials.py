@@ -76,7 +76,8 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
         with with_prefix(text):
             for fitted in fits(problem, trial, options, timer):
                 last[fitted.targets] = fitted
-                sizes[fitted.targets].append(sizes_of(fitted.model))
+                if len(trials) > 1:  # else the fit that is judged is the one that is given out
+                    sizes[fitted.targets].append(sizes_of(fitted.model))
                 with timer("verify"):
                     name = f"fused {problem.student.name}"
                     found = problem.outputs(fitted.model, name, trial.held_out)
