@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fskd_onnx.matching.receptive_field import ReceptiveField, widest
 from fskd_onnx.passes.analysis.composed_kernels import next_in_chain
 from fskd_onnx.passes.analysis.linear import Linear, Refusal, find_linear
-from fskd_onnx.passes.analysis.nodes import is_standard
+from fskd_onnx.passes.analysis.nodes import is_standard, nodes_in_bodies, sole_reader
 from fskd_onnx.passes.analysis.operators import operator_of
 from fskd_onnx.passes.analysis.segments import reads
 from fskd_onnx.passes.analysis.shapes import infer_shapes
@@ -107,8 +107,9 @@ class BlockContext:
         signature: what has to agree with a partner's.
         summed_with: names of the nodes whose outputs are added to its own, branches of the same
             input; None where it is no such branch. A branch whose input alone is added has none.
-        end_of_chain: where another linear node alone reads its output, with nothing between them:
-            the kinds that read the output of the last node of such a chain. Else empty.
+        end_of_chain: where another linear node alone reads its output, or the sum of branches that
+            it is one of, with nothing between them: the kinds that read the output of the last node
+            of such a chain. Else empty.
     """
 
     linear: Linear
@@ -203,15 +204,31 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
         for view in views
     ]
     chained = next_in_chain(graph, views)
+    behind_sums = _behind_sums(graph, views, sum_of)
     for number in reversed(range(len(views))):
-        if number in chained:
-            end = blocks[chained[number]]
+        behind = chained.get(number, behind_sums.get(id(views[number].output)))
+        if behind is not None:
+            end = blocks[behind]
             kinds = end.end_of_chain or end.output_kinds
             blocks[number] = replace(blocks[number], end_of_chain=kinds)
     before = np.zeros((len(views), len(views)), dtype=bool)
     for number, view in enumerate(views):
         before[list(up.linears[id(view.input)]), number] = True
     return BlockGraph(tuple(blocks), before, chained)
+
+
+def _behind_sums(
+    graph: gs.Graph, views: Sequence[Linear], sum_of: Mapping[int, BranchSum]
+) -> dict[int, int]:
+    """Return which linear node alone reads the sum that each branch is a part of, by its output."""
+    in_bodies = nodes_in_bodies(graph)
+    number_of = {id(view.node): number for number, view in enumerate(views)}
+    found = {}
+    for output, branches in sum_of.items():
+        number = number_of.get(id(sole_reader(graph, branches.output, in_bodies)))
+        if number is not None and views[number].input is branches.output:
+            found[output] = number
+    return found
 
 
 def _summed_with(view: Linear, branches: BranchSum | None) -> tuple[str, ...] | None:
