@@ -9,12 +9,16 @@ each node has a partner of its own, and nothing is merged.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.matching.block_graph import find_block_graph
 from fskd_onnx.matching.pairing import pair_blocks
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
-from fskd_onnx.passes.branch_sums import find_sums
+from fskd_onnx.passes.analysis.nodes import is_standard
+from fskd_onnx.passes.analysis.segments import reads
+from fskd_onnx.passes.branch_sums import BranchSum, find_sums
 from fskd_onnx.passes.merge_branches import MergeBranches
 
 Names = frozenset[str]
@@ -24,7 +28,8 @@ def sums_to_merge(teacher: gs.Graph, student: gs.Graph) -> tuple[Names, Names]:
     """Return the sums of branches that only one of two networks has.
 
     Where the student has any, those of both are merged, and what is paired then tells: two merged
-    nodes are a sum that both have. One without a partner stays as it is.
+    nodes are a sum that both have. One without a partner stays as it is. Where it has none, its
+    number of sums tells whether the teacher's are gone, or have branches of another form.
 
     Args:
         teacher: the original network, canonical. It may be rewritten.
@@ -37,7 +42,7 @@ def sums_to_merge(teacher: gs.Graph, student: gs.Graph) -> tuple[Names, Names]:
     theirs = {branches.name: branches for branches in find_sums(teacher)}
     mine = {branches.name: branches for branches in find_sums(student)}
     if not mine:
-        return frozenset(theirs), frozenset()
+        return _gone(teacher, student, theirs), frozenset()
     spanned = {name for name, branches in mine.items() if branches.is_spanned}
     alone = {name for name, branches in mine.items() if len(branches.linears) == 1}
     MergeBranches().run(teacher)
@@ -58,3 +63,23 @@ def sums_to_merge(teacher: gs.Graph, student: gs.Graph) -> tuple[Names, Names]:
         if own in spanned and output not in theirs and not (own in alone and output in added)
     }
     return frozenset(of_teacher), frozenset(of_student)
+
+
+def _gone(teacher: gs.Graph, student: gs.Graph, sums: Mapping[str, BranchSum]) -> Names:
+    """Return the teacher's sums of branches that a student without any no longer has.
+
+    A shortcut around a single node is in many networks, and rarely merged.
+    """
+    missing = _count_sums(teacher) - _count_sums(student)
+    several = {name: s for name, s in sums.items() if len(s.linears) > 1}
+    of_several = sum(len(s.sums) for s in several.values())
+    if missing == sum(len(s.sums) for s in sums.values()):
+        return frozenset(sums)
+    return frozenset(several) if missing >= of_several else frozenset()
+
+
+def _count_sums(graph: gs.Graph) -> int:
+    """Return how many nodes of a graph add two or more tensors that are computed."""
+    return sum(
+        is_standard(node, "Add", "Sum") and len(list(reads(node))) > 1 for node in graph.nodes
+    )
