@@ -186,3 +186,24 @@ def test_branches_have_no_partner_where_the_teacher_has_them_merged(kind: str, c
             assert partner.reason.startswith("it is summed with ")
         else:
             assert partner.teacher == {"stem": "y", "fc": "z"}[name]
+
+
+def test_a_residual_around_a_node_that_was_decomposed_stays() -> None:
+    """The student adds as often as the teacher: what it adds is no branch of one node any more."""
+    whole = """g (float[N,6] x) => (float[N,4] z) <float[6,6] w, float[6,4] v> {
+        p = MatMul (x, w)
+        y = Add (x, p)
+        z = MatMul (y, v)
+    }"""
+    factors = """g (float[N,6] x) => (float[N,4] z) <float[6,2] a, float[2,6] b, float[6,4] v> {
+        q = MatMul (x, a)
+        p = MatMul (q, b)
+        y = Add (p, x)
+        z = MatMul (y, v)
+    }"""
+    merged = "g (float[N,6] x) => (float[N,4] z) <float[6,6] w, float[6,4] v> {"
+    merged += "y = MatMul (x, w) z = MatMul (y, v) }"
+    teacher = build(whole)
+    for student, expected in ((factors, frozenset()), (merged, frozenset({"y"}))):
+        graphs = canonical(teacher), canonical(build(student))
+        assert sums_to_merge(*graphs) == (expected, frozenset())
