@@ -2,10 +2,10 @@
 
 Fits (and the paper's algorithm) are run on the demo's networks, with a few samples, where every
 fold is judged in turn, and with more, where one part is held out. What is kept of each: a digest of
-the fitted file, the held-out error of its output, and family, ridge, status and errors of each
-block. So a change of the code that alters no fit changes no key, one that rounds otherwise changes
-nothing but digests, and one that alters fits is seen; `tests.benchmarks.cells.same_outcome`
-compares. Errors below `EXACT`, where ridge and status are drawn from rounding, count as none.
+the fitted file, the held-out error of its output, and family, ridge and error of each block. So a
+change of the code that alters no fit changes no key, one that rounds otherwise changes nothing but
+digests, and one that alters fits is seen; `tests.benchmarks.cells.same_outcome` compares. Errors
+below `EXACT`, where the ridge is drawn from rounding, count as none.
 
 Training on few samples would round its way to other numbers on any other processor. Its key is the
 text of its code without comments, docstrings and imports, the channels that it is given, and its
@@ -117,14 +117,14 @@ def _fit(probe: Probe, options: FitOptions) -> Outcome:
 
 
 def numbers(report: FitReport) -> list[object]:
-    """Give the held-out error of the output, then choices and errors of each block."""
+    """Give the held-out error of the output, then what each block became.
+
+    What it was, and what that is called, is no part of what a fit comes to.
+    """
     blocks = [
         [block.student, "exact"]
-        if block.error_before is not None and block.error_before < EXACT
-        else [
-            *(block.student, block.status, block.adapter, block.ridge),
-            *(_rounded(block.error_before), _rounded(block.error_after)),
-        ]
+        if block.error_after is not None and block.error_after < EXACT
+        else [block.student, block.adapter, block.ridge, _rounded(block.error_after)]
         for block in report.blocks
     ]
     return [_rounded(report.after.relative_mse), *blocks]
