@@ -21,6 +21,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -279,8 +280,9 @@ def judged(seeds: Sequence[int], jobs: int) -> Iterator[Outcome]:
     if jobs == 1:
         yield from map(judge, seeds)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap_unordered(judge, seeds, chunksize=10)
+    # Unlike a pool of multiprocessing, an executor does not wait for a process that was killed.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as executor:
+        yield from executor.map(judge, seeds, chunksize=10)
 
 
 def broken_limits(outcomes: Sequence[Outcome]) -> dict[str, list[int]]:
