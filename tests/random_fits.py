@@ -193,8 +193,13 @@ def _judge_fusing(case: Case, outcome: Outcome) -> None:
         if not adapters:
             return
         explicit, fused = insert_and_fuse(case.student.model, adapters)
-        pair = [outputs_of(model, case, 4) for model in (fused, explicit)]
-        assert_close(*pair)
+        found, expected = (outputs_of(model, case, 4) for model in (fused, explicit))
+        # An adapter of its own rounds once more; in half precision that adds up.
+        if any(value.dtype == np.float16 for value in expected.values()):
+            for name, value in expected.items():
+                np.testing.assert_allclose(found[name], value, atol=0.05 * np.abs(value).max())
+        else:
+            assert_close(found, expected)
     except Exception:
         outcome.faults.append(("fuse != explicit", traceback.format_exc()[-600:]))
 

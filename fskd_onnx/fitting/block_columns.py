@@ -169,6 +169,8 @@ class BlockColumns:
         ]
         self._taps = np.any([source.geometry.taps_inside for source in sources], axis=0)
         taps = self._taps
+        if not taps.any():
+            raise MatchError("no position of its output sees a position of its input")
         inside = np.tile(taps, linear.shape[2] // len(taps))
         basis: Array | None = None
         if not inside.all():

@@ -105,6 +105,8 @@ class _Overlaps:
                     continue
                 if score < _CONCLUSIVE and _is_another_operand(one, teacher[j]):
                     continue
+                if score == 0 and _is_somewhere_in_a_chain(one, teacher[j]):
+                    continue
                 if _may_be_partners(one, teacher[j]) or _are_equal(one, teacher[j], score):
                     scores[i, j] = score
         return scores
@@ -192,6 +194,14 @@ def _may_be_partners(one: BlockContext, other: BlockContext) -> bool:
         (one.is_inner and "linear" not in other.end_kinds)
         or (other.is_inner and "linear" not in one.end_kinds)
     )
+
+
+def _is_somewhere_in_a_chain(one: BlockContext, other: BlockContext) -> bool:
+    """Whether a node is one of several of which any may be the partner, for all but its weights.
+
+    In a chain of another length than the teacher's, only the end has its place.
+    """
+    return bool(one.end_of_chain) and one.chain_length != other.chain_length
 
 
 def _is_part_of_a_sum(one: BlockContext, other: BlockContext) -> bool:

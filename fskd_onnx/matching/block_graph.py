@@ -107,9 +107,10 @@ class BlockContext:
         signature: what has to agree with a partner's.
         summed_with: names of the nodes whose outputs are added to its own, branches of the same
             input; None where it is no such branch. A branch whose input alone is added has none.
-        end_of_chain: where another linear node alone reads its output, or the sum of branches that
-            it is one of, with nothing between them: the kinds that read the output of the last node
-            of such a chain. Else empty.
+        end_of_chain: where another linear node alone reads its output, or a sum that it is a term
+            of, with nothing between them: the kinds that read the output of the last node of such a
+            chain. Else empty.
+        chain_length: nodes of the longest such chain through it.
     """
 
     linear: Linear
@@ -123,6 +124,7 @@ class BlockContext:
     signature: BlockSignature
     summed_with: tuple[str, ...] | None = None
     end_of_chain: frozenset[str] = frozenset()
+    chain_length: int = 1
 
     @property
     def is_inner(self) -> bool:
@@ -204,30 +206,43 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
         for view in views
     ]
     chained = next_in_chain(graph, views)
-    behind_sums = _behind_sums(graph, views, sum_of)
+    behind_sums = _behind_sums(graph, views)
+    lengths = dict.fromkeys(range(len(views)), 1)
+    for number in range(len(views)):
+        behind = chained.get(number, behind_sums.get(id(views[number].output)))
+        if behind is not None:
+            lengths[behind] = max(lengths[behind], lengths[number] + 1)
     for number in reversed(range(len(views))):
         behind = chained.get(number, behind_sums.get(id(views[number].output)))
         if behind is not None:
             end = blocks[behind]
             kinds = end.end_of_chain or end.output_kinds
+            lengths[number] = lengths[behind]
             blocks[number] = replace(blocks[number], end_of_chain=kinds)
+    blocks = [replace(block, chain_length=lengths[n]) for n, block in enumerate(blocks)]
     before = np.zeros((len(views), len(views)), dtype=bool)
     for number, view in enumerate(views):
         before[list(up.linears[id(view.input)]), number] = True
     return BlockGraph(tuple(blocks), before, chained)
 
 
-def _behind_sums(
-    graph: gs.Graph, views: Sequence[Linear], sum_of: Mapping[int, BranchSum]
-) -> dict[int, int]:
-    """Return which linear node alone reads the sum that each branch is a part of, by its output."""
+def _behind_sums(graph: gs.Graph, views: Sequence[Linear]) -> dict[int, int]:
+    """Return which linear node alone reads the sum that each block output is a term of.
+
+    Returns:
+        Its number, by the identity of the block output.
+    """
     in_bodies = nodes_in_bodies(graph)
     number_of = {id(view.node): number for number, view in enumerate(views)}
     found = {}
-    for output, branches in sum_of.items():
-        number = number_of.get(id(sole_reader(graph, branches.output, in_bodies)))
-        if number is not None and views[number].input is branches.output:
-            found[output] = number
+    for view in views:
+        tensor, reader = view.output, sole_reader(graph, view.output, in_bodies)
+        while reader is not None and is_standard(reader, "Add", "Sum"):
+            tensor = reader.outputs[0]
+            reader = sole_reader(graph, tensor, in_bodies)
+        number = number_of.get(id(reader))
+        if tensor is not view.output and number is not None and views[number].input is tensor:
+            found[id(view.output)] = number
     return found
 
 

@@ -724,3 +724,31 @@ def test_an_inner_node_takes_no_place_further_on() -> None:
     found = teachers(partners(teacher, student))
     expected = {"inner": None, "one": "y", "before": None, "two": "s", "left": "z", "right": "e"}
     assert found == expected
+
+
+@pytest.mark.parametrize("join", ["", "s = Add (h, r)"])
+def test_a_node_somewhere_in_a_longer_chain_has_no_place(join: str) -> None:
+    """The teacher has two linear nodes in a row, the student three: any may be the first."""
+    last = "s" if join else "h"
+    text = """g (float[N,8] x) => (float[N,3] y) <float[8,6] a, {weights}> {{
+        c = MatMul (x, a)
+        r = Relu (c)
+        {nodes}
+        {join}
+        y = MatMul ({last}, w2)
+    }}"""
+    whole = build(
+        text.format(
+            weights="float[6,6] w1, float[6,3] w2", nodes="h = MatMul (r, w1)", join=join, last=last
+        )
+    )
+    factors = text.format(
+        weights="float[6,4] u, float[4,6] v, float[6,3] w2",
+        nodes="q = MatMul (r, u) h = MatMul (q, v)",
+        join=join,
+        last=last,
+    )
+    student = build(factors, {"a": initializers(whole)["a"]}, seed=3)
+    found = {p.student: p.teacher for p in match_models(canonical(whole), canonical(student)).pairs}
+    assert found["q"] is None
+    assert (found["c"], found["y"]) == ("c", "y")
