@@ -76,6 +76,9 @@ class _Overlaps:
         self._index = index
         self.scores = self._node_by_node()
         self._compare_chains()
+        for i, j in np.argwhere(self.scores == 0):
+            if _is_somewhere_in_a_chain(student.blocks[i], teacher.blocks[j]):
+                self.scores[i, j] = -np.inf
 
     def _score(self, one: int, other: int) -> float:
         return _above_chance(overlap(self._weights[one], self._index(other)))
@@ -104,8 +107,6 @@ class _Overlaps:
                 if _is_part_of_a_sum(one, teacher[j]):
                     continue
                 if score < _CONCLUSIVE and _is_another_operand(one, teacher[j]):
-                    continue
-                if score == 0 and _is_somewhere_in_a_chain(one, teacher[j]):
                     continue
                 if _may_be_partners(one, teacher[j]) or _are_equal(one, teacher[j], score):
                     scores[i, j] = score
