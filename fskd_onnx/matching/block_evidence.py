@@ -25,7 +25,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fskd_onnx.matching.block_graph import BlockContext, BlockGraph, BlockSignature, Path
+from fskd_onnx.matching.block_graph import BlockContext, BlockGraph, BlockSignature
+from fskd_onnx.matching.surroundings import Path
 from fskd_onnx.matching.weight_overlap import (
     ROWS_THAT_CLAIM,
     KernelIndex,

@@ -11,47 +11,24 @@ Mul by a constant) are looked through: exporters and optimizers disagree on them
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from fskd_onnx.matching.receptive_field import ReceptiveField, widest
+from fskd_onnx.matching.surroundings import COMMUTE, Downstream, Path, Upstream
 from fskd_onnx.passes.analysis.composed_kernels import next_in_chain
 from fskd_onnx.passes.analysis.linear import Linear, Refusal, find_linear
 from fskd_onnx.passes.analysis.nodes import is_standard, nodes_in_bodies, sole_reader
-from fskd_onnx.passes.analysis.operators import operator_of
 from fskd_onnx.passes.analysis.segments import reads
 from fskd_onnx.passes.analysis.shapes import infer_shapes
 from fskd_onnx.passes.branch_sums import BranchSum, find_sums
 
 T = TypeVar("T")
-
-# Operators whose operands may be exchanged.
-_COMMUTE = ("Add", "Mul", "Sum", "Mean", "Max", "Min")
-# Operators on a path are told apart up to this number of them.
-_DEPTH = 3
-
-
-class Slot(NamedTuple):
-    """One of several operands whose order counts.
-
-    Attributes:
-        op: the operator.
-        place: number of the operand among those that are no constants.
-        of: how many these are.
-    """
-
-    op: str
-    place: int
-    of: int
-
-
-Path: TypeAlias = tuple[Slot, ...]
 
 
 @dataclass(frozen=True)
@@ -177,7 +154,7 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
     listed = find_linear(graph)
     views = [view for view in listed if isinstance(view, Linear)]
     refused = {id(view.node) for view in listed if isinstance(view, Refusal)}
-    up, down = _Upstream(graph, views), _Downstream(graph, views, refused)
+    up, down = Upstream(graph, views), Downstream(graph, views, refused)
     shapes = infer_shapes(graph)
     sum_of = {id(view.output): s for s in find_sums(graph, views) for view in s.linears}
     numbers = {id(node): number for number, node in enumerate(graph.nodes)}
@@ -206,19 +183,16 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
         for view in views
     ]
     chained = next_in_chain(graph, views)
-    behind_sums = _behind_sums(graph, views)
+    next_of = {**_behind_sums(graph, views), **chained}
     lengths = dict.fromkeys(range(len(views)), 1)
-    for number in range(len(views)):
-        behind = chained.get(number, behind_sums.get(id(views[number].output)))
-        if behind is not None:
-            lengths[behind] = max(lengths[behind], lengths[number] + 1)
-    for number in reversed(range(len(views))):
-        behind = chained.get(number, behind_sums.get(id(views[number].output)))
-        if behind is not None:
-            end = blocks[behind]
-            kinds = end.end_of_chain or end.output_kinds
-            lengths[number] = lengths[behind]
-            blocks[number] = replace(blocks[number], end_of_chain=kinds)
+    for number in sorted(next_of):
+        behind = next_of[number]
+        lengths[behind] = max(lengths[behind], lengths[number] + 1)
+    for number in sorted(next_of, reverse=True):
+        end = blocks[next_of[number]]
+        lengths[number] = lengths[next_of[number]]
+        kinds = end.end_of_chain or end.output_kinds
+        blocks[number] = replace(blocks[number], end_of_chain=kinds)
     blocks = [replace(block, chain_length=lengths[n]) for n, block in enumerate(blocks)]
     before = np.zeros((len(views), len(views)), dtype=bool)
     for number, view in enumerate(views):
@@ -227,22 +201,18 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
 
 
 def _behind_sums(graph: gs.Graph, views: Sequence[Linear]) -> dict[int, int]:
-    """Return which linear node alone reads the sum that each block output is a term of.
-
-    Returns:
-        Its number, by the identity of the block output.
-    """
+    """Return, by number, which linear node alone reads the sum that each one's output is in."""
     in_bodies = nodes_in_bodies(graph)
     number_of = {id(view.node): number for number, view in enumerate(views)}
     found = {}
-    for view in views:
+    for own, view in enumerate(views):
         tensor, reader = view.output, sole_reader(graph, view.output, in_bodies)
         while reader is not None and is_standard(reader, "Add", "Sum"):
             tensor = reader.outputs[0]
             reader = sole_reader(graph, tensor, in_bodies)
         number = number_of.get(id(reader))
         if tensor is not view.output and number is not None and views[number].input is tensor:
-            found[id(view.output)] = number
+            found[own] = number
     return found
 
 
@@ -258,128 +228,7 @@ def _joined(tensor: gs.Tensor, numbers: Mapping[int, int]) -> tuple[tuple[str, .
         (node,) = tensor.outputs
         operators.append(str(node.op))
         if len(list(reads(node))) > 1:
-            is_join = is_standard(node, *_COMMUTE) and id(node) in numbers
+            is_join = is_standard(node, *COMMUTE) and id(node) in numbers
             return (tuple(operators), numbers[id(node)]) if is_join else None
         (tensor,) = node.outputs
     return None
-
-
-class _Upstream:
-    """What tensors come from, by the identity of the tensor.
-
-    Attributes:
-        kinds: of the nearest nodes that count.
-        ends: positions of the graph's inputs.
-        linears: numbers of the linear nodes, near and far.
-        fields: what they see of the graph's inputs.
-    """
-
-    def __init__(self, graph: gs.Graph, views: Sequence[Linear]) -> None:
-        number_of = {id(view.bias_node or view.node): n for n, view in enumerate(views)}
-        inner = {id(view.node) for view in views if view.bias_node is not None}
-        self.kinds: dict[int, frozenset[str]] = {}
-        self.ends: dict[int, frozenset[int]] = {}
-        self.linears: dict[int, frozenset[int]] = {}
-        self.fields: dict[int, ReceptiveField] = {}
-        for position, tensor in enumerate(graph.inputs):
-            self._set(
-                tensor, frozenset({"input"}), frozenset({position}), frozenset(), ReceptiveField()
-            )
-        for node in graph.nodes:
-            sources = [id(tensor) for tensor in reads(node) if id(tensor) in self.kinds]
-            linears = _union(self.linears[source] for source in sources)
-            ends = _union(self.ends[source] for source in sources)
-            if id(node) in number_of:
-                linears, kinds = linears | {number_of[id(node)]}, frozenset({"linear"})
-            elif id(node) in inner or _is_looked_through(node):
-                kinds = _union(self.kinds[source] for source in sources)
-            else:
-                kinds = frozenset({_kind(node)})
-            field = widest(self.fields[source] for source in sources).forward(node)
-            for tensor in node.outputs:
-                self._set(tensor, kinds, ends, linears, field)
-
-    def _set(
-        self,
-        tensor: gs.Tensor,
-        kinds: frozenset[str],
-        ends: frozenset[int],
-        linears: frozenset[int],
-        field: ReceptiveField,
-    ) -> None:
-        self.kinds[id(tensor)], self.ends[id(tensor)] = kinds, ends
-        self.linears[id(tensor)], self.fields[id(tensor)] = linears, field
-
-
-class _Downstream:
-    """What tensors go to, by the identity of the tensor.
-
-    Attributes:
-        kinds: of the nearest nodes that count.
-        ends: positions of the graph's outputs.
-        paths: the ways to the nearest linear nodes and to outputs, where the order of operands
-            counts.
-        fields: how much of them the graph's outputs see.
-    """
-
-    def __init__(self, graph: gs.Graph, views: Sequence[Linear], refused: Set[int]) -> None:
-        linear = {id(view.node) for view in views} | refused
-        biases = {id(view.bias_node) for view in views}
-        self.kinds: dict[int, frozenset[str]] = {}
-        self.ends: dict[int, frozenset[int]] = {}
-        self.paths: dict[int, frozenset[Path]] = {}
-        self.fields: dict[int, ReceptiveField] = {}
-        for position, tensor in enumerate(graph.outputs):
-            self._add(
-                tensor,
-                frozenset({"output"}),
-                frozenset({position}),
-                frozenset({()}),
-                ReceptiveField(),
-            )
-        for node in reversed(graph.nodes):
-            results = [id(tensor) for tensor in node.outputs]
-            kinds = _union(self.kinds.get(result, frozenset()) for result in results)
-            ends = _union(self.ends.get(result, frozenset()) for result in results)
-            paths = _union(self.paths.get(result, frozenset()) for result in results)
-            if id(node) in linear:
-                kinds, paths = frozenset({"linear"}), frozenset({()})
-            elif id(node) not in biases and not _is_looked_through(node):
-                kinds = frozenset({_kind(node)})
-            field = widest(self.fields[r] for r in results if r in self.fields).backward(node)
-            operands = list(reads(node))
-            ordered = len(operands) > 1 and not is_standard(node, *_COMMUTE)
-            for place, tensor in enumerate(operands):
-                slot = Slot(str(node.op), place, len(operands))
-                taken = frozenset((slot, *path)[:_DEPTH] for path in paths) if ordered else paths
-                self._add(tensor, kinds, ends, taken, field)
-            for tensor in node.outputs:
-                self._add(tensor, frozenset(), frozenset(), frozenset(), ReceptiveField())
-
-    def _add(
-        self,
-        tensor: gs.Tensor,
-        kinds: frozenset[str],
-        ends: frozenset[int],
-        paths: frozenset[Path],
-        field: ReceptiveField,
-    ) -> None:
-        key = id(tensor)
-        self.kinds[key] = self.kinds.get(key, frozenset()) | kinds
-        self.ends[key] = self.ends.get(key, frozenset()) | ends
-        self.paths[key] = self.paths.get(key, frozenset()) | paths
-        self.fields[key] = widest((self.fields.get(key, ReceptiveField()), field))
-
-
-def _is_looked_through(node: gs.Node) -> bool:
-    operator = operator_of(node)
-    reads_constant = any(isinstance(tensor, gs.Constant) for tensor in node.inputs)
-    return operator.is_looked_through or (operator.scales and reads_constant)
-
-
-def _kind(node: gs.Node) -> str:
-    return operator_of(node).kind or str(node.op)
-
-
-def _union(sets: Iterable[frozenset[T]]) -> frozenset[T]:
-    return frozenset().union(*sets)

@@ -15,9 +15,9 @@ from fskd_onnx.matching.block_graph import (
     BlockContext,
     BlockGraph,
     BlockSignature,
-    Slot,
     find_block_graph,
 )
+from fskd_onnx.matching.surroundings import Slot
 from fskd_onnx.passes import Canonicalize
 from tests.helpers import DEMO, build
 from tests.students import DECOMPOSITIONS, decomposed, is_spatial, renamed
