@@ -153,11 +153,16 @@ def _preset_list() -> str:
 
 
 class AdapterName(StrEnum):
-    """Families of adapters: the paper's 1x1, whole kernels, or what held-out error prefers."""
+    """Families of adapters: the paper's 1x1, whole kernels, or what held-out error prefers.
+
+    Of a decomposed block, ``KERNEL`` fits the last node, ``FACTORS`` all nodes; elsewhere they are
+    the same.
+    """
 
     AUTO = "auto"
     POINTWISE = "pointwise"
     KERNEL = "kernel"
+    FACTORS = "factors"
 
 
 class TargetsName(StrEnum):

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, MutableSequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
@@ -193,18 +194,33 @@ def _export_node(
     )
     found = (origins.get(key) for key in _identities(written))
     origin = next((candidate for candidate in found if candidate is not None), None)
-    if origin is None:
+    if origin is None or not _has_whole_numbers_of(node, origin):
         new: onnx.NodeProto = OnnxExporter.export_node(node)
         return new
     restored = onnx.NodeProto()
     restored.CopyFrom(origin)
     restored.input[:] = written.input
     restored.output[:] = written.output
-    # The only attributes that a pass rewrites are numbers (Gemm's alpha and beta).
+    # The only attributes that a pass rewrites in place are Gemm's alpha and beta.
     for attribute in restored.attribute:
         if attribute.type == onnx.AttributeProto.FLOAT and not attribute.ref_attr_name:
             attribute.f = node.attrs[attribute.name]
     return restored
+
+
+def _has_whole_numbers_of(node: gs.Node, origin: onnx.NodeProto) -> bool:
+    """Whether a node has strides, pads and the like of its origin; else it is a new one."""
+    stated = {a.name: a for a in origin.attribute}
+    kinds = {onnx.AttributeProto.INT: "i", onnx.AttributeProto.INTS: "ints"}
+    for name, value in node.attrs.items():
+        attribute = stated.get(name)
+        if attribute is None:
+            return False
+        if attribute.type in kinds and not attribute.ref_attr_name:
+            before = getattr(attribute, kinds[attribute.type])
+            if np.any(np.asarray(value) != np.asarray(before)):
+                return False
+    return True
 
 
 def _names_read(graph: onnx.GraphProto) -> Iterator[str]:

@@ -11,18 +11,18 @@ branch, where that sees all that the sum sees, so that the sum is what was fitte
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
-from fskd_onnx.passes.analysis.nodes import index_of, unused_name
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.branch_sums import BranchSum, find_sums
-from fskd_onnx.passes.edit import remove
+from fskd_onnx.passes.composed_node import put_composed
 from fskd_onnx.passes.errors import PostconditionError
 from fskd_onnx.passes.replace_weights import ReplaceWeights
 
@@ -59,13 +59,20 @@ class MergeBranches(Pass):
         return [s for s in find_sums(graph) if wanted is None or s.name in wanted]
 
 
-def give_back(graph: gs.Graph, merged: gs.Graph, fitted: gs.Graph) -> list[str]:
-    """Give the branches of a graph the weights that were fitted to their sums.
+def give_back(
+    graph: gs.Graph,
+    merged: gs.Graph,
+    fitted: gs.Graph,
+    factors: Mapping[str, AffineMap] = MappingProxyType({}),
+) -> list[str]:
+    """Give the nodes of a graph the weights that were fitted to what stood for them.
 
     Args:
-        graph: with branches, rewritten in place.
-        merged: the same with some of its sums merged, each of which its largest branch spans.
+        graph: with branches and chains, rewritten in place.
+        merged: the same with some of its sums merged, each of which its largest branch spans, and
+            some of its chains composed.
         fitted: that graph with new weights.
+        factors: new weights of the nodes of chains, by their names.
 
     Returns:
         One note per node that changed.
@@ -73,13 +80,14 @@ def give_back(graph: gs.Graph, merged: gs.Graph, fitted: gs.Graph) -> list[str]:
     before = {view.output.name: view for view in _linears(merged)}
     own = {view.output.name: view for view in _linears(graph)}
     sums = {branches.name: branches for branches in find_sums(graph)}
-    weights = {}
+    weights = dict(factors)
     for new in _linears(fitted):
         output, old = new.output.name, before[new.output.name]
         if np.array_equal(new.matrix, old.matrix) and np.array_equal(new.bias, old.bias):
             continue
-        if output in own:
+        if output in own and own[output].input.name == new.input.name:
             weights[own[output].name] = new.affine
+        if output in own or output not in sums:
             continue
         largest = sums[output].largest
         matrix = largest.matrix + (new.matrix - old.matrix)
@@ -93,43 +101,13 @@ def _linears(graph: gs.Graph) -> list[Linear]:
 
 
 def _merge(graph: gs.Graph, branches: BranchSum) -> None:
-    output, name = branches.output, branches.largest.name
-    first, kernel, bias = branches.largest, branches.kernel, branches.bias
-    at = index_of(graph, branches.sums[-1])
-    dtype = first.dtype
-    node = gs.Node(first.op, name, _attributes(branches, first), [branches.source])
-    shape = kernel.weights.shape
-    matrix = kernel.weights.reshape(shape[0], shape[1], -1).astype(np.float64)
-    weight = first.operator.stored(node, matrix, kernel.kernel_shape)
-    node.inputs.append(_constant(graph, f"{output.name}/weight", weight.astype(dtype)))
-    new = [node]
-    if first.operator.bias_input is not None:
-        node.inputs.append(_constant(graph, f"{output.name}/bias", bias.astype(dtype)))
-    elif bias.any():
-        product = gs.Variable(unused_name(graph, f"{output.name}/product"), first.dtype)
-        node.outputs.append(product)
-        shift = _constant(graph, f"{output.name}/bias", bias.astype(dtype))
-        new.append(gs.Node("Add", "", {}, [product, shift]))
-    for offset, made in enumerate(new):
-        graph.nodes.insert(at + 1 + offset, made)
-    remove(graph, *branches.nodes)
-    new[-1].outputs.append(output)
-
-
-def _attributes(branches: BranchSum, first: Linear) -> dict[str, object]:
-    if not first.is_convolution:
-        return {}
-    window, kernel = branches.window, branches.kernel
-    return {
-        "group": kernel.groups,
-        "kernel_shape": list(window.taps),
-        "strides": list(window.strides),
-        "dilations": list(window.dilations),
-        "pads": [*window.begin, *window.end],
-    }
-
-
-def _constant(
-    graph: gs.Graph, name: str, values: np.ndarray[tuple[int, ...], np.dtype[np.floating]]
-) -> gs.Constant:
-    return gs.Constant(unused_name(graph, name), np.ascontiguousarray(values))
+    put_composed(
+        graph,
+        branches.largest,
+        branches.nodes,
+        branches.kernel,
+        branches.window,
+        branches.bias,
+        branches.source,
+        branches.output,
+    )

@@ -17,6 +17,13 @@ span such patches.
 
 A kernel that is mostly zeros is solved on its support, row by row, and keeps its zeros.
 
+A decomposed block is several nodes that are one linear map of its patches p. Its last factors are
+fitted as a kernel is, on what they see of the patches, z = T p; all factors together are no ridge
+regression but a problem of their own on the same moments (``linalg.factorization``)::
+
+    kernel      x = T p   A = the last factors   fused: the last factors = B
+    factors     x = p     pulled to the teacher's kernel, or to the composed one
+
 To add a family: a subclass of ``Family`` with its class attributes, ``of`` and ``weight_change``,
 its name in ``AdapterName``, and a line in ``FAMILIES``. What it fuses to has to be weights of the
 block's shape. A family that only shifts would be::
@@ -39,7 +46,7 @@ block's shape. A family that only shifts would be::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,13 +55,16 @@ from numpy.typing import NDArray
 
 from fskd_onnx.errors import MatchError
 from fskd_onnx.linalg.backends import Array
-from fskd_onnx.linalg.moments import CrossMoments, GramMoments, Moments
+from fskd_onnx.linalg.factorization import Factorization, Target, fit_factors
+from fskd_onnx.linalg.moments import CrossMoments, GramMoments, Moments, sum_moments
 from fskd_onnx.linalg.ridge import (
     CrossValidation,
     Mask,
     Ridge,
     cross_validate,
     is_identity,
+    regular_solver,
+    relative_strength,
     span,
 )
 from fskd_onnx.options import AdapterName
@@ -80,6 +90,8 @@ class BlockRegressors:
         of_outputs: whether the regressors are coordinates of the outputs; the columns of
             ``block_map`` then are orthonormal.
         keep_zeros: whether zeros of ``block_map`` have to stay; the regressors then are patches.
+        factors: of a decomposed block; the regressors then are patches, too.
+        prior: (groups, n, p) what new factors are pulled to; None: to the block as it is.
     """
 
     block_map: Array
@@ -87,6 +99,8 @@ class BlockRegressors:
     basis: Array | None = None
     of_outputs: bool = False
     keep_zeros: bool = False
+    factors: Factorization | None = None
+    prior: Array | None = None
 
     def express(self, block: AffineMap) -> AffineMap | None:
         """Return a map of patches as one of the regressors; None where these do not tell."""
@@ -145,6 +159,17 @@ class Family(ABC):
         change = self.weight_change(adapter.matrix - self.prior, matrix)
         return AffineMap(matrix + change, adapter.shift)
 
+    def fused_factors(self, adapter: AffineMap, factors: Factorization) -> Factorization:
+        """Return the factors of a decomposed block with an adapter in it.
+
+        Args:
+            adapter: map of the family's regressors.
+            factors: of the block as it is.
+        """
+        last = factors.last_matrix[np.newaxis]
+        change = self.weight_change(adapter.matrix - self.prior, last)
+        return factors.with_last((last + change)[0])
+
     @abstractmethod
     def weight_change(self, change: Array, matrix: Array) -> Array:
         """Return what a block's weights change by, (groups, n, p), where its adapter changes.
@@ -154,24 +179,35 @@ class Family(ABC):
             matrix: (groups, n, p) the block's W.
         """
 
-    def ridge(self, moments: GramMoments, rows: Indices | None = None) -> Ridge:
-        """Set up the regression on the family's regressors, for all targets or some."""
+    def solver(
+        self, moments: GramMoments, ridge: float, rows: Indices | None = None
+    ) -> Callable[[Moments], AffineMap]:
+        """Return what solves for targets of moments over the same columns.
+
+        Args:
+            moments: of the family's regressors.
+            ridge: strength, relative to the mean diagonal of the Gram matrix.
+            rows: which of the family's targets those will be; None: all.
+        """
         some = slice(None) if rows is None else rows
         support = None if self.support is None else self.support[:, some]
-        return Ridge(moments, self.prior[:, some], support)
+        return Ridge(moments, self.prior[:, some], support).solver(ridge)
 
-    def cross_validate(self, folds: Sequence[Moments], rows: Indices) -> CrossValidation:
+    def cross_validate(
+        self, folds: Sequence[Moments], rows: Indices, tested: int | None
+    ) -> CrossValidation:
         """Choose the ridge by the error on held-out folds.
 
         Args:
             folds: moments of the gathered regressors, at least two folds that share no sample.
             rows: which of the family's targets those of the moments are.
+            tested: on how many folds at most; None: on all.
         """
         some = tested_targets(len(rows))
         parts = [self.moments(fold.of_targets(some)) for fold in folds]
         rows = rows[some]
         support = None if self.support is None else self.support[:, rows]
-        return cross_validate(parts, self.unchanged.of_targets(rows), support)
+        return cross_validate(parts, self.unchanged.of_targets(rows), tested, support)
 
     def moments(self, gathered: Moments) -> Moments:
         """Return moments of the family's regressors, from those of the gathered ones."""
@@ -223,6 +259,15 @@ class Kernel(Family):
     @classmethod
     def of(cls, block: BlockRegressors) -> Kernel:
         """Return the adapters of a block."""
+        if block.factors is not None:
+            factors, seen = block.factors, block.factors.last_patches
+            mask = factors.last_mask
+            return cls(
+                prior=factors.last_matrix[np.newaxis],
+                bias=block.bias,
+                regressor_map=(seen if block.basis is None else seen @ block.basis[0])[np.newaxis],
+                support=None if mask is None else mask[np.newaxis],
+            )
         support = block.block_map != 0 if block.keep_zeros else None
         return cls(block.block_map, block.bias, basis=block.basis, support=support)
 
@@ -231,12 +276,109 @@ class Kernel(Family):
         return change if self.basis is None else change @ np.swapaxes(self.basis, 1, 2)
 
 
+@dataclass(frozen=True)
+class FactoredMap(AffineMap):
+    """The map of a decomposed block, with the factors that it is composed of."""
+
+    factors: Factorization
+
+
+@dataclass(frozen=True)
+class Factors(Family):
+    """New factors for a decomposed block, all of them.
+
+    Attributes:
+        factors: of the block as it is.
+        towards: (1, n, p) what the ridge pulls the composed kernel to.
+    """
+
+    factors: Factorization | None = None
+    towards: Array | None = None
+
+    name = AdapterName.FACTORS.value
+    needs_patches = True
+    keeps_zeros = False
+    can_change_targets = True
+
+    @classmethod
+    def of(cls, block: BlockRegressors) -> Factors:
+        """Return the adapters of a decomposed block."""
+        assert block.factors is not None  # `families_for` has looked
+        kernel = block.factors.kernel[np.newaxis]
+        return cls(
+            prior=kernel,
+            bias=block.bias,
+            regressor_map=block.basis,
+            factors=block.factors,
+            towards=kernel if block.prior is None else block.prior,
+        )
+
+    def solver(
+        self, moments: GramMoments, ridge: float, rows: Indices | None = None
+    ) -> Callable[[Moments], AffineMap]:
+        """Return what solves for targets, all of them, one set of targets after another."""
+        assert self.factors is not None
+        assert self.towards is not None
+        towards, found = self.towards[0], self.factors
+        gram = moments.centered_gram
+        strength = relative_strength(gram, ridge)
+        inverse = regular_solver(gram[0], strength)
+        regular, warm = gram[0] + strength * np.eye(len(gram[0])), False
+
+        def solve(moments: Moments) -> FactoredMap:
+            nonlocal found, warm
+            cross = moments.centered_cross[0] + strength * towards
+            energy = moments.target_energy + strength * float(np.sum(towards**2))
+            found = fit_factors(found, Target(regular, cross, energy), inverse, warm=warm)
+            warm = True
+            kernel = found.kernel[np.newaxis]
+            shift = moments.mean_y - np.einsum("gij,gj->gi", kernel, moments.of_x.mean_x)
+            return FactoredMap(kernel, shift, found)
+
+        return solve
+
+    def cross_validate(
+        self, folds: Sequence[Moments], rows: Indices, tested: int | None
+    ) -> CrossValidation:
+        """Choose the ridge as for any kernel, and fit factors with it without the tested folds."""
+        parts = [self.moments(fold) for fold in folds]
+        some = tested_targets(len(rows))
+        prior = AffineMap(self.prior if self.towards is None else self.towards, self.bias)
+        subset = [part.of_targets(some) for part in parts]
+        found = cross_validate(subset, prior.of_targets(some), tested)
+        everything = sum_moments(parts)
+        held_out = parts[:tested]
+        fits = []
+        for part in held_out:
+            rest = everything - part
+            fits.append(self.solver(rest.of_x, found.ridge)(rest))
+        return CrossValidation(
+            moments=everything,
+            ridge=found.ridge,
+            error_before=sum(part.error(self.unchanged) for part in held_out),
+            error_after=sum(
+                part.error(fitted) for part, fitted in zip(held_out, fits, strict=True)
+            ),
+            energy=sum(part.target_energy for part in held_out),
+        )
+
+    def fused_factors(self, adapter: AffineMap, factors: Factorization) -> Factorization:
+        """Return the new factors."""
+        assert isinstance(adapter, FactoredMap)
+        return adapter.factors
+
+    def weight_change(self, change: Array, matrix: Array) -> Array:
+        """Return what the composed kernel changes by."""
+        return change
+
+
 Families = tuple[type[Family], ...]
 
 FAMILIES: Mapping[AdapterName, Families] = {
     AdapterName.POINTWISE: (Pointwise,),
     AdapterName.KERNEL: (Kernel,),
-    AdapterName.AUTO: (Pointwise, Kernel),
+    AdapterName.FACTORS: (Factors,),
+    AdapterName.AUTO: (Pointwise, Kernel, Factors),
 }
 """The families that each option tries, the better one by held-out error being taken."""
 
@@ -251,12 +393,27 @@ def need_patches(families: Families) -> bool:
     return any(family.needs_patches for family in families)
 
 
-def families_for(linear: Linear, families: Families) -> tuple[Families, bool]:
+def families_for(
+    linear: Linear, families: Families, factors: Factorization | None = None
+) -> tuple[Families, bool]:
     """Return which families to try on a block, and whether they keep zeros of its kernel.
+
+    Args:
+        linear: the block.
+        families: what may be tried.
+        factors: of a decomposed block.
 
     Raises:
         MatchError: the kernel is sparse, and all families would fill its zeros.
     """
+    if factors is not None:
+        # A 1x1 adapter behind a grouped factor would connect its groups.
+        some = tuple(f for f in families if factors.last_mask is None or f is not Pointwise)
+        if not some:
+            raise MatchError("an adapter would connect the groups of its last node")
+        return some, False
+    # A block of one node is its own only factor.
+    families = tuple(dict.fromkeys(Kernel if f is Factors else f for f in families))
     if not is_sparse(linear.native):
         return families, False
     keeping = tuple(family for family in families if family.keeps_zeros)

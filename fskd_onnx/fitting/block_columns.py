@@ -32,6 +32,7 @@ from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse
 from fskd_onnx.fitting.column_chunk import ColumnChunk, Floats
 from fskd_onnx.fitting.teacher_pass import TargetColumns, TeacherPass
 from fskd_onnx.linalg.backends import Array
+from fskd_onnx.linalg.factorization import Factorization
 from fskd_onnx.linalg.ridge import span
 from fskd_onnx.linalg.threads import parallel_map
 from fskd_onnx.passes.analysis.geometry import Geometry
@@ -61,6 +62,8 @@ class BlockRequest:
         across_groups: whether the outputs of all groups are the regressors of all targets, as they
             are while channels are not known.
         others: its other uses, in the order of the plan.
+        factors: of a decomposed block.
+        prior: (1, n, p) what new factors are pulled to; None: to the block as it is.
     """
 
     plan: BlockPlan
@@ -71,6 +74,8 @@ class BlockRequest:
     keep_zeros: bool = False
     across_groups: bool = False
     others: tuple[Linear, ...] = ()
+    factors: Factorization | None = None
+    prior: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,15 @@ class BlockColumns:
             self._projection = coordinates.astype(kind)
             basis = None
         bias = linear.bias.reshape(groups, -1)
-        self.regressors = BlockRegressors(block_map, bias, basis, of_outputs, request.keep_zeros)
+        self.regressors = BlockRegressors(
+            block_map,
+            bias,
+            basis,
+            of_outputs,
+            request.keep_zeros,
+            request.factors,
+            request.prior,
+        )
         columns = sum(source.columns[index].columns for source, index in self._pieces)
         n, m = block_map.shape[1:]
         # Groups of them, and how many in each.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fskd_onnx.fitting.adapters import Families, Family, tested_targets
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.linalg.moments import CrossMoments, Moments, sum_moments
-from fskd_onnx.linalg.ridge import CrossValidation
+from fskd_onnx.linalg.ridge import CrossValidation, folds_to_test
 from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.constants import epsilon
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue
@@ -104,13 +104,16 @@ def _fit_families(data: BlockData, families: Families, epilogue: Epilogue) -> Bl
     """Fit every family, refine the best, and say what held-out folds make of it."""
     n = data.regressors.block_map.shape[1]
     # Targets share all but their own values, so some of them tell which variant is the best one;
-    # but where there is only one, all of them are needed anyway.
+    # but where there is only one, all of them are needed anyway, and factors are common to all.
     all_rows = np.arange(n)
-    rows = tested_targets(n) if epilogue.sum_output is not None else all_rows
+    together = epilogue.sum_output is None or data.regressors.factors is not None
+    rows = all_rows if together else tested_targets(n)
     folds = data.moments(rows)
     candidates = [family.of(data.regressors) for family in families]
+    # All families on the same folds, or their errors are not to be compared.
+    tested = folds_to_test(max(candidate.prior.shape[2] for candidate in candidates))
     family, plain = min(
-        ((candidate, candidate.cross_validate(folds, rows)) for candidate in candidates),
+        ((candidate, candidate.cross_validate(folds, rows, tested)) for candidate in candidates),
         key=lambda pair: pair[1].error_after,
     )
     best = _Candidate(False, [fold.of_y for fold in folds], plain.ridge)
@@ -118,7 +121,7 @@ def _fit_families(data: BlockData, families: Families, epilogue: Epilogue) -> Bl
     if epilogue == NO_EPILOGUE:
         best = replace(best, error=plain.error_after)
     else:
-        best = _refine(data, folds, family, plain, epilogue, rows)
+        best = _refine(data, folds, family, plain, epilogue, rows, tested)
         unchanged = family.as_block_map(family.unchanged.of_targets(rows))
         before = data.error(unchanged, epilogue, rows)
         scale = _scale(folds[0].target_energy, folds[:1])
@@ -131,7 +134,7 @@ def _fit_families(data: BlockData, families: Families, epilogue: Epilogue) -> Bl
     moments = Moments(plain.moments.of_x, family.cross_moments(sum_moments(targets)))
     return BlockFit(
         family,
-        family.ridge(moments.of_x).solver(best.ridge)(moments),
+        family.solver(moments.of_x, best.ridge)(moments),
         best.ridge,
         before * scale,
         best.error * scale,
@@ -181,6 +184,7 @@ def _refine(
     plain: CrossValidation,
     epilogue: Epilogue,
     rows: NDArray[np.intp],
+    tested: int | None,
 ) -> _Candidate:
     """Repeat a fit with what the epilogue shows, as long as the first fold, left out, agrees.
 
@@ -192,7 +196,7 @@ def _refine(
     starts = [(False, folds, plain.ridge)]
     if data.residual:
         behind = _join(folds, data.cross_moments(rows, residual=True))
-        starts.append((True, behind, family.cross_validate(behind, rows).ridge))
+        starts.append((True, behind, family.cross_validate(behind, rows, tested).ridge))
     for residual, moments, ridge in starts:
         steps = _repeat(data, moments, family, ridge, epilogue, rows)
         for repeats, (fitted, targets) in enumerate(itertools.islice(steps, _ITERATIONS + 1)):
@@ -215,7 +219,7 @@ def _repeat(
 ) -> Iterator[tuple[AffineMap, list[CrossMoments]]]:
     """Yield fits to all folds but the first, each with the targets that it was fitted to."""
     rest = family.moments(sum_moments(folds[1:]))
-    solve = family.ridge(rest.of_x, rows).solver(ridge)
+    solve = family.solver(rest.of_x, ridge, rows)
     targets = [fold.of_y for fold in folds]
     while True:
         fitted = solve(rest)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from fskd_onnx.passes.analysis.coupled_channels import find_coupled_channels
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.propagation import is_depthwise
 from fskd_onnx.passes.analysis.shared_weights import find_uses
+from fskd_onnx.passes.analysis.windows import Window
 from fskd_onnx.results import Matching
 
 
@@ -164,6 +165,40 @@ class ChannelSpaces:
         if not is_depthwise(student) and self.repeat(block) is None:
             return [student.input.name]
         return []
+
+
+def teacher_kernels(
+    student: gs.Graph, teacher: gs.Graph, matching: Matching, blocks: Collection[str]
+) -> dict[str, AffineMap]:
+    """Return the teacher's weights of some blocks, with the channels that the student kept.
+
+    Args:
+        student: the compressed network, canonical.
+        teacher: the original network, canonical.
+        matching: the blocks' pairs and channels.
+        blocks: names of the student's nodes.
+
+    Returns:
+        By name, where the teacher's node moves over positions in the same way and all channels are
+        known.
+    """
+    if not blocks:
+        return {}
+    spaces = ChannelSpaces(student, teacher, matching)
+    carried = {
+        space: np.array(pair.channels)
+        for pair in matching.usable
+        if pair.channels is not None
+        and (space := spaces.output(spaces.blocks[pair.student])) is not None
+    }
+    found = {}
+    for pair in matching.usable:
+        if pair.student in blocks and pair.channels is not None:
+            block = spaces.blocks[pair.student]
+            weights = spaces.sliced(block, np.array(pair.channels), carried)
+            if weights is not None and Window.of(block.student) == Window.of(block.teacher):
+                found[pair.student] = weights
+    return found
 
 
 def _pair_up(student: gs.Graph, teacher: gs.Graph, matching: Matching) -> dict[str, LinearPair]:

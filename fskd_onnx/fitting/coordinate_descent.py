@@ -17,8 +17,10 @@ from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.block_fit import BlockFit, error_of, fit_block
 from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse, common_epilogue
+from fskd_onnx.fitting.factored import factorization_of, weights_of
 from fskd_onnx.fitting.teacher_pass import TeacherPass
-from fskd_onnx.linalg.backends import solved_by
+from fskd_onnx.linalg.backends import Array, solved_by
+from fskd_onnx.linalg.factorization import Factorization, Target, fit_factors
 from fskd_onnx.linalg.moments import sum_moments
 from fskd_onnx.linalg.threads import threads_for
 from fskd_onnx.matching.assignment import Channels
@@ -27,6 +29,7 @@ from fskd_onnx.options import FitOptions
 from fskd_onnx.passes import AffineMap, ReplaceWeights
 from fskd_onnx.passes.analysis import constants
 from fskd_onnx.passes.analysis.epilogue import Epilogue
+from fskd_onnx.passes.analysis.factored_blocks import FactoredBlock
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.results import BlockPair, BlockReport, BlockStatus, Matching
 from fskd_onnx.runtime.segment_runner import Stage
@@ -50,12 +53,15 @@ class Descent:
         matching: pairs of blocks and channels, those settled by activations included.
         blocks: a line for every linear node of the student, in order.
         parameters: names of the constants that each of these nodes reads, by its name.
+        factors: new weights of the nodes of decomposed blocks, by their names; those of blocks that
+            were left alone are not there.
     """
 
     student: gs.Graph
     matching: Matching
     blocks: tuple[BlockReport, ...]
     parameters: Mapping[str, tuple[str, ...]]
+    factors: Mapping[str, AffineMap]
 
 
 class CoordinateDescent:
@@ -75,6 +81,8 @@ class CoordinateDescent:
         timer: StageTimer,
         match_again: MatchAgain,
         weights: Mapping[str, AffineMap] | None = None,
+        decomposed: Mapping[str, FactoredBlock] | None = None,
+        kernels: Mapping[str, AffineMap] | None = None,
     ) -> None:
         """Start from a student, or from the student with other weights.
 
@@ -86,6 +94,9 @@ class CoordinateDescent:
             timer: counts the time of each stage.
             match_again: follows channels that activations have decided to other blocks.
             weights: to start from instead of the student's, by the name of its nodes.
+            decomposed: the nodes of blocks that are one node of the graph, by the name of that.
+            kernels: what a decomposed block is to be like, of its shape, by the same name; its
+                factors are pulled to that and not to what they are.
         """
         self.student = student
         self.matching = matching
@@ -101,7 +112,11 @@ class CoordinateDescent:
             for name, view in self._views().items()
             if name in (weights or {})
         }
-        ReplaceWeights(weights or {}).run(self.student)
+        self._decomposed = dict(decomposed or {})
+        self._factorizations = {n: factorization_of(b) for n, b in self._decomposed.items()}
+        self._kernels = {**(kernels or {}), **(weights or {})}
+        self._factors: dict[str, AffineMap] = {}
+        ReplaceWeights(self._representable(weights or {})).run(self.student)
         self._linears = self._views()
         self._unbiased = {n for n, view in self._linears.items() if view.bias_slot is None}
 
@@ -130,7 +145,23 @@ class CoordinateDescent:
             for pair in self.matching.pairs
         )
         parameters = {name: tuple(_parameters(view)) for name, view in views.items()}
-        return Descent(self.student, self.matching, reports, parameters)
+        return Descent(self.student, self.matching, reports, parameters, self._factors)
+
+    def _representable(self, weights: Mapping[str, AffineMap]) -> dict[str, AffineMap]:
+        """Return weights to start from; of decomposed blocks, those that are nearest to these."""
+        found = dict(weights)
+        for name in self._factorizations.keys() & weights.keys():
+            kernel = weights[name].matrix[0]
+            identity = Target(np.eye(kernel.shape[1]), kernel, float(np.sum(kernel**2)))
+            start = fit_factors(self._factorizations[name], identity, lambda right: right)
+            found[name] = self._refactored(name, start, weights[name].shift)
+        return found
+
+    def _refactored(self, name: str, factors: Factorization, shift: Array) -> AffineMap:
+        """Take new factors for a decomposed block; return the block as a map of its patches."""
+        self._factorizations[name] = factors
+        self._factors |= weights_of(self._decomposed[name], factors, shift.reshape(-1))
+        return AffineMap(factors.kernel[np.newaxis], shift)
 
     def _views(self) -> dict[str, Linear]:
         """Return the linear nodes of the student as it is now, by name."""
@@ -157,7 +188,9 @@ class CoordinateDescent:
         try:
             if self._pair(plan.name).channels is None:
                 self._settle_channels(plan, linear, others, stage)
-            families, keep_zeros = families_for(linear, self._families)
+            factors = self._factorizations.get(plan.name)
+            families, keep_zeros = families_for(linear, self._families, factors)
+            kernel = self._kernels.get(plan.name)
             request = BlockRequest(
                 plan=plan,
                 linear=linear,
@@ -166,6 +199,8 @@ class CoordinateDescent:
                 needs_patches=need_patches(self._families),
                 keep_zeros=keep_zeros,
                 others=tuple(others),
+                factors=factors,
+                prior=None if kernel is None or factors is None else kernel.matrix,
             )
             columns = BlockColumns(stage, self._teacher, request, self._timer).in_span()
             data = BlockData(columns, self._timer)
@@ -183,10 +218,16 @@ class CoordinateDescent:
         if not block.improves:
             return kept(_why_kept(block), before, block.error_before)
         with self._timer("fuse"):
-            fused = block.family.fused(block.adapter, linear.matrix)
+            if factors is None:
+                fused = block.family.fused(block.adapter, linear.matrix)
+            else:
+                factors = block.family.fused_factors(block.adapter, factors)
+                fused = AffineMap(factors.kernel[np.newaxis], block.adapter.shift)
             if not all(_fit_into(use, fused) for use in (linear, *others)):
                 reason = "the weights of the best adapter overflow the type that they are stored in"
                 return kept(reason, before, block.error_before)
+            if factors is not None:
+                self._refactored(plan.name, factors, fused.shift)
             # Cast once, to the types that are stored.
             ReplaceWeights({use.name: fused for use in plan.uses}).run(self.student)
         logger.info("%s: %.4g -> %.4g", plan.name, block.error_before, block.error_after)

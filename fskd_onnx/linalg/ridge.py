@@ -86,15 +86,13 @@ class Ridge:
             ridge: strength relative to the mean diagonal of the Gram matrix.
         """
         groups, m, _ = self._gram.shape
-        mean_diagonal = float(np.einsum("gii->", self._gram)) / (groups * m)
-        # Without any variance there is nothing to fit but the shift, and any strength gives that.
-        strength = ridge * mean_diagonal if mean_diagonal > 0 else 1.0
+        strength = relative_strength(self._gram, ridge)
         together = None
         if self._support is None and groups > 1 and m <= _CHEAP:
             # Depthwise blocks have as many systems as channels, each of a few unknowns.
             together = backend().cholesky_all(self._gram + strength * np.eye(m))
         factors = [
-            (group, block, _factorize(part[_square(block[1])], strength))
+            (group, block, regular_solver(part[_square(block[1])], strength))
             for group, part in enumerate(self._gram if together is None else ())
             for block in _supports(None if self._support is None else self._support[group])
         ]
@@ -130,8 +128,16 @@ class CrossValidation:
     energy: float
 
 
+def folds_to_test(unknowns: int) -> int | None:
+    """Return on how many folds systems of so many unknowns are tested at most; None: on all."""
+    return None if unknowns <= _CHEAP else _FOLDS_IF_COSTLY
+
+
 def cross_validate(
-    folds: Sequence[Moments], prior: AffineMap, support: Mask | None = None
+    folds: Sequence[Moments],
+    prior: AffineMap,
+    tested: int | None = None,
+    support: Mask | None = None,
 ) -> CrossValidation:
     """Choose the ridge by the error on held-out folds.
 
@@ -141,26 +147,27 @@ def cross_validate(
     Args:
         folds: moments of at least two folds that share no sample.
         prior: what the ridge pulls towards, and a shift for the error before.
+        tested: how many folds, the first ones, are left out in turn; None: all.
         support: as of ``Ridge``.
     """
     everything = sum_moments(folds)
-    tested = folds[: None if prior.matrix.shape[2] <= _CHEAP else _FOLDS_IF_COSTLY]
-    others = [everything - fold for fold in tested]
+    held_out_folds = folds[:tested]
+    others = [everything - fold for fold in held_out_folds]
     problems = [Ridge(rest.of_x, prior.matrix, support) for rest in others]
 
     def held_out(ridge: float) -> float:
         return sum(
             fold.error(problem.solver(ridge)(rest))
-            for fold, rest, problem in zip(tested, others, problems, strict=True)
+            for fold, rest, problem in zip(held_out_folds, others, problems, strict=True)
         )
 
     best, error = _walk_downhill(held_out)
     return CrossValidation(
         moments=everything,
         ridge=best,
-        error_before=sum(fold.error(prior) for fold in tested),
+        error_before=sum(fold.error(prior) for fold in held_out_folds),
         error_after=error,
-        energy=sum(fold.target_energy for fold in tested),
+        energy=sum(fold.target_energy for fold in held_out_folds),
     )
 
 
@@ -198,7 +205,20 @@ def _walk_downhill(error: Callable[[float], float]) -> tuple[float, float]:
         at = best
 
 
-def _factorize(gram: Array, strength: float) -> Callable[[Array], Array]:
+def relative_strength(gram: Array, ridge: float) -> float:
+    """Return a strength in the units of (groups, m, m) Gram matrices.
+
+    Args:
+        gram: the matrices.
+        ridge: relative to their mean diagonal.
+    """
+    groups, m, _ = gram.shape
+    mean_diagonal = float(np.einsum("gii->", gram)) / (groups * m)
+    # Without any variance there is nothing to fit but the shift, and any strength gives that.
+    return ridge * mean_diagonal if mean_diagonal > 0 else 1.0
+
+
+def regular_solver(gram: Array, strength: float) -> Callable[[Array], Array]:
     """Return the map R -> R inverse(gram + strength I)."""
     regular = gram.copy()
     regular.flat[:: len(regular) + 1] += strength

@@ -9,16 +9,18 @@ each node has a partner of its own, and nothing is merged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.matching.block_graph import find_block_graph
 from fskd_onnx.matching.pairing import pair_blocks
+from fskd_onnx.passes.analysis.factored_blocks import chain_of, find_chains
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
-from fskd_onnx.passes.analysis.nodes import is_standard
+from fskd_onnx.passes.analysis.nodes import is_standard, nodes_in_bodies, sole_reader
 from fskd_onnx.passes.analysis.segments import reads
 from fskd_onnx.passes.branch_sums import BranchSum, find_sums
+from fskd_onnx.passes.compose_chains import ComposeChains
 from fskd_onnx.passes.merge_branches import MergeBranches
 
 Names = frozenset[str]
@@ -39,11 +41,23 @@ def sums_to_merge(teacher: gs.Graph, student: gs.Graph) -> tuple[Names, Names]:
         Names of the teacher's sums and of the student's, see ``MergeBranches``; of the student's
         only those that their largest branch spans, since its weights are to stand for the sum.
     """
+    composed = set()
+    for graph in (teacher, student):
+        chains = chains_in_sums(graph)
+        ComposeChains(chains).run(graph)
+        composed = {chain[-1] for chain in chains}
     theirs = {branches.name: branches for branches in find_sums(teacher)}
     mine = {branches.name: branches for branches in find_sums(student)}
+    if not mine and not theirs:
+        return frozenset(), frozenset()
     if not mine:
         return _gone(teacher, student, theirs), frozenset()
-    spanned = {name for name, branches in mine.items() if branches.is_spanned}
+    spanned = {
+        name
+        for name, branches in mine.items()
+        # Of chains, each is solved for; what the sum can be is a matter of all of them.
+        if branches.is_spanned or composed & {linear.name for linear in branches.linears}
+    }
     alone = {name for name, branches in mine.items() if len(branches.linears) == 1}
     MergeBranches().run(teacher)
     MergeBranches().run(student)
@@ -63,6 +77,42 @@ def sums_to_merge(teacher: gs.Graph, student: gs.Graph) -> tuple[Names, Names]:
         if own in spanned and output not in theirs and not (own in alone and output in added)
     }
     return frozenset(of_teacher), frozenset(of_student)
+
+
+def chains_in_sums(graph: gs.Graph) -> list[tuple[str, ...]]:
+    """Return the chains that are branches of one input beside others, by the names of their nodes.
+
+    Chains around which the input alone is added are none.
+    """
+    views = [view for view in find_linear(graph) if isinstance(view, Linear)]
+    in_bodies = nodes_in_bodies(graph)
+    longest = find_chains(graph, views, in_bodies)
+    branches: dict[int, list[Linear]] = {}
+    for view in views:
+        reader = sole_reader(graph, view.output, in_bodies)
+        if reader is not None and is_standard(reader, "Add", "Sum"):
+            branches.setdefault(_end_of_sum(graph, reader, in_bodies), []).append(view)
+    found = []
+    for ends in branches.values():
+        if len(ends) < 2:
+            continue
+        chains = [longest[end.name].chains[0] if end.name in longest else (end,) for end in ends]
+        common = set.intersection(*({id(v.input) for v in chain} for chain in chains))
+        for chain in chains:
+            starts = [at for at, view in enumerate(chain) if id(view.input) in common]
+            part = chain[starts[0] :] if starts else ()
+            if len(part) > 1 and chain_of(part) is not None:
+                found.append(tuple(view.name for view in part))
+    return found
+
+
+def _end_of_sum(graph: gs.Graph, node: gs.Node, in_bodies: Collection[int]) -> int:
+    """Return which node adds last, of those that add one behind the other."""
+    while (reader := sole_reader(graph, node.outputs[0], in_bodies)) is not None:
+        if not is_standard(reader, "Add", "Sum"):
+            break
+        node = reader
+    return id(node)
 
 
 def _gone(teacher: gs.Graph, student: gs.Graph, sums: Mapping[str, BranchSum]) -> Names:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 
 from fskd_onnx.fitting.coordinate_descent import CoordinateDescent
-from fskd_onnx.matching.channels import match_models
+from fskd_onnx.matching.channels import match_channels
 from fskd_onnx.matching.map_file import read_map
+from fskd_onnx.matching.pairing import pair_blocks
 from fskd_onnx.options import AdapterName, FitOptions, RunOptions
-from fskd_onnx.pipeline.networks import load_networks
+from fskd_onnx.pipeline.networks import compose_decomposed, load_networks
 from fskd_onnx.pipeline.problem import prepare
 from fskd_onnx.pipeline.trials import teacher_pass
 from fskd_onnx.results import Matching
@@ -42,10 +43,12 @@ def match(
         FskdError: a file, the samples or the machine cannot be used.
     """
     if samples is None:
-        one, other = load_networks(teacher, student)
-        graphs = one.graph(), other.graph()
-        given = {} if block_map is None else read_map(block_map, *graphs, other.summed)
-        return other.tell_of_branches(match_models(*graphs, given))
+        networks = load_networks(teacher, student)
+        graphs = networks[0].graph(), networks[1].graph()
+        given = {} if block_map is None else read_map(block_map, *graphs, networks[1].summed)
+        partners = pair_blocks(*graphs, given)
+        one, other = compose_decomposed(networks, partners)
+        return other.tell_of_parts(match_channels(one.graph(), other.graph(), partners))
     settings = FitOptions(options or RunOptions(), AdapterName.POINTWISE, map=block_map)
     with TensorStore(settings.run.memory_limit) as store:
         problem = prepare(teacher, student, samples, settings, store)

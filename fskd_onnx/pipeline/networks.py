@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.errors import ModelError
-from fskd_onnx.matching.branches import sums_to_merge
-from fskd_onnx.passes import Canonicalize, MergeBranches, export
+from fskd_onnx.matching.block_extents import find_decomposed
+from fskd_onnx.matching.branches import chains_in_sums, sums_to_merge
+from fskd_onnx.matching.pairing import Partner
+from fskd_onnx.passes import AffineMap, Canonicalize, ComposeChains, MergeBranches, export
+from fskd_onnx.passes.analysis.factored_blocks import FactoredBlock, read_block
 from fskd_onnx.passes.analysis.finite_parameters import find_not_finite
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.branch_sums import find_sums
 from fskd_onnx.passes.merge_branches import give_back
 from fskd_onnx.results import BlockPair, Evidence, Matching
@@ -37,8 +41,10 @@ class LoadedModel:
         canonical: as the passes read it.
         inputs: its inputs, in the order of the teacher's.
         outputs: names of its outputs, in the order of the teacher's.
-        with_branches: the canonical form before sums of branches were merged; None where none was.
-        summed: the nodes that went away with that, and what each was merged into.
+        uncomposed: the canonical form before blocks of several nodes became one each; None where
+            there is no such block.
+        summed: branches of a sum that went away with that, and what each was merged into.
+        factors: nodes of a chain that went away with that, and the node at its end.
     """
 
     name: str
@@ -46,8 +52,9 @@ class LoadedModel:
     canonical: onnx.ModelProto
     inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
-    with_branches: onnx.ModelProto | None = None
+    uncomposed: onnx.ModelProto | None = None
     summed: Mapping[str, str] = field(default_factory=dict)
+    factors: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def load(source: ModelSource) -> LoadedModel:
@@ -83,36 +90,93 @@ class LoadedModel:
         return graph
 
     def with_merged(self, sums: Collection[str]) -> LoadedModel:
-        """Return the model with some sums of branches merged in its canonical form."""
-        found = [branches for branches in find_sums(self.graph()) if branches.name in sums]
+        """Return the model with some sums of branches merged in its canonical form.
+
+        Branches that are chains are composed for that.
+        """
+        graph = self.graph()
+        chains = chains_in_sums(graph)
+        ComposeChains(chains).run(graph)
+        found = [branches for branches in find_sums(graph) if branches.name in sums]
+        if not found:
+            return self
+        ends = {linear.name for branches in found for linear in branches.linears}
+        composed = self.with_composed([chain for chain in chains if chain[-1] in ends])
         summed = {
             linear.name: branches.largest.name
             for branches in found
             for linear in branches.linears
             if linear.node is not branches.largest.node
         }
-        if not found:
+        merged = MergeBranches(sums)(composed.canonical).model
+        before = self.canonical if self.uncomposed is None else self.uncomposed
+        return replace(composed, canonical=merged, uncomposed=before, summed=summed)
+
+    def with_composed(self, chains: Collection[tuple[str, ...]]) -> LoadedModel:
+        """Return the model with some chains of linear nodes as one node each."""
+        if not chains:
             return self
-        merged = MergeBranches(sums)(self.canonical).model
-        return replace(self, canonical=merged, with_branches=self.canonical, summed=summed)
+        composed = ComposeChains(chains)(self.canonical).model
+        before = self.canonical if self.uncomposed is None else self.uncomposed
+        factors = {name: chain[-1] for chain in chains for name in chain[:-1]}
+        return replace(
+            self, canonical=composed, uncomposed=before, factors={**self.factors, **factors}
+        )
 
-    def export(self, fitted: gs.Graph) -> onnx.ModelProto:
-        """Return the model with the weights of a graph of its canonical form."""
-        if self.with_branches is None:
+    def factored_blocks(self) -> dict[str, FactoredBlock]:
+        """Return the structure of each block that is one node of several, by the node's name."""
+        if self.uncomposed is None:
+            return {}
+        linears = _linears(gs.import_onnx(self.uncomposed))
+        own = {linear.output.name: linear.input.name for linear in linears}
+        found = {}
+        for view in _linears(self.graph()):
+            if own.get(view.output.name) != view.input.name:
+                block = read_block(linears, view.input.name, view.output.name)
+                if block is not None and any(len(chain) > 1 for chain in block.chains):
+                    found[view.name] = block
+        return found
+
+    def export(
+        self, fitted: gs.Graph, factors: Mapping[str, AffineMap] | None = None
+    ) -> onnx.ModelProto:
+        """Return the model with the weights of a graph of its canonical form.
+
+        Args:
+            fitted: the graph.
+            factors: new weights of nodes of blocks that are one node of it, by the node's name.
+        """
+        if self.uncomposed is None:
             return export(fitted, like=self.canonical)
-        graph = gs.import_onnx(self.with_branches)
-        give_back(graph, self.graph(), fitted)
-        return export(graph, like=self.with_branches)
+        graph = gs.import_onnx(self.uncomposed)
+        give_back(graph, self.graph(), fitted, factors or {})
+        return export(graph, like=self.uncomposed)
 
-    def tell_of_branches(self, matching: Matching) -> Matching:
-        """Return a matching with a line for each node that was merged into another."""
+    def tell_of_parts(self, matching: Matching) -> Matching:
+        """Return a matching with a line for each node that went into another."""
         op = {pair.student: pair.op for pair in matching.pairs}
-        reason = "it is summed with '{}', which is fitted for both"
+        summed = "it is summed with '{}', which is fitted for both"
+        factor = "it is a factor of the block that ends at '{}'"
+        parts = [(name, into, summed) for name, into in self.summed.items()]
+        parts += [(name, into, factor) for name, into in self.factors.items()]
         lines = [
-            BlockPair(name, op[into], None, None, None, Evidence.NONE, 0.0, reason.format(into))
-            for name, into in self.summed.items()
+            BlockPair(
+                name,
+                op[self.summed.get(into, into)],
+                None,
+                None,
+                None,
+                Evidence.NONE,
+                0.0,
+                text.format(into),
+            )
+            for name, into, text in parts
         ]
         return replace(matching, pairs=(*matching.pairs, *lines))
+
+
+def _linears(graph: gs.Graph) -> list[Linear]:
+    return [view for view in find_linear(graph) if isinstance(view, Linear)]
 
 
 Networks = tuple[LoadedModel, LoadedModel]
@@ -130,10 +194,21 @@ def load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
     paired = pair_interfaces(one.model, other.model, one.name, other.name)
     other = replace(other, inputs=paired.inputs, outputs=paired.outputs)
     graphs = one.graph(), other.graph()
-    if not any(find_sums(graph) for graph in graphs):
-        return one, other
     theirs, mine = sums_to_merge(*graphs)
+    if not (theirs or mine):
+        return one, other
     merged = MergeBranches(theirs)(one.canonical)
     # What stands behind a sum folds into it as well: the teacher is never written.
     one = replace(one, canonical=Canonicalize()(merged.model).model)
     return one, other.with_merged(mine)
+
+
+def compose_decomposed(networks: Networks, partners: Sequence[Partner]) -> Networks:
+    """Let each block of the student that is a chain of nodes be one node, to be fitted as a whole.
+
+    Args:
+        networks: teacher and student.
+        partners: of the student's linear nodes.
+    """
+    teacher, student = networks
+    return teacher, student.with_composed(find_decomposed(student.graph(), partners))

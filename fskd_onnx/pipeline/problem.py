@@ -20,7 +20,7 @@ from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import Partner, pair_blocks
 from fskd_onnx.matching.sample_axes import leave_without_samples
 from fskd_onnx.options import FitOptions, RunOptions
-from fskd_onnx.pipeline.networks import LoadedModel, Networks, load_networks
+from fskd_onnx.pipeline.networks import LoadedModel, Networks, compose_decomposed, load_networks
 from fskd_onnx.pipeline.splits import Splits, split_samples
 from fskd_onnx.reporting.agreement import squared_errors
 from fskd_onnx.reporting.comparable import Comparable, check_finite, comparable
@@ -81,7 +81,7 @@ class FitProblem:
     def match_again(self, settled: Mapping[str, tuple[Channels, float]]) -> Matching:
         """Match channels anew, from those that activations have decided."""
         graphs = self.teacher.graph(), self.student.graph()
-        return self.student.tell_of_branches(match_channels(*graphs, self.partners, settled))
+        return self.student.tell_of_parts(match_channels(*graphs, self.partners, settled))
 
     def outputs(self, model: onnx.ModelProto, name: str, samples: NDArray[np.intp]) -> Outputs:
         """Run a student on some samples; return the outputs that the verdict compares."""
@@ -213,7 +213,8 @@ def prepare(
             model, name, inputs = network.model, network.name, network.inputs
             forward(runtime, model, decoded, first, run.batch_size, name, inputs)
         raise
-    matching = _match(networks, graphs, partners)
+    networks = compose_decomposed(networks, partners)
+    matching = _match(networks, partners)
     return FitProblem(
         teacher=networks[0],
         student=networks[1],
@@ -319,9 +320,10 @@ def _pair(
     )
 
 
-def _match(networks: Networks, graphs: Graphs, partners: tuple[Partner, ...]) -> Matching:
+def _match(networks: Networks, partners: tuple[Partner, ...]) -> Matching:
     """Pair the channels of paired blocks; there has to be a block that can be fitted."""
-    matching = networks[1].tell_of_branches(match_channels(*graphs, partners))
+    graphs = networks[0].graph(), networks[1].graph()
+    matching = networks[1].tell_of_parts(match_channels(*graphs, partners))
     if not matching.usable:
         first = next(iter(matching.pairs), None)
         why = f" ('{first.student}': {first.reason})" if first is not None else ""

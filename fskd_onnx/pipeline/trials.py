@@ -15,6 +15,7 @@ from onnx.external_data_helper import uses_external_data
 
 from fskd_onnx.fitting.adapters import families_of, need_patches
 from fskd_onnx.fitting.block_plan import plan_blocks
+from fskd_onnx.fitting.channel_spaces import teacher_kernels
 from fskd_onnx.fitting.coordinate_descent import CoordinateDescent, Descent
 from fskd_onnx.fitting.target_selection import select_targets
 from fskd_onnx.fitting.teacher_pass import TeacherPass
@@ -108,7 +109,7 @@ def fits(
     for targets, descent in _starts(problem, split, options, timer, teacher):
         fitted = descent.run()
         with timer("fuse"):
-            model = problem.student.export(fitted.student)
+            model = problem.student.export(fitted.student, fitted.factors)
         with timer("verify"):
             checked(model, f"fused {problem.student.name}")
         yield FittedStudent(targets, model, _with_true_status(fitted, model, problem.student.model))
@@ -154,9 +155,19 @@ def _starts(
     teacher: TeacherPass,
 ) -> Iterator[tuple[str, CoordinateDescent]]:
     """Yield the descents to try: to the channels that were kept, and to channels chosen anew."""
+    decomposed = problem.student.factored_blocks()
     if options.targets != TargetsName.SELECT:
-        student, again = problem.student.graph(), problem.match_again
-        descent = CoordinateDescent(student, problem.matching, teacher, options, timer, again)
+        student = problem.student.graph()
+        descent = CoordinateDescent(
+            student,
+            problem.matching,
+            teacher,
+            options,
+            timer,
+            problem.match_again,
+            decomposed=decomposed,
+            kernels=teacher_kernels(student, problem.teacher.graph(), problem.matching, decomposed),
+        )
         yield TargetsName.KEPT.value, descent
     able = any(family.can_change_targets for family in families_of(options.adapter))
     if options.targets == TargetsName.KEPT or (options.targets == TargetsName.AUTO and not able):
@@ -179,6 +190,7 @@ def _starts(
             timer,
             problem.match_again,
             selection.weights,
+            decomposed,
         )
         yield TargetsName.SELECT.value, descent
 

@@ -1,0 +1,101 @@
+"""Decomposed blocks between graphs and linear algebra: nodes to factors, and back.
+
+A block that is several nodes is one node of the graph that is fitted, with the composed kernel. Its
+factors (``linalg.factorization``) are those of its nodes, and its solution is weights for them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fskd_onnx.linalg.factorization import Factor, Factorization
+from fskd_onnx.passes.analysis.affine import AffineMap
+from fskd_onnx.passes.analysis.factored_blocks import FactoredBlock
+from fskd_onnx.passes.analysis.linear import Linear
+from fskd_onnx.passes.analysis.windows import Window
+
+
+def factorization_of(block: FactoredBlock) -> Factorization:
+    """Return the factors of a block, over the patches of its composed kernel."""
+    steps = block.window.dilations
+    return Factorization(
+        chains=tuple(
+            tuple(
+                _factor(linear, strides, steps)
+                for linear, strides in zip(chain, _strides(chain), strict=True)
+            )
+            for chain in block.chains
+        ),
+        starts=tuple(_start(window, block.window) for window in block.windows),
+        window=block.window.taps,
+    )
+
+
+def weights_of(
+    block: FactoredBlock, factors: Factorization, shift: NDArray[np.float64]
+) -> dict[str, AffineMap]:
+    """Return the weights of each node of a block, by its name.
+
+    The biases of inner nodes stay; that of the last node makes up for what has become of them.
+
+    Args:
+        block: the nodes.
+        factors: their new weights.
+        shift: (n,) what the block is to add to each channel.
+    """
+    matrices = {
+        linear.name: factor.matrix
+        for chain, new in zip(block.chains, factors.chains, strict=True)
+        for linear, factor in zip(chain, new, strict=True)
+    }
+    biases, last = block.biases, block.chains[0][-1].name
+    biases[last] = biases[last] + shift - block.shift_of(biases, matrices)
+    return {
+        linear.name: AffineMap(matrices[linear.name], biases[linear.name].reshape(linear.shape[:2]))
+        for linear in block.factors
+    }
+
+
+def _factor(linear: Linear, strides: tuple[int, ...], steps: tuple[int, ...]) -> Factor:
+    """Return the factor of a node.
+
+    Args:
+        linear: the node.
+        strides: of all nodes in front of it, together.
+        steps: between taps of the composed kernel.
+    """
+    window = Window.of(linear)
+    assert window is not None  # else it were no part of a block
+    # Along an axis of one tap the step is any.
+    moves = [
+        dilation * stride // step if taps > 1 else 0
+        for dilation, stride, step, taps in zip(
+            window.dilations, strides, steps, window.taps, strict=True
+        )
+    ]
+    taps = list(itertools.product(*map(range, window.taps)))
+    offsets = np.array(taps, np.intp).reshape(len(taps), len(moves)) * np.array(moves, np.intp)
+    groups, n, p = linear.shape
+    inputs = p // math.prod(window.taps)
+    empty = Factor(np.zeros((groups * n, groups * inputs, len(taps))), offsets, groups)
+    return empty.with_matrix(linear.matrix)
+
+
+def _strides(chain: tuple[Linear, ...]) -> list[tuple[int, ...]]:
+    """Return what the nodes in front of each make of a step, along each axis."""
+    found = [(1,) * len(chain[0].kernel_shape)]
+    for linear in chain[:-1]:
+        window = Window.of(linear)
+        own = found[-1] if window is None else window.strides
+        found.append(tuple(a * b for a, b in zip(found[-1], own, strict=True)))
+    return found
+
+
+def _start(window: Window, whole: Window) -> tuple[int, ...]:
+    """Return where the patch of a chain begins in that of the block."""
+    axes = zip(whole.begin, window.begin, whole.dilations, strict=True)
+    return tuple((front - own) // step for front, own, step in axes)
