@@ -210,17 +210,21 @@ def _export_node(
 
 def _has_whole_numbers_of(node: gs.Node, origin: onnx.NodeProto) -> bool:
     """Whether a node has strides, pads and the like of its origin; else it is a new one."""
-    stated = {a.name: a for a in origin.attribute}
-    kinds = {onnx.AttributeProto.INT: "i", onnx.AttributeProto.INTS: "ints"}
-    for name, value in node.attrs.items():
-        attribute = stated.get(name)
-        if attribute is None:
-            return False
-        if attribute.type in kinds and not attribute.ref_attr_name:
-            before = getattr(attribute, kinds[attribute.type])
-            if np.any(np.asarray(value) != np.asarray(before)):
-                return False
-    return True
+    kinds = {
+        onnx.AttributeProto.INT: "i",
+        onnx.AttributeProto.INTS: "ints",
+        onnx.AttributeProto.FLOAT: "f",
+    }
+    stated = {a.name: a for a in origin.attribute if a.type in kinds and not a.ref_attr_name}
+    if not stated.keys() <= node.attrs.keys():
+        return False
+    if node.attrs.keys() - {attribute.name for attribute in origin.attribute}:
+        return False
+    return all(
+        np.array_equal(node.attrs[name], getattr(attribute, kinds[attribute.type]))
+        for name, attribute in stated.items()
+        if attribute.type != onnx.AttributeProto.FLOAT
+    )
 
 
 def _names_read(graph: onnx.GraphProto) -> Iterator[str]:

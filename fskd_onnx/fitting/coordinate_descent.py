@@ -12,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.errors import MatchError
-from fskd_onnx.fitting.adapters import families_for, families_of, need_patches
+from fskd_onnx.fitting.adapters import Factors, families_for, families_of, need_patches
 from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.block_fit import BlockFit, error_of, fit_block
@@ -116,6 +116,7 @@ class CoordinateDescent:
         self._factorizations = {n: factorization_of(b) for n, b in self._decomposed.items()}
         self._kernels = {**(kernels or {}), **(weights or {})}
         self._factors: dict[str, AffineMap] = {}
+        self._fitted_with: dict[str, str] = {}
         ReplaceWeights(self._representable(weights or {})).run(self.student)
         self._linears = self._views()
         self._unbiased = {n for n, view in self._linears.items() if view.bias_slot is None}
@@ -136,7 +137,9 @@ class CoordinateDescent:
                 ):
                     blocks |= self._fit(plan, stage)
         for pair in self.matching.pairs:
-            if pair.reason:
+            if pair.student in self._fitted_with:
+                blocks[pair.student] = _as_factor(pair, self._fitted_with[pair.student])
+            elif pair.reason:
                 blocks[pair.student] = _kept(pair, pair.reason)
         views = self._views()
         added = {name for name in self._unbiased if views[name].bias_slot is not None}
@@ -144,7 +147,8 @@ class CoordinateDescent:
             replace(blocks[pair.student], adds_node=pair.student in added)
             for pair in self.matching.pairs
         )
-        parameters = {name: tuple(_parameters(view)) for name, view in views.items()}
+        nodes = views | {v.name: v for b in self._decomposed.values() for v in b.factors}
+        parameters = {name: tuple(_parameters(view)) for name, view in nodes.items()}
         return Descent(self.student, self.matching, reports, parameters, self._factors)
 
     def _representable(self, weights: Mapping[str, AffineMap]) -> dict[str, AffineMap]:
@@ -156,6 +160,15 @@ class CoordinateDescent:
             start = fit_factors(self._factorizations[name], identity, lambda right: right)
             found[name] = self._refactored(name, start, weights[name].shift)
         return found
+
+    def _changed(self, name: str, before: Mapping[str, AffineMap]) -> dict[str, str]:
+        """Return the other nodes of a block that have new weights, each with the block's name."""
+        return {
+            linear.name: name
+            for linear in self._decomposed[name].factors
+            if linear.name != name
+            and not self._factors[linear.name].equals(before.get(linear.name, linear.affine))
+        }
 
     def _refactored(self, name: str, factors: Factorization, shift: Array) -> AffineMap:
         """Take new factors for a decomposed block; return the block as a map of its patches."""
@@ -227,7 +240,9 @@ class CoordinateDescent:
                 reason = "the weights of the best adapter overflow the type that they are stored in"
                 return kept(reason, before, block.error_before)
             if factors is not None:
+                before_factors = dict(self._factors)
                 self._refactored(plan.name, factors, fused.shift)
+                self._fitted_with |= self._changed(plan.name, before_factors)
             # Cast once, to the types that are stored.
             ReplaceWeights({use.name: fused for use in plan.uses}).run(self.student)
         logger.info("%s: %.4g -> %.4g", plan.name, block.error_before, block.error_after)
@@ -295,6 +310,16 @@ def _fitted(pair: BlockPair, block: BlockFit, before: float | None, note: str) -
         reason="",
         teacher_width=pair.teacher_width,
         note=note,
+    )
+
+
+def _as_factor(pair: BlockPair, block: str) -> BlockReport:
+    """Return the row of a node that is fitted as one of several of a block."""
+    return replace(
+        _kept(pair, ""),
+        adapter=Factors.name,
+        status=BlockStatus.FITTED,
+        note=f"a factor of the block of '{block}'",
     )
 
 

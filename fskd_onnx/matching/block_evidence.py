@@ -240,17 +240,27 @@ def likeness(student: BlockGraph, teacher: BlockGraph) -> Floats:
     Those of nodes that cannot be partners are 0.
     """
     found = np.zeros((len(student.blocks), len(teacher.blocks)))
+    # A narrower network may have any width; it tells of a node's place where no node is left out.
+    is_narrower = bool({b.width for b in student.blocks} - {b.width for b in teacher.blocks})
+    tells = len(student.blocks) == len(teacher.blocks) or not is_narrower
     for i, one in enumerate(student.blocks):
         for j, other in enumerate(teacher.blocks):
             if one.signature.agrees(other.signature):
-                found[i, j] = _alike(one, other)
+                found[i, j] = _alike(one, other, tells)
     return found
 
 
-def _alike(one: BlockContext, other: BlockContext) -> float:
-    """Return how alike two nodes and their surroundings are, 1 at most."""
+def _alike(one: BlockContext, other: BlockContext, width_tells: bool) -> float:
+    """Return how alike two nodes and their surroundings are, 1 at most.
+
+    Args:
+        one: the student's.
+        other: the teacher's.
+        width_tells: whether nodes of equal width are more alike than others.
+    """
     ratio = one.width / other.width
-    width = 1.0 if ratio == 1 else ratio / 2 if ratio < 1 else _WIDER
+    less = ratio / 2 if width_tells else 1.0
+    width = 1.0 if ratio == 1 else less if ratio < 1 else _WIDER
     same_fields = (one.input_field == other.input_field) + (one.output_field == other.output_field)
     fields = (0.5 * (one.kernel_shape == other.kernel_shape), 0.8, 1.0)[same_fields]
     return (

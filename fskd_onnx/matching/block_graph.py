@@ -142,11 +142,13 @@ class BlockGraph:
         blocks: in a topological order.
         before: (n, n) whether the first's output reaches the second's input.
         chained: which block alone reads the output of each, with nothing between them.
+        read_by: the same, or a sum that the output is a term of.
     """
 
     blocks: tuple[BlockContext, ...]
     before: NDArray[np.bool_]
     chained: Mapping[int, int]
+    read_by: Mapping[int, int]
 
 
 def find_block_graph(graph: gs.Graph) -> BlockGraph:
@@ -197,7 +199,7 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
     before = np.zeros((len(views), len(views)), dtype=bool)
     for number, view in enumerate(views):
         before[list(up.linears[id(view.input)]), number] = True
-    return BlockGraph(tuple(blocks), before, chained)
+    return BlockGraph(tuple(blocks), before, chained, next_of)
 
 
 def _behind_sums(graph: gs.Graph, views: Sequence[Linear]) -> dict[int, int]:

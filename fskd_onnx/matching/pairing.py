@@ -97,13 +97,14 @@ class _Pairing:
         self._teacher, self._student, self._given = teacher, student, given
         self._overlaps = overlaps(student, teacher)
         evidence = _SLICE * self._overlaps + likeness(student, teacher) - _LEAST_ALIKE
-        self._alignment = Alignment(evidence, student.before, teacher.before)
+        self._alignment = self._settled(evidence)
         self._evidence: dict[int, Evidence] = {}
 
     def run(self, graph: gs.Graph, similarity: Similarity | None) -> tuple[Partner, ...]:
         """Pair nodes by one kind of evidence after another."""
-        self._take_given()
-        for pair in self._alignment.settle():
+        for pair in self._alignment.pairs.values():
+            if self._given.get(self._student.blocks[pair.student].linear.name) is not None:
+                continue
             found = self._overlaps[pair.student, pair.teacher] > 0
             self._evidence[pair.student] = Evidence.WEIGHTS if found else Evidence.STRUCTURE
         if similarity is not None:
@@ -125,14 +126,42 @@ class _Pairing:
             for view in views
         )
 
-    def _take_given(self) -> None:
+    def _settled(self, evidence: Floats) -> Alignment:
+        """Return the alignment that weights and surroundings give, beside the given pairs.
+
+        Inner nodes of chains that only their surroundings speak for are partners where the nodes
+        behind them are.
+        """
+        while True:
+            alignment = Alignment(evidence, self._student.before, self._teacher.before)
+            self._take_given(alignment)
+            apart = [
+                (pair.student, pair.teacher)
+                for pair in alignment.settle()
+                if self._overlaps[pair.student, pair.teacher] <= 0
+                and self._part_behind(alignment, pair.student, pair.teacher)
+            ]
+            if not apart:
+                return alignment
+            evidence[tuple(zip(*apart, strict=True))] = -np.inf
+
+    def _part_behind(self, alignment: Alignment, one: int, other: int) -> bool:
+        """Whether two nodes are read by nodes that are not partners, with a sum in between at most."""
+        ends = self._student.read_by.get(one), self._teacher.read_by.get(other)
+        if ends[0] is None or ends[1] is None:
+            return False
+        partners = {pair.student: pair.teacher for pair in alignment.pairs.values()}
+        found = [(i, j) for i, j in partners.items() if i == ends[0] or j == ends[1]]
+        return any(pair != ends for pair in found)
+
+    def _take_given(self, alignment: Alignment) -> None:
         outputs = {block.linear.output.name: j for j, block in enumerate(self._teacher.blocks)}
         for number, block in enumerate(self._student.blocks):
             partner = self._given.get(block.linear.name)
             if partner is not None and partner.teacher is not None:
-                self._alignment.fix(number, outputs[partner.teacher], 1.0)
+                alignment.fix(number, outputs[partner.teacher], 1.0)
             elif partner is not None:
-                self._alignment.leave_out(number)
+                alignment.leave_out(number)
 
     def _settle(self, bonus: Floats, evidence: Evidence) -> None:
         for pair in self._alignment.settle(bonus):

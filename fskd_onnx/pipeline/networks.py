@@ -108,7 +108,7 @@ class LoadedModel:
             for linear in branches.linears
             if linear.node is not branches.largest.node
         }
-        merged = MergeBranches(sums)(composed.canonical).model
+        merged = MergeBranches(sums)(composed._named().canonical).model
         before = self.canonical if self.uncomposed is None else self.uncomposed
         return replace(composed, canonical=merged, uncomposed=before, summed=summed)
 
@@ -116,12 +116,19 @@ class LoadedModel:
         """Return the model with some chains of linear nodes as one node each."""
         if not chains:
             return self
-        composed = ComposeChains(chains)(self.canonical).model
+        composed = ComposeChains(chains)(self._named().canonical).model
         before = self.canonical if self.uncomposed is None else self.uncomposed
         factors = {name: chain[-1] for chain in chains for name in chain[:-1]}
         return replace(
             self, canonical=composed, uncomposed=before, factors={**self.factors, **factors}
         )
+
+    def _named(self) -> LoadedModel:
+        """Return the model with names of linear nodes that stay theirs, whoever else goes away."""
+        graph = gs.import_onnx(self.canonical)
+        for view in find_linear(graph):
+            view.node.name = view.name
+        return replace(self, canonical=export(graph, like=self.canonical))
 
     def factored_blocks(self) -> dict[str, FactoredBlock]:
         """Return the structure of each block that is one node of several, by the node's name."""

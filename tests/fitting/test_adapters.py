@@ -46,11 +46,11 @@ def weights(n: int = 4, m: int = 6, groups: int = 2, seed: int = 7) -> tuple[Flo
 def fit(family: Family, gathered: Moments, ridge: float) -> AffineMap:
     """Fit to moments of the gathered regressors."""
     own = family.moments(gathered)
-    return family.ridge(own.of_x).solver(ridge)(own)
+    return family.solver(own.of_x, ridge)(own)
 
 
 def validate(folds: list[Moments], family: Family) -> CrossValidation:
-    return family.cross_validate(folds, np.arange(family.prior.shape[1]))
+    return family.cross_validate(folds, np.arange(family.prior.shape[1]), None)
 
 
 def test_some_targets_of_a_family_are_tested_for_all() -> None:
@@ -61,12 +61,12 @@ def test_some_targets_of_a_family_are_tested_for_all() -> None:
         Kernel.of(BlockRegressors(block, bias)),
         Pointwise.of(BlockRegressors(block, bias)),
     ):
-        found = family.cross_validate([fold.of_targets(rows) for fold in folds], rows)
+        found = family.cross_validate([fold.of_targets(rows) for fold in folds], rows, None)
         parts = [family.moments(fold) for fold in folds]
         error = 0.0
         for part in parts:
             rest = sum_moments(parts) - part
-            fitted = family.ridge(rest.of_x).solver(found.ridge)(rest)
+            fitted = family.solver(rest.of_x, found.ridge)(rest)
             error += part.of_targets(rows).error(fitted.of_targets(rows))
         assert found.error_after == pytest.approx(error)
 
@@ -229,7 +229,7 @@ def test_a_sparse_kernel_is_solved_on_its_support(solver: str) -> None:
         np.testing.assert_allclose(fitted.matrix[group, row, kept], expected, rtol=1e-9)
     # Of some targets only, as they are tested.
     rows = np.array([0, 3])
-    own = family.ridge(sums.of_x, rows).solver(0.3)(sums.of_targets(rows))
+    own = family.solver(sums.of_x, 0.3, rows)(sums.of_targets(rows))
     np.testing.assert_allclose(own.matrix, fitted.matrix[:, rows], rtol=1e-12, atol=1e-14)
 
 

@@ -573,7 +573,7 @@ def test_fits_in_a_subspace_are_those_in_the_whole_space(
         # Strengths are relative to the mean diagonal, whose sum is that of the whole space.
         groups, m, _ = moments.of_x.gram.shape
         relative = strength * groups * m / np.einsum("gii->", moments.centered_gram)
-        adapter = family.ridge(moments.of_x).solver(relative)(moments)
+        adapter = family.solver(moments.of_x, relative)(moments)
 
         whole = join(case.truth())
         matrix = case.linear.matrix

@@ -297,6 +297,6 @@ def test_the_ridge_that_is_chosen_is_the_one_that_all_columns_are_fitted_with(na
     with block.opened() as data:
         (family,) = (family.of(data.regressors) for family in families_of(name))
         own = family.moments(sum_moments(data.moments(np.arange(WIDTH))))
-        expected = family.ridge(own.of_x).solver(fit.ridge)(own)
+        expected = family.solver(own.of_x, fit.ridge)(own)
     np.testing.assert_allclose(fit.adapter.matrix, expected.matrix, rtol=1e-9)
     np.testing.assert_allclose(fit.adapter.shift, expected.shift, rtol=1e-9, atol=1e-12)

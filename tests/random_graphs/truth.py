@@ -57,14 +57,13 @@ class Truth:
         if not blocks or not target:
             unknown = f"'{student}'" if not blocks else f"'{teacher}'"
             return Found(listed, f"{unknown} is no block output")
+        dropped = [b for b in blocks if self._is_shortcut(b, target)]
+        if target not in blocks and dropped and list(channels) in ([], self._kept(dropped[0])):
+            return Found(dropped[0])
         if target not in blocks:
             alike = [b for b in blocks if self._interchangeable(b, target, channels)]
             return Found(listed, "" if alike else f"{listed} is paired with {target}")
-        kept = (
-            self.case.truth[target]
-            if target in self.case.truth
-            else self.case.truth_of_sums[target]
-        )
+        kept = self._kept(target)
         if not len(channels):
             return Found(target)
         if len(channels) != len(kept):
@@ -72,6 +71,26 @@ class Truth:
         apart = [(c, t) for c, t in zip(channels, kept, strict=True) if c != t]
         wrong = sum(not self._equal(target, [c], target, [t]) for c, t in apart)
         return Found(target, wrong_channels=wrong)
+
+    def _kept(self, block: str) -> list[int]:
+        truth = self.case.truth
+        kept = truth[block] if block in truth else self.case.truth_of_sums[block]
+        return list(map(int, kept))
+
+    def _is_shortcut(self, block: str, target: str) -> bool:
+        """Whether a tensor is a block's output and what a dropped residual block adds to it.
+
+        With nothing but linear nodes in between, the student's block may stand for either.
+        """
+        known = {*self.case.truth, *self.case.truth_of_sums}
+        if target in known or block not in known:
+            return False
+        makers = {o: node for node in self.case.teacher.origin.graph.node for o in node.output}
+        node = makers.get(target)
+        if node is None or node.op_type != "Add":
+            return False
+        terms = {owner(self.case.teacher, name, self.case.outputs) for name in node.input}
+        return block in terms and len(terms) == 2
 
     def _blocks(self, name: str) -> set[str]:
         """Give the block outputs that a reported name may mean."""
