@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 
 
-def main() -> None:
+def run() -> None:
     """Run one command and exit with its status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -64,14 +64,14 @@ def _with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
     _, *own = inspect.signature(command, eval_str=True).parameters.values()
     shared = inspect.signature(read_shared_options, eval_str=True).parameters
 
-    def run(**arguments: Any) -> None:
+    def with_shared(**arguments: Any) -> None:
         with exits_with_status():
             options = read_shared_options(**{name: arguments.pop(name) for name in shared})
             command(options, **arguments)
 
-    run.__doc__ = command.__doc__
-    run.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]
-    return run
+    with_shared.__doc__ = command.__doc__
+    with_shared.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]
+    return with_shared
 
 
 for _name, _command in COMMANDS.items():

@@ -14,6 +14,7 @@ from onnxruntime import OrtValue
 
 from fskd_onnx.errors import FskdError
 from fskd_onnx.samples.batches import Tensors
+from fskd_onnx.serialization.deferred_signals import deferred_signals
 from fskd_onnx.serialization.temporary import TemporaryFolder, remove_stale
 
 
@@ -71,7 +72,8 @@ class TensorStore:
             return in_memory
         try:
             if self._folder is None:
-                self._folder = TemporaryFolder()
+                with deferred_signals():  # nothing may come between the folder and its removal
+                    self._folder = TemporaryFolder()
             self._files += 1
             path = self._folder.path / str(self._files)
             array = value.numpy()
@@ -93,7 +95,8 @@ class TensorStore:
     def __exit__(self, *exception: object) -> None:
         """Remove the files, whatever happened; what was kept in them is lost."""
         if self._folder is not None:
-            self._folder.remove()
+            with deferred_signals():
+                self._folder.remove()
 
     def _release(self, size: int) -> None:
         self._used -= size
