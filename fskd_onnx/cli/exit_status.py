@@ -8,11 +8,9 @@ its status (``FskdError.exit_status``).
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import typer
 
@@ -56,23 +54,9 @@ def exits_with_status() -> Iterator[None]:
         raise typer.Exit(_FAULT) from error
 
 
-@contextmanager
-def printing() -> Iterator[None]:
-    """Print results in a ``with`` block; who no longer reads them changes nothing about these."""
-    try:
-        yield
-        sys.stdout.flush()
-    except (OSError, SystemExit) as error:  # a full disk; what Rich makes of a closed pipe
-        logger.debug("results cannot be printed: %s", error)
-        # What is still buffered would fail once more when the process ends.
-        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-
-
 def _say(message: str) -> None:
     """Write an error as one line, whatever a library's message inside of it looks like."""
-    with suppress(OSError):  # who does not hear it still gets the exit status
-        typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
+    typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
 
 
 def _report_unforeseen(error: Exception) -> None:

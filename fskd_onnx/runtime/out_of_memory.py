@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fskd_onnx.errors import FskdError, OutOfMemoryError
+from fskd_onnx.runtime.providers import release_memory
 from fskd_onnx.samples.batches import limited_batches
 
 logger = logging.getLogger(__name__)
@@ -51,17 +52,20 @@ def with_enough_memory(work: Callable[[], T], batch_size: int | None) -> T:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                if limit.largest <= 1:
+                logger.debug("out of memory", exc_info=error)
+                size = limit.largest or most or 0
+                if size <= 1:
                     raise OutOfMemoryError(_no_remedy(batch_size)) from error
         if most is None:
             logger.warning(
                 "the machine has not enough memory to run %d samples at once; the work begins anew "
                 "with half as many, and again where that is too much (--batch-size sets how many)",
-                limit.largest,
+                size,
             )
-        most = limit.largest // 2
-        logger.info("%d samples run at once", most)
+        most = size // 2
+        logger.info("samples that run at once: %d at most", most)
         gc.collect()  # what the error has kept alive
+        release_memory()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
