@@ -29,7 +29,7 @@ def prepare_for_memory_limit() -> None:
     limit = _limit()
     if limit is None:
         return
-    least = _LIBRARIES + _THREAD * (os.cpu_count() or 1)
+    least = least_memory()
     if limit < least:
         raise FskdError(
             f"the process may use {limit / 2**20:,.0f} MiB of address space and needs at least "
@@ -50,6 +50,11 @@ def prepare_for_memory_limit() -> None:
     with threads_for(_UNKNOWNS):
         for _ in parallel_map(solve, list(range(_SYSTEMS_PER_THREAD * (os.cpu_count() or 1)))):
             pass
+
+
+def least_memory() -> int:
+    """Return how many bytes of address space the program needs to do anything."""
+    return _LIBRARIES + _THREAD * (os.cpu_count() or 1)
 
 
 def _limit() -> int | None:

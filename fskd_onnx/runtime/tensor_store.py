@@ -77,8 +77,10 @@ class TensorStore:
             self._files += 1
             path = self._folder.path / str(self._files)
             array = value.numpy()
-            # Written, not mapped: on a full disk a write raises, a mapping kills the process.
-            array.tofile(path)
+            # Written, not mapped: on a full disk a write raises, a mapping kills the process. Nor by
+            # NumPy, which does not hear of what fails when a file is closed.
+            with path.open("wb") as stream:
+                stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         except OSError as error:
             raise FskdError(
                 f"activations past the memory limit cannot be written to {tempfile.gettempdir()} "
