@@ -48,7 +48,8 @@ class Fault:
         status: the exit status.
         says: part of the one line on stderr; "" for none.
         written: whether the outputs are there afterwards.
-        mounts: a folder that is a full file system of its own meanwhile, if any.
+        mounts: a folder that is a small file system of its own meanwhile, if any.
+        size: of that.
         denies: whether it is that a file's permissions forbid something.
         quick: whether it is also one of the tests.
     """
@@ -59,16 +60,24 @@ class Fault:
     says: str = ""
     written: bool = False
     mounts: str = ""
+    size: str = "4k"
     denies: bool = False
     quick: bool = False
 
 
+_FILL = "head -c 4096 /dev/zero > log/l;"
 _NO_SPACE = "No space left on device"
 FAULTS = (
     Fault("full disk, outputs", f"{FIT} -q", 1, _NO_SPACE, mounts="out"),
-    Fault("full disk, log", f"{FIT} -q --log-file log/l", 0, "", True, mounts="log"),
-    Fault("full disk, log, said", f"{FIT} --log-file log/l", 0, "log cannot", True, mounts="log"),
-    Fault("full disk, temporary files", f"{FIT} {_SMALL_MEMORY}", 1, _NO_SPACE, mounts="scratch"),
+    Fault("full disk, log", f"{_FILL} {FIT} --log-file log/l", 0, "the log", True, mounts="log"),
+    Fault(
+        "full disk, temporary files",
+        f"{FIT} {_SMALL_MEMORY}",
+        1,
+        _NO_SPACE,
+        mounts="scratch",
+        size="16k",
+    ),
     Fault("limit of file sizes", f"ulimit -f 1; {FIT}", 1, "File too large", quick=True),
     Fault("unwritable output folder", f"chmod 555 out; {FIT}", 1, "not writable", denies=True),
     Fault(
@@ -156,7 +165,7 @@ def outcome_of(fault: Fault, folder: Path) -> Outcome:
     ordinary = (*_WITHOUT_PRIVILEGE, "bash") if os.geteuid() == 0 and fault.denies else ("bash",)
     mounted = folder / fault.mounts
     if fault.mounts:
-        _run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(mounted)])
+        _run(["mount", "-t", "tmpfs", "-o", f"size={fault.size}", "none", str(mounted)])
     try:
         done = subprocess.run(
             [*ordinary, "-c", fault.script],

@@ -77,8 +77,8 @@ class TensorStore:
             self._files += 1
             path = self._folder.path / str(self._files)
             array = value.numpy()
-            # Written, not mapped: on a full disk a write raises, a mapping kills the process. Nor by
-            # NumPy, which does not hear of what fails when a file is closed.
+            # Written, not mapped: on a full disk a write raises, a mapping kills the process. Not
+            # by NumPy's tofile, which does not hear of what fails when its file is closed.
             with path.open("wb") as stream:
                 stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         except OSError as error:
