@@ -217,7 +217,7 @@ def write_inputs(folder: Path) -> None:
     onnx.save_model(with_noise(network.student(), 0.5), folder / "student.onnx")
     np.save(folder / "x.npy", network.samples(200)["x"])
     wide = build(
-        "g (float[N,4,64,64] x) => (float[N,4,64,64] y) <float[256,4,1,1] a, float[4,256,1,1] b>"
+        "g (float[N,4,64,64] x) => (float[N,4,64,64] y) <float[1024,4,1,1] a, float[4,1024,1,1] b>"
         "{ h = Conv (x, a) r = Relu (h) y = Conv (r, b) }"
     )
     onnx.save_model(wide, folder / "wide.onnx")
