@@ -358,11 +358,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         stages = [Stage(Path(folder, str(n)), command) for n, command in enumerate(COMMANDS)]
-        found = list(outcomes(stages, options.count, options.seed, not options.no_steps))
+        found = []
+        for outcome in outcomes(stages, options.count, options.seed, not options.no_steps):
+            found.append(outcome)
+            for fault in outcome.faults:
+                print(
+                    f"{outcome.command}: {outcome.signal} at {outcome.moment}: {fault}", flush=True
+                )
     print(table(found))
-    for outcome in found:
-        for fault in outcome.faults:
-            print(f"{outcome.command}: {outcome.signal} at {outcome.moment}: {fault}")
     if options.json:
         options.json.write_text(json.dumps([vars(o) for o in found]), encoding="utf-8")
     return int(any(outcome.faults for outcome in found))
