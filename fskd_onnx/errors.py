@@ -41,6 +41,10 @@ class MatchError(FskdError):
     """Teacher and student have no block in common, or a pair is impossible."""
 
 
+class OutOfMemoryError(FskdError, MemoryError):
+    """The machine has not enough memory, even where fewer samples run at once."""
+
+
 class NoImprovementError(FskdError):
     """The fit did not bring the student closer to the teacher on held-out samples.
 

@@ -144,7 +144,9 @@ def _spatial(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[nn.
     stride, pad = conv.stride[0], conv.padding[0]
     # The first runs at every column of the input, the second at those of the output.
     rank = _rank(n * c * k * k, recipe, k * (c * stride + n))
-    u, s, v = torch.linalg.svd(kernel.permute(1, 2, 0, 3).reshape(c * k, n * k), full_matrices=False)
+    u, s, v = torch.linalg.svd(
+        kernel.permute(1, 2, 0, 3).reshape(c * k, n * k), full_matrices=False
+    )
     rank = min(rank, len(s))
     root = s[:rank].sqrt()
     first = (u[:, :rank] * root).T.reshape(rank, c, k, 1)

@@ -15,10 +15,15 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from fskd_onnx.options import FitOptions
 from fskd_onnx.passes import AffineMap, FuseAdapter, InsertAdapter
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.shared_weights import find_uses
 from fskd_onnx.passes.separate_weights import Separated
+from fskd_onnx.pipeline.problem import FitProblem, load_inputs, prepare
+from fskd_onnx.runtime.tensor_store import TensorStore
+from fskd_onnx.samples.sources import SampleSource
+from fskd_onnx.serialization.model_files import ModelSource
 
 Array = NDArray[Any]
 
@@ -239,3 +244,10 @@ def zoo_model(name: str, divisor: int = 4) -> onnx.ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return model
+
+
+def prepared(
+    teacher: ModelSource, student: ModelSource, samples: SampleSource, options: FitOptions
+) -> FitProblem:
+    """Give what a fit starts from, all of it kept in memory."""
+    return prepare(*load_inputs(teacher, student, samples, options.run), options, TensorStore())

@@ -1,5 +1,5 @@
 """The command line: arguments in, exit status out."""
 
-from fskd_onnx.cli.app import main
+from fskd_onnx.cli.start import main
 
 __all__ = ["main"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import io
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -13,6 +11,7 @@ import typer
 
 from fskd_onnx.cli.commands import COMMANDS
 from fskd_onnx.cli.exit_status import exits_with_status
+from fskd_onnx.cli.memory_limit import prepare_for_memory_limit
 from fskd_onnx.cli.shared_options import read_shared_options
 
 app = typer.Typer(
@@ -25,12 +24,8 @@ app = typer.Typer(
 )
 
 
-def main() -> None:
+def run() -> None:
     """Run one command and exit with its status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # Names of nodes and files may hold what the terminal's encoding has not.
-            stream.reconfigure(errors="backslashreplace")
     app(prog_name="fskd-onnx")
 
 
@@ -64,14 +59,15 @@ def _with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
     _, *own = inspect.signature(command, eval_str=True).parameters.values()
     shared = inspect.signature(read_shared_options, eval_str=True).parameters
 
-    def run(**arguments: Any) -> None:
+    def with_shared(**arguments: Any) -> None:
         with exits_with_status():
             options = read_shared_options(**{name: arguments.pop(name) for name in shared})
+            prepare_for_memory_limit()
             command(options, **arguments)
 
-    run.__doc__ = command.__doc__
-    run.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]
-    return run
+    with_shared.__doc__ = command.__doc__
+    with_shared.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]
+    return with_shared
 
 
 for _name, _command in COMMANDS.items():

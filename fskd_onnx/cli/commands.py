@@ -17,7 +17,6 @@ from typing import Annotated
 
 import typer
 
-from fskd_onnx.cli.exit_status import printing
 from fskd_onnx.cli.shared_options import SharedOptions
 from fskd_onnx.cli.values import byte_count, names, parse
 from fskd_onnx.errors import NoImprovementError, one_of
@@ -141,16 +140,14 @@ def _fit(
         with shown_on(shared.progress):
             result = fit(teacher, student, samples, options)
     except NoImprovementError as error:
-        with printing():
-            print_report(error.report, shared.console)
+        print_report(error.report, shared.console)
         raise
     outcome = replace(result.report, output=str(output))
     with OutputFiles([*weight_files(teacher), *weight_files(student)]) as files:
         stage_model(files, result.model, output, like=student)
         for path in reports:
             stage_report(files, outcome, path)
-    with printing():
-        print_report(outcome, shared.console)
+    print_report(outcome, shared.console)
 
 
 def _match(
@@ -189,8 +186,7 @@ def _match(
         )
     if json is not None:
         write_text_atomically(json, matching_to_json(matching))
-    with printing():
-        print_matching(matching, shared.console)
+    print_matching(matching, shared.console)
 
 
 def _compare(
@@ -214,8 +210,7 @@ def _compare(
     from fskd_onnx.reporting.terminal import print_comparison
 
     comparison = compare(teacher, student, samples, shared.run, labels)
-    with printing():
-        print_comparison(comparison, shared.console)
+    print_comparison(comparison, shared.console)
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = MappingProxyType(

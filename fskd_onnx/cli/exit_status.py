@@ -8,28 +8,19 @@ its status (``FskdError.exit_status``).
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import typer
 
+from fskd_onnx.cli.signals import Signalled, SignalsUnwind
 from fskd_onnx.errors import FskdError
 from fskd_onnx.printable import printable
 
 logger = logging.getLogger(__name__)
 
 _FAULT = 1
-# What shells give a process that SIGINT or SIGTERM ended.
-_INTERRUPTED, _TERMINATED = 130, 143
-
-
-class _Terminated(BaseException):
-    """SIGTERM has come; like an interrupt, it unwinds all that cleans up behind itself."""
 
 
 @contextmanager
@@ -40,59 +31,27 @@ def exits_with_status() -> Iterator[None]:
         typer.Exit: the block raised an error that is not one of usage, or a signal ended it.
     """
     try:
-        with _signals():
+        with SignalsUnwind():
             yield
     except FskdError as error:
         _say(str(error))
         raise typer.Exit(error.exit_status) from error
-    except _Terminated as error:
-        _say("terminated")
-        raise typer.Exit(_TERMINATED) from error
-    except KeyboardInterrupt as error:
-        _say("interrupted")
-        raise typer.Exit(_INTERRUPTED) from error
+    except (Signalled, KeyboardInterrupt) as error:
+        ending = error if isinstance(error, Signalled) else Signalled(signal.SIGINT)
+        _say(ending.word)
+        raise typer.Exit(ending.status) from error
     except MemoryError as error:
-        _say("the machine has not enough memory; give a smaller --batch-size or a --memory-limit")
+        _say("the machine has not enough memory; give fewer samples (--max-samples), or free some")
         raise typer.Exit(_FAULT) from error
     except (typer.Exit, typer.BadParameter):
         raise
     except Exception as error:
-        # A compiled module that is just being loaded turns an interrupt into an ImportError.
-        if isinstance(error.__cause__, KeyboardInterrupt):
-            _say("interrupted")
-            raise typer.Exit(_INTERRUPTED) from error
+        # A compiled module that is just being loaded turns a signal into an ImportError.
+        if isinstance(error.__cause__, Signalled):
+            _say(error.__cause__.word)
+            raise typer.Exit(error.__cause__.status) from error
         _report_unforeseen(error)
         raise typer.Exit(_FAULT) from error
-
-
-@contextmanager
-def printing() -> Iterator[None]:
-    """Print results in a ``with`` block; who no longer reads them changes nothing about these."""
-    try:
-        yield
-        sys.stdout.flush()
-    except (OSError, SystemExit) as error:  # a full disk; what Rich makes of a closed pipe
-        logger.debug("results cannot be printed: %s", error)
-        # What is still buffered would fail once more when the process ends.
-        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Let SIGTERM unwind a ``with`` block as an interrupt does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _say(message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 
 from fskd_onnx.cli.values import image_size, names, numbers, parse
-from fskd_onnx.errors import PreprocessError
+from fskd_onnx.errors import FskdError, PreprocessError
 from fskd_onnx.options import (
     AUTO_PROVIDERS,
     PRESETS,
@@ -25,9 +26,43 @@ from fskd_onnx.options import (
 from fskd_onnx.printable import LineFormatter, MessageFormatter
 from fskd_onnx.serialization.atomic_files import check_writable
 
+logger = logging.getLogger(__name__)
+
 _UNLIMITED = 2**20
 _LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_NEVER = logging.CRITICAL + 1
 _LOG_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)  # by the number of -v
+
+
+class _LogFile(logging.FileHandler):
+    """The file of the log, which ends where it cannot be written; the work goes on."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file.
+
+        Raises:
+            FskdError: it cannot be opened.
+        """
+        try:
+            super().__init__(path, encoding="utf-8")
+        except OSError as error:
+            raise FskdError(
+                f"{path}: cannot be written ({error.strerror}); choose another file for the log"
+            ) from error
+        self._path = path
+        self.setFormatter(LineFormatter(_LOG_LINE))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's own name
+        """Say once that the log ends here."""
+        logging.getLogger().removeHandler(self)
+        self.setLevel(_NEVER)
+        reason = sys.exc_info()[1]
+        logger.warning("%s: the log cannot be written on (%s)", self._path, reason)
+
+    def close(self) -> None:
+        """Close the file; what could not be written is lost."""
+        with suppress(OSError):
+            super().close()
 
 
 @dataclass(frozen=True)
@@ -51,8 +86,7 @@ class LogSettings:
         terminal.setFormatter(MessageFormatter())
         handlers: list[logging.Handler] = [terminal]
         if self.file is not None:
-            handlers.append(logging.FileHandler(self.file, encoding="utf-8"))
-            handlers[-1].setFormatter(LineFormatter(_LOG_LINE))
+            handlers.append(_LogFile(self.file))
         logging.basicConfig(handlers=handlers, force=True)
         level = terminal.level if self.file is None else logging.DEBUG
         logging.getLogger("fskd_onnx").setLevel(level)

@@ -393,6 +393,11 @@ def need_patches(families: Families) -> bool:
     return any(family.needs_patches for family in families)
 
 
+def fit_factors_too(families: Families) -> bool:
+    """Whether any of some families fits all nodes of a decomposed block, not the last one alone."""
+    return Factors in families
+
+
 def families_for(
     linear: Linear, families: Families, factors: Factorization | None = None
 ) -> tuple[Families, bool]:

@@ -15,12 +15,15 @@ import logging
 
 from fskd_onnx.errors import MatchError, NoImprovementError
 from fskd_onnx.options import FitOptions
-from fskd_onnx.pipeline.problem import FitProblem, prepare
+from fskd_onnx.pipeline.networks import Networks
+from fskd_onnx.pipeline.problem import FitProblem, load_inputs, prepare
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
 from fskd_onnx.pipeline.weight_growth import sizes_of, steadiest
 from fskd_onnx.reporting.agreement import finite_rows
 from fskd_onnx.results import FitReport, FitResult
+from fskd_onnx.runtime.out_of_memory import with_enough_memory
 from fskd_onnx.runtime.tensor_store import TensorStore
+from fskd_onnx.samples.reader import Samples
 from fskd_onnx.samples.sources import SampleSource
 from fskd_onnx.serialization.model_files import ModelSource, count_parameters
 from fskd_onnx.timing import StageTimer
@@ -51,10 +54,16 @@ def fit(
             bring back.
         FskdError: a file, the samples or the machine cannot be used.
     """
-    options = options or FitOptions()
+    chosen = options or FitOptions()
+    inputs = load_inputs(teacher, student, samples, chosen.run)
     timer = StageTimer()
+    return with_enough_memory(lambda: _fit(*inputs, chosen, timer), chosen.run.batch_size)
+
+
+def _fit(networks: Networks, samples: Samples, options: FitOptions, timer: StageTimer) -> FitResult:
+    """Fit one network to another, see `fit`."""
     with TensorStore(options.run.memory_limit) as store:
-        problem = prepare(teacher, student, samples, options, store)
+        problem = prepare(networks, samples, options, store)
         with timer("verify"):
             _ = problem.before  # what ONNX Runtime cannot run fails here, by its name
         best = choose(_candidates(problem, options, timer), problem.before)

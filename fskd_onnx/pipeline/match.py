@@ -9,11 +9,13 @@ from fskd_onnx.matching.channels import match_channels
 from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import pair_blocks
 from fskd_onnx.options import AdapterName, FitOptions, RunOptions
-from fskd_onnx.pipeline.networks import compose_decomposed, load_networks
-from fskd_onnx.pipeline.problem import prepare
+from fskd_onnx.pipeline.networks import Networks, compose_decomposed, load_networks
+from fskd_onnx.pipeline.problem import load_inputs, prepare
 from fskd_onnx.pipeline.trials import teacher_pass
 from fskd_onnx.results import Matching
+from fskd_onnx.runtime.out_of_memory import with_enough_memory
 from fskd_onnx.runtime.tensor_store import TensorStore
+from fskd_onnx.samples.reader import Samples
 from fskd_onnx.samples.sources import SampleSource
 from fskd_onnx.serialization.model_files import ModelSource
 from fskd_onnx.timing import StageTimer
@@ -50,8 +52,14 @@ def match(
         one, other = compose_decomposed(networks, partners)
         return other.tell_of_parts(match_channels(one.graph(), other.graph(), partners))
     settings = FitOptions(options or RunOptions(), AdapterName.POINTWISE, map=block_map)
+    inputs = load_inputs(teacher, student, samples, settings.run)
+    return with_enough_memory(lambda: _match(*inputs, settings), settings.run.batch_size)
+
+
+def _match(networks: Networks, samples: Samples, settings: FitOptions) -> Matching:
+    """Pair blocks and channels with samples, see `match`."""
     with TensorStore(settings.run.memory_limit) as store:
-        problem = prepare(teacher, student, samples, settings, store)
+        problem = prepare(networks, samples, settings, store)
         if all(pair.channels is not None for pair in problem.matching.usable):
             return problem.matching
         # Whole networks first: what ONNX Runtime cannot run fails here, by its name.

@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.errors import MatchError, ModelError, SamplesError
+from fskd_onnx.fitting.adapters import families_of, fit_factors_too
 from fskd_onnx.matching.activation_similarity import ActivationSimilarity
 from fskd_onnx.matching.channels import Channels, match_channels
 from fskd_onnx.matching.map_file import read_map
@@ -175,19 +176,32 @@ class FitProblem:
         return teacher, student
 
 
-def prepare(
-    teacher: ModelSource,
-    student: ModelSource,
-    samples: SampleSource,
-    options: FitOptions,
-    store: TensorStore,
-) -> FitProblem:
-    """Load everything, and check that it belongs together.
+def load_inputs(
+    teacher: ModelSource, student: ModelSource, samples: SampleSource, options: RunOptions
+) -> tuple[Networks, Samples]:
+    """Load the networks and open the samples, and check that they belong together.
 
     Args:
         teacher: the original network.
         student: the compressed network.
         samples: a few unlabelled samples.
+        options: how to read and run.
+
+    Raises:
+        FskdError: a file or the samples cannot be used.
+    """
+    networks = load_networks(teacher, student)
+    return networks, _load_samples(samples, networks[0], options)
+
+
+def prepare(
+    networks: Networks, loaded: Samples, options: FitOptions, store: TensorStore
+) -> FitProblem:
+    """Read the samples, divide them, and find what belongs together.
+
+    Args:
+        networks: teacher and student.
+        loaded: the samples.
         options: how to fit.
         store: keeps the samples once they are read, and what crosses a cut.
 
@@ -195,8 +209,6 @@ def prepare(
         FskdError: a file, the samples or the machine cannot be used.
     """
     run = options.run
-    networks = load_networks(teacher, student)
-    loaded = _load_samples(samples, networks[0], run)
     runtime = open_runtime(run.providers)
     reading = FirstReading(loaded, store, taken_once=not options.augment)
     groups = _group(loaded, reading)
@@ -213,7 +225,8 @@ def prepare(
             model, name, inputs = network.model, network.name, network.inputs
             forward(runtime, model, decoded, first, run.batch_size, name, inputs)
         raise
-    networks = compose_decomposed(networks, partners)
+    if fit_factors_too(families_of(options.adapter)):
+        networks = compose_decomposed(networks, partners)
     matching = _match(networks, partners)
     return FitProblem(
         teacher=networks[0],

@@ -11,6 +11,7 @@ from fskd_onnx.reporting.agreement import accuracy
 from fskd_onnx.reporting.comparable import comparable
 from fskd_onnx.results import Comparison
 from fskd_onnx.runtime.forward import forward
+from fskd_onnx.runtime.out_of_memory import with_enough_memory
 from fskd_onnx.runtime.providers import open_runtime
 from fskd_onnx.samples.sources import SampleSource, load_samples
 from fskd_onnx.serialization.interface import input_specs, output_names, pair_interfaces
@@ -46,10 +47,13 @@ def compare(
     truth = None if labels is None else loaded.labels(labels)
     runtime = open_runtime(options.providers)
     everything = np.arange(len(loaded), dtype=np.intp)
-    results = [
-        forward(runtime, model, loaded, everything, options.batch_size, name, inputs)
-        for model, name, inputs in zip(models, names, (None, interface.inputs), strict=True)
-    ]
+    results = with_enough_memory(
+        lambda: [
+            forward(runtime, model, loaded, everything, options.batch_size, name, inputs)
+            for model, name, inputs in zip(models, names, (None, interface.inputs), strict=True)
+        ],
+        options.batch_size,
+    )
     of_both = list(zip(output_names(models[0]), interface.outputs, strict=True))
     compared = comparable((results[0], results[1]), of_both, (names[0], names[1]))
     if truth is not None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
 from fskd_onnx.errors import FskdError, ModelError
+from fskd_onnx.runtime.out_of_memory import is_out_of_memory
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.sample_axis import Failing, FoundAxis, Runs, SampleAxis
 from fskd_onnx.runtime.session_run import first_line, run
@@ -172,6 +173,8 @@ class _Network:
         except FskdError:  # of where the samples are kept
             raise
         except Exception as error:
+            if is_out_of_memory(error):  # no fault of the network
+                raise
             # ONNX Runtime raises a dozen unrelated types; which one says nothing to a user.
             size, what = len(samples), first_line(error)
             other = self._size_that_runs(size, samples[:1])

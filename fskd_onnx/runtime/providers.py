@@ -114,6 +114,17 @@ def _share_arena() -> None:
     )
 
 
+def release_memory() -> None:
+    """Give back to the system what sessions of this process have used, and do no longer."""
+    if not _share_arena.cache_info().currsize:
+        return
+    # The arena takes this as an option of a run, of any session that shares it.
+    session = onnxruntime.InferenceSession(_PROBE, _options(), providers=[_CPU])
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    session.run(None, {"x": np.zeros(1, np.float32)}, options)
+
+
 def open_runtime(names: Sequence[str]) -> Runtime:
     """Resolve provider names.
 

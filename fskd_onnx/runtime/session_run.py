@@ -10,6 +10,7 @@ import onnxruntime
 from onnxruntime import OrtValue
 
 from fskd_onnx.errors import FskdError, ModelError
+from fskd_onnx.runtime.out_of_memory import is_out_of_memory
 from fskd_onnx.runtime.tensor_store import is_plain
 
 # The number and name of an error of ONNX Runtime, and where in its source it was raised.
@@ -49,13 +50,15 @@ def named_errors(name: str) -> Iterator[None]:
     """Say in one line, with the name of a network, what ONNX Runtime cannot run.
 
     Raises:
-        ModelError: it cannot.
+        ModelError: it cannot. That there is not enough memory is not said in other words.
     """
     try:
         yield
     except FskdError:  # of the samples, or of where they are kept
         raise
     except Exception as error:
+        if is_out_of_memory(error):  # no fault of the network
+            raise
         # ONNX Runtime raises a dozen unrelated types; which one says nothing to a user.
         raise ModelError(
             f"{name}: ONNX Runtime cannot run it: {first_line(error)}; where the network states "

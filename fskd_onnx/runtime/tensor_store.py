@@ -14,6 +14,7 @@ from onnxruntime import OrtValue
 
 from fskd_onnx.errors import FskdError
 from fskd_onnx.samples.batches import Tensors
+from fskd_onnx.serialization.deferred_signals import deferred_signals
 from fskd_onnx.serialization.temporary import TemporaryFolder, remove_stale
 
 
@@ -71,12 +72,15 @@ class TensorStore:
             return in_memory
         try:
             if self._folder is None:
-                self._folder = TemporaryFolder()
+                with deferred_signals():  # nothing may come between the folder and its removal
+                    self._folder = TemporaryFolder()
             self._files += 1
             path = self._folder.path / str(self._files)
             array = value.numpy()
-            # Written, not mapped: on a full disk a write raises, a mapping kills the process.
-            array.tofile(path)
+            # Written, not mapped: on a full disk a write raises, a mapping kills the process. Not
+            # by NumPy's tofile, which does not hear of what fails when its file is closed.
+            with path.open("wb") as stream:
+                stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         except OSError as error:
             raise FskdError(
                 f"activations past the memory limit cannot be written to {tempfile.gettempdir()} "
@@ -93,7 +97,8 @@ class TensorStore:
     def __exit__(self, *exception: object) -> None:
         """Remove the files, whatever happened; what was kept in them is lost."""
         if self._folder is not None:
-            self._folder.remove()
+            with deferred_signals():
+                self._folder.remove()
 
     def _release(self, size: int) -> None:
         self._used -= size

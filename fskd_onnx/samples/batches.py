@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +36,33 @@ class Batch:
     fold: int
 
 
+@dataclass
+class BatchLimit:
+    """How large batches may be where neither a model nor the user says how many samples run.
+
+    Attributes:
+        most: samples per batch, at most; None sets no limit.
+        largest: samples of the largest batch that was planned under it; 0 without any.
+    """
+
+    most: int | None = None
+    largest: int = 0
+
+
+_LIMIT: ContextVar[BatchLimit | None] = ContextVar("limit", default=None)
+
+
+@contextmanager
+def limited_batches(most: int | None) -> Iterator[BatchLimit]:
+    """Set a limit for all batches of a size of our own choice that a ``with`` block plans."""
+    limit = BatchLimit(most)
+    token = _LIMIT.set(limit)
+    try:
+        yield limit
+    finally:
+        _LIMIT.reset(token)
+
+
 def plan_batches(
     folds: Sequence[NDArray[np.intp]], size: int, fixed_size: int | None
 ) -> list[Batch]:
@@ -41,18 +70,22 @@ def plan_batches(
 
     Args:
         folds: sample indices of each fold.
-        size: samples per batch, at most; folds are divided evenly.
+        size: samples per batch, at most, as far as `limited_batches` allows; folds are divided
+            evenly.
         fixed_size: the batch size of a model that takes no other; batches are padded to it.
 
     Returns:
         The batches, fold by fold.
     """
     batches = []
+    limit = _LIMIT.get() or BatchLimit()
+    size = min(size, limit.most or size)
     for fold, members in enumerate(folds):
         parts = math.ceil(len(members) / (fixed_size or size))
         if fixed_size is None:
             for part in np.array_split(members, parts):
                 batches.append(Batch(part, len(part), fold))
+                limit.largest = max(limit.largest, len(part))
             continue
         for start in range(0, len(members), fixed_size):
             part = members[start : start + fixed_size]

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fskd_onnx.errors import FskdError
+from fskd_onnx.serialization.deferred_signals import deferred_signals
 from fskd_onnx.serialization.temporary import TemporaryFile, remove_stale
 
 
@@ -20,7 +21,8 @@ def check_writable(path: str | Path) -> None:
         path: the file that is to appear; it may exist.
 
     Raises:
-        FskdError: the folder is missing or closed to writing, or ``path`` is no regular file.
+        FskdError: the folder is missing or closed to writing, or ``path`` is no regular file, or
+            one that is closed to writing.
     """
     path = Path(path)
     folder = _resolved(path).parent
@@ -28,6 +30,8 @@ def check_writable(path: str | Path) -> None:
         raise FskdError(f"{path}: the folder {folder} does not exist; create it first")
     if path.exists() and not path.is_file():
         raise FskdError(f"{path}: is not a regular file; choose another name for the output")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise FskdError(f"{path}: is write-protected; choose another name for the output")
     if not os.access(folder, os.W_OK):
         raise FskdError(f"{path}: the folder {folder} is not writable; choose another one")
 
@@ -92,7 +96,8 @@ class OutputFiles:
         target = _resolved(Path(path))
         with _named_errors(Path(path)):
             remove_stale(target.parent)
-            self._staged.append(_Staged(Path(path), target, TemporaryFile(target)))
+            with deferred_signals():  # nothing may come between the file and its removal
+                self._staged.append(_Staged(Path(path), target, TemporaryFile(target)))
         return self._staged[-1].file.path
 
     def restage(self, file: Path, path: Path) -> None:
@@ -158,17 +163,21 @@ class OutputFiles:
                 name = self._staged[-1].name
                 raise FskdError(_cannot_be_written(name, error)) from error
             if error is None:
-                self._put_in_place()
+                for staged in self._staged:
+                    with _named_errors(staged.name):
+                        _sync(staged.file.path, os.O_RDWR)
+                with deferred_signals():
+                    self._put_in_place()
         finally:
-            for staged in self._staged:
-                staged.file.remove()
+            with deferred_signals():
+                for staged in self._staged:
+                    staged.file.remove()
 
     def _put_in_place(self) -> None:
-        for staged in self._staged:
-            with _named_errors(staged.name):
-                _sync(staged.file.path, os.O_RDWR)
-                staged.backup = _second_link(staged.target)
         try:
+            for staged in self._staged:
+                with _named_errors(staged.name):
+                    staged.backup = _second_link(staged.target)
             for staged in self._staged:
                 with _named_errors(staged.name):
                     staged.file.path.replace(staged.target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -355,3 +356,41 @@ def test_match_saves_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert result.exit_code == 0
     assert "conv1" in result.stdout
     assert json.loads((tmp_path / "map.json").read_text())["pairs"][0]["student"] == "conv1"
+
+
+def test_a_log_that_cannot_be_written_on_ends_and_is_said_once(
+    tmp_path: Path, compare_calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def speak(_: RunOptions) -> None:
+        log = logging.getLogger("fskd_onnx.anything")
+        log.info("before")
+
+        def fail(self: logging.FileHandler, record: logging.LogRecord) -> None:
+            try:
+                os.write(-1, record.getMessage().encode())
+            except OSError:
+                self.handleError(record)
+
+        monkeypatch.setattr(logging.FileHandler, "emit", fail)
+        log.info("lost")
+        log.info("lost too")
+
+    compare_calls(speak)
+    result = invoke("compare", "t", "s", "x", "--log-file", tmp_path / "log")
+    first, *others = result.stderr.splitlines()
+    assert "log: the log cannot be written on ([Errno 9] Bad file descriptor)" in first
+    assert len(others) == 1  # of the test itself
+    assert "Traceback" not in result.stderr
+
+
+def test_a_log_that_cannot_be_opened_is_an_error(
+    tmp_path: Path, compare_calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    compare_calls(lambda _: None)
+    monkeypatch.setattr(logging.FileHandler, "_open", refuse)
+    result = invoke("compare", "t", "s", "x", "--log-file", tmp_path / "log")
+    assert result.exit_code == 1
+    assert "log: cannot be written (Permission denied)" in result.stderr

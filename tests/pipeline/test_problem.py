@@ -12,9 +12,8 @@ import pytest
 from fskd_onnx import FitOptions, RunOptions
 from fskd_onnx.errors import MatchError, ModelError, SamplesError
 from fskd_onnx.pipeline.networks import LoadedModel
-from fskd_onnx.pipeline.problem import FitProblem, prepare
-from fskd_onnx.runtime.tensor_store import TensorStore
-from tests.helpers import Array, assert_close, build, run
+from fskd_onnx.pipeline.problem import FitProblem
+from tests.helpers import Array, assert_close, build, prepared, run
 
 # x ─▶ Conv ─▶ BatchNormalization ─▶ Relu ─▶ Conv ─▶ z
 TEXT = """g (float[{n},3,4] {x}) => (float[{n},2,4] z)
@@ -36,7 +35,7 @@ def samples(count: int) -> Array:
 def problem(count: int, batch_size: int | None = None, seed: int = 0, n: str = "N") -> FitProblem:
     run = RunOptions(("cpu",), batch_size=batch_size, seed=seed)
     student = build(TEXT.format(n=n, x="x", a=4), seed=1)
-    return prepare(TEACHER, student, samples(count), FitOptions(run), TensorStore())
+    return prepared(TEACHER, student, samples(count), FitOptions(run))
 
 
 def test_the_seed_decides() -> None:
@@ -77,7 +76,7 @@ def test_moved_copies_are_fitted_on_too() -> None:
     image = build("g (float[N,1,6,6] x) => (float[N,2,4,4] z) <float[2,1,3,3] w> {z = Conv(x, w)}")
     x = np.random.default_rng(0).random((60, 1, 6, 6)).astype(np.float32)
     options = FitOptions(RunOptions(("cpu",)), augment=("rotate",), augment_copies=2)
-    found = prepare(image, image, x, options, TensorStore())
+    found = prepared(image, image, x, options)
     fitted = np.concatenate([b.samples[: b.count] for b in found.splits.final.batches])
     assert sorted(fitted % 60) == sorted(np.tile(np.setdiff1d(np.arange(60), found.held_out), 3))
 
@@ -85,7 +84,7 @@ def test_moved_copies_are_fitted_on_too() -> None:
 def test_inputs_may_be_named_differently() -> None:
     student = build(TEXT.format(n="N", x="image", a=4), seed=1)
     x = samples(20)
-    found = prepare(TEACHER, student, {"x": x}, FitOptions(RunOptions(("cpu",))), TensorStore())
+    found = prepared(TEACHER, student, {"x": x}, FitOptions(RunOptions(("cpu",))))
     feeds = {"x": x[found.held_out]}
     assert_close({"z": found.target[0]}, {"z": run(TEACHER, feeds)["z"]})
     again = found.outputs(student, "student", found.held_out)
@@ -106,18 +105,18 @@ def test_networks_without_a_block_in_common_are_refused() -> None:
         q = Conv <strides = [2]> (x, k)
     }""")
     with pytest.raises(MatchError, match=r"no block has a counterpart in g.*--map"):
-        prepare(TEACHER, other, samples(20), FitOptions(RunOptions(("cpu",))), TensorStore())
+        prepared(TEACHER, other, samples(20), FitOptions(RunOptions(("cpu",))))
 
 
 def test_networks_of_other_inputs_are_refused() -> None:
     other = build("g (float[N,5,4] x) => (float[N,2,4] z) <float[2,5,1] w1> { z = Conv (x, w1) }")
     with pytest.raises(ModelError, match="takes other inputs"):
-        prepare(TEACHER, other, samples(20), FitOptions(RunOptions(("cpu",))), TensorStore())
+        prepared(TEACHER, other, samples(20), FitOptions(RunOptions(("cpu",))))
 
 
 def test_batches_are_a_multiple_of_what_both_networks_take() -> None:
     teacher, student = (build(TEXT.format(n=n, x="x", a=a), seed=a) for n, a in ((4, 6), (6, 4)))
-    found = prepare(teacher, student, samples(60), FitOptions(RunOptions(("cpu",))), TensorStore())
+    found = prepared(teacher, student, samples(60), FitOptions(RunOptions(("cpu",))))
     assert {len(batch.samples) for batch in found.splits.batches} == {12}
 
 
@@ -127,7 +126,7 @@ def test_a_shared_input_states_no_batch_size() -> None:
     model = build(text.format(nodes))
     given = {"x": np.random.default_rng(0).standard_normal((60, 3)), "t": np.ones((5, 3))}
     given = {name: value.astype(np.float32) for name, value in given.items()}
-    found = prepare(model, model, given, FitOptions(RunOptions(("cpu",))), TensorStore())
+    found = prepared(model, model, given, FitOptions(RunOptions(("cpu",))))
     assert {len(batch.samples) for batch in found.splits.batches} == {6, 10, 11}
 
 
@@ -141,7 +140,7 @@ def test_inputs_and_outputs_are_in_the_order_of_the_teacher() -> None:
     student = build(text.format(f"{b}, {a}", f"{q}, {p}"))
     rng = np.random.default_rng(0)
     given = {name: rng.standard_normal((60, 3)).astype(np.float32) for name in "ab"}
-    found = prepare(teacher, student, given, FitOptions(RunOptions(("cpu",))), TensorStore())
+    found = prepared(teacher, student, given, FitOptions(RunOptions(("cpu",))))
     graph = found.student.graph()
     assert [tensor.name for tensor in graph.inputs] == ["a", "b"]
     assert [tensor.name for tensor in graph.outputs] == ["p", "q"]
@@ -160,10 +159,10 @@ def test_a_batch_size_that_the_network_states_inside_is_told(written: int) -> No
     model = build(f"{text % (written, written)} {nodes}")
     x = np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32)
     with pytest.raises(ModelError, match=rf"^g: .*; give --batch-size {written}$") as caught:
-        prepare(model, model, x, FitOptions(RunOptions(("cpu",))), TensorStore())
+        prepared(model, model, x, FitOptions(RunOptions(("cpu",))))
     assert "\n" not in str(caught.value)
     run = RunOptions(("cpu",), batch_size=written)
-    found = prepare(model, model, x, FitOptions(run), TensorStore())
+    found = prepared(model, model, x, FitOptions(run))
     assert found.before.relative_mse < 1e-12
 
 

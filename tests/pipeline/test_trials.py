@@ -10,12 +10,12 @@ import pytest
 
 from fskd_onnx import FitOptions, RunOptions
 from fskd_onnx.pipeline.fit import fit
-from fskd_onnx.pipeline.problem import FitProblem, prepare
+from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
 from fskd_onnx.reporting.agreement import agreement, squared_errors
 from fskd_onnx.results import Agreement, Verdict
-from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.timing import StageTimer
+from tests.helpers import prepared
 from tests.networks import NETWORKS
 
 CPU = RunOptions(providers=("cpu",))
@@ -58,7 +58,7 @@ def test_what_may_be_chance_is_out() -> None:
 
 def problem_of(count: int) -> FitProblem:
     teacher, student = CHAIN.teacher(), CHAIN.student()
-    return prepare(teacher, student, CHAIN.samples(count), FitOptions(CPU), TensorStore())
+    return prepared(teacher, student, CHAIN.samples(count), FitOptions(CPU))
 
 
 def test_few_samples_are_judged_each_by_a_fit_that_has_not_seen_it() -> None:

@@ -6,12 +6,10 @@ import numpy as np
 
 from fskd_onnx import FitOptions, RunOptions
 from fskd_onnx.pipeline.fit import fit
-from fskd_onnx.pipeline.problem import prepare
 from fskd_onnx.pipeline.trials import fits
 from fskd_onnx.pipeline.weight_growth import growth, sizes_of, steadiest
-from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.timing import StageTimer
-from tests.helpers import Array, build, run
+from tests.helpers import Array, build, prepared, run
 from tests.networks import NETWORKS
 
 
@@ -55,7 +53,7 @@ def test_a_fit_to_all_that_blows_up_is_not_given_out() -> None:
     options = FitOptions(RunOptions(providers=("cpu",), seed=5), "pointwise", "select")
     result = fit(teacher, student, samples, options)
 
-    problem = prepare(teacher, student, samples, options, TensorStore())
+    problem = prepared(teacher, student, samples, options)
     final = next(fits(problem, problem.splits.final, options, StageTimer()))
     models = problem.teacher.model, problem.student.model, final.model, result.model
     fresh = network.samples(200, seed + 2)

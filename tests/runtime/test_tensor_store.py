@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from pathlib import Path
 
@@ -45,3 +46,17 @@ def test_a_disk_that_takes_no_more_is_one_sentence(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(FskdError, match=r"memory limit cannot be written.*--memory-limit"):
         TensorStore(limit=0).keep(tensor(1))
+
+
+def test_a_full_disk_that_shows_as_a_file_is_closed_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Full(io.BytesIO):
+        def close(self) -> None:
+            if not self.closed:
+                super().close()
+                raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda *_: Full())
+    with TensorStore(0) as store, pytest.raises(FskdError, match="No space left on device"):
+        store.keep(tensor(100))
