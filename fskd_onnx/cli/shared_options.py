@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -24,6 +25,8 @@ from fskd_onnx.options import (
 )
 from fskd_onnx.printable import LineFormatter, MessageFormatter
 from fskd_onnx.serialization.atomic_files import check_writable
+
+logger = logging.getLogger(__name__)
 
 _UNLIMITED = 2**20
 _LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -56,6 +59,19 @@ class LogSettings:
         logging.basicConfig(handlers=handlers, force=True)
         level = terminal.level if self.file is None else logging.DEBUG
         logging.getLogger("fskd_onnx").setLevel(level)
+        warnings.showwarning = _log_warning
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Log a warning of a library: it is about code, and says nothing to a user."""
+    logger.debug("%s in %s:%d: %s", category.__name__, filename, lineno, message)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""Which lines of the package have run, at hardly any cost once most of them have."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import fskd_onnx
+import fskd_onnx.passes
+
+Line = tuple[str, int]
+
+ROOTS = {
+    f"{Path(package.__file__).parent}/": package.__name__.replace(".", "/") + "/"
+    for package in (fskd_onnx, fskd_onnx.passes)
+    if package.__file__
+}
+"""Folders of the package, and what the paths of its files begin with in `Line`."""
+
+
+def place(file: str) -> str | None:
+    """Return what a file of the package is called; None for another file."""
+    for root, name in ROOTS.items():
+        if file.startswith(root):
+            return name + file.removeprefix(root)
+    return None
+
+
+class Lines:
+    """Collects lines that have not run before, in ``with`` blocks.
+
+    A code object none of whose lines is left is no longer traced.
+
+    Attributes:
+        seen: all lines that have run.
+    """
+
+    def __init__(self, seen: set[Line]) -> None:
+        self.seen = seen
+        self._left: dict[CodeType, tuple[str, set[int]]] = {}
+
+    def __enter__(self) -> Lines:
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        code = frame.f_code
+        if code not in self._left:
+            self._left[code] = self._untouched(code)
+        return self._line if self._left[code][1] else None
+
+    def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
+        file, left = self._left[frame.f_code]
+        if event == "line" and frame.f_lineno in left:
+            left.discard(frame.f_lineno)
+            self.seen.add((file, frame.f_lineno))
+        return self._line if left else None
+
+    def _untouched(self, code: CodeType) -> tuple[str, set[int]]:
+        file = place(code.co_filename)
+        if file is None:
+            return "", set()
+        lines = {line for *_, line in code.co_lines() if line} - {code.co_firstlineno}
+        return file, {line for line in lines if (file, line) not in self.seen}
