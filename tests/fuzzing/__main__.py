@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.fuzzing.targets import TARGETS
-from tests.fuzzing.worker import SECONDS, Fault, Progress, work
+from tests.fuzzing.worker import SECONDS, Fault, News, Progress, work
 
 # Of the clock, without a sign of life: reading a case waits for something that does not come.
 _HANG = 6 * SECONDS
@@ -107,11 +107,11 @@ def fuzz(
                     done = True
                 elif isinstance(message, Fault):
                     said(message)
-                elif message is not ...:
-                    name, result.progress[name] = message[0], message[1]
+                elif isinstance(message, News):
+                    result.progress[message.target].add(message)
             process.join()
             if not done:
-                kind = _end(process.exitcode, time.monotonic() - life > _HANG)
+                kind = end(process.exitcode, time.monotonic() - life > _HANG)
                 case = {file.name: file.read_bytes() for file in folder.glob("*")}
                 said(Fault(names[running.value], kind, "", case))
     result.seconds = time.monotonic() - start
@@ -119,7 +119,7 @@ def fuzz(
     return result
 
 
-def _end(status: int | None, hung: bool) -> str:
+def end(status: int | None, hung: bool) -> str:
     """Return what ended a process."""
     if hung:
         return f"no answer within {_HANG} s"

@@ -35,18 +35,21 @@ class Lines:
 
     Attributes:
         seen: all lines that have run.
+        new: those of the last block.
     """
 
     def __init__(self, seen: set[Line]) -> None:
-        self.seen = seen
+        self.seen, self.new = seen, set[Line]()
         self._left: dict[CodeType, tuple[str, set[int]]] = {}
 
     def __enter__(self) -> Lines:
+        self.new = set()
         sys.settrace(self._call)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(None)
+        self.seen |= self.new
 
     def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
@@ -58,7 +61,7 @@ class Lines:
         file, left = self._left[frame.f_code]
         if event == "line" and frame.f_lineno in left:
             left.discard(frame.f_lineno)
-            self.seen.add((file, frame.f_lineno))
+            self.new.add((file, frame.f_lineno))
         return self._line if left else None
 
     def _untouched(self, code: CodeType) -> tuple[str, set[int]]:

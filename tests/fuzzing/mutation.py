@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 import onnx
+from google.protobuf.message_factory import GetMessageClass
 
 Case = Mapping[str, bytes]
 """Files that are read together, by name."""
@@ -147,7 +148,7 @@ def _mutate_list(values: Any, field: Any, donor: Any, rng: Random) -> None:
 def _like(field: Any, donor: Any, rng: Random) -> Any:
     """Return a message of a field's type out of another one; an empty one where there is none."""
     found = [m for m in _messages(donor) if m.DESCRIPTOR is field.message_type]
-    return rng.choice(found) if found else onnx.__dict__.get(field.message_type.name)()
+    return rng.choice(found) if found else GetMessageClass(field.message_type)()
 
 
 def _scalar(field: Any, rng: Random) -> Any:

@@ -45,10 +45,12 @@ class Target:
     Attributes:
         seeds: gives valid cases.
         run: reads the case whose files lie in a folder; raises what reading them raises.
+        share: of the time of a run, in relation to others.
     """
 
     seeds: Callable[[], Iterator[Case]]
     run: Callable[[Path], object]
+    share: float = 1.0
 
 
 # --- models ---
@@ -228,12 +230,12 @@ def encoded(image: Image.Image, format_: str, **options: Any) -> bytes:
 
 
 TARGETS: Mapping[str, Target] = {
-    "models": Target(_models, _read_models),
-    "samples": Target(_samples, _read_samples),
-    "images": Target(_images, _read_images),
+    "models": Target(_models, _read_models, share=8.0),
+    "samples": Target(_samples, _read_samples, share=2.0),
+    "images": Target(_images, _read_images, share=2.0),
     "labels": Target(_labels, lambda folder: load_labels(_only(folder), COUNT)),
     "groups": Target(_groups, lambda folder: load_groups(str(_only(folder)), COUNT)),
-    "maps": Target(_maps, _read_map),
+    "maps": Target(_maps, _read_map, share=2.0),
 }
 """All that is fuzzed, by name."""
 

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
@@ -37,8 +38,25 @@ SECONDS = 10
 _MEMORY = 2**31
 # Pictures below the limit of Pillow may be larger than the memory of this process.
 _PIXELS = 2**21
-# Of each target; the oldest are left out where there are more.
-_LARGEST_CORPUS = 3000
+
+
+@dataclass(frozen=True)
+class News:
+    """A case that is mutated further.
+
+    Attributes:
+        target: name of the target.
+        case: the files.
+        valid: whether it is one of the valid ones that all others come from.
+        lines: lines that it was the first to reach.
+        answer: the kind of answer that it gave.
+    """
+
+    target: str
+    case: Case
+    valid: bool
+    lines: set[Line]
+    answer: str
 
 
 @dataclass
@@ -46,16 +64,23 @@ class Progress:
     """What is known of a target, and outlives a process.
 
     Attributes:
-        seeds: number of valid cases that were read.
-        corpus: cases that reached new lines or gave new answers.
+        valid: number of valid cases that were read.
+        corpus: cases that are mutated further.
         lines: lines that have run.
         answers: kinds of answers that were given.
     """
 
-    seeds: int = 0
+    valid: int = 0
     corpus: list[Case] = field(default_factory=list)
     lines: set[Line] = field(default_factory=set)
     answers: set[str] = field(default_factory=set)
+
+    def add(self, news: News) -> None:
+        """Take in a case, where it is valid or is the first of its kind."""
+        self.valid += news.valid
+        self.corpus.append(news.case)
+        self.lines |= news.lines
+        self.answers.add(news.answer)
 
 
 @dataclass(frozen=True)
@@ -88,7 +113,7 @@ def work(
     """Read cases, and send what is new: faults, and the progress of a target.
 
     Args:
-        connection: takes ``Fault`` and ``(name, Progress)``; None says that all is done.
+        connection: takes `Fault` and `News`; None says that all is done.
         names: of targets.
         progress: of the targets so far.
         counts: number of cases that were read, by target, in shared memory.
@@ -98,7 +123,7 @@ def work(
         executions: how many cases of each target are read; None for no end.
     """
     stderr = _prepare()
-    seeds = {name: list(TARGETS[name].seeds()) for name in names}
+    seeds = {name: islice(TARGETS[name].seeds(), progress[name].valid, None) for name in names}
     lines = {name: Lines(progress[name].lines) for name in names}
     spent = dict.fromkeys(names, 0.0)
     while left := [n for n in names if executions is None or counts[names.index(n)] < executions]:
@@ -106,23 +131,21 @@ def work(
         number, known = names.index(name), progress[name]
         running.value, start = number, time.perf_counter()
         counts[number] += 1
-        first = known.seeds < len(seeds[name])
-        if first:
-            case = seeds[name][known.seeds]
-            known.seeds += 1
+        # Valid cases come in turns with mutated ones until there are no more.
+        valid = None if known.corpus and counts[number] % 2 else next(seeds[name], None)
+        if valid is not None:
+            case = valid
         else:
-            rng = Random(f"{seed} {name} {counts[number]}")
-            pool = known.corpus or seeds[name]
+            rng, pool = Random(f"{seed} {name} {counts[number]}"), known.corpus
             case = mutate(rng.choice(pool[-50:] if rng.random() < 0.3 else pool), pool, rng)
-        before = len(known.lines) + len(known.answers)
-        answer, fault = _read(TARGETS[name], case, folder, lines[name], stderr)
-        known.answers.add(answer)
+        answer, fault = read(TARGETS[name], case, folder, lines[name], stderr)
         if fault:
             connection.send(Fault(name, *fault, case))
-        if first or len(known.lines) + len(known.answers) > before:
-            known.corpus = [*known.corpus, case][-_LARGEST_CORPUS:]
-            connection.send((name, known))
-        spent[name] += time.perf_counter() - start
+        if valid is not None or lines[name].new or answer not in known.answers:
+            news = News(name, case, valid is not None, lines[name].new, answer)
+            known.add(news)
+            connection.send(news)
+        spent[name] += (time.perf_counter() - start) / TARGETS[name].share
     connection.send(None)
 
 
@@ -149,7 +172,7 @@ def _statm() -> str:
     return str(2**22)  # pages; no such file but on Linux
 
 
-def _read(
+def read(
     target: Target, case: Case, folder: Path, lines: Lines, stderr: int
 ) -> tuple[str, tuple[str, str] | None]:
     """Read a case; return what kind of answer that gives, and the kind and the text of a fault."""
