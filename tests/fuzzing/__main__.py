@@ -144,7 +144,7 @@ def _indented(text: str) -> str:
 
 
 def _line(names: Sequence[str], counts: Sequence[int], result: Result, seconds: float) -> str:
-    lines = ", ".join(f"{name} {len(result.progress[name].lines)}" for name in names)
+    lines = ", ".join(f"{name} {result.progress[name].own_lines}" for name in names)
     return (
         f"{seconds:6.0f} s: {sum(counts)} executions, lines: {lines}; "
         f"{len(result.faults)} kinds of faults"
@@ -159,7 +159,7 @@ def summary(result: Result) -> str:
     for name, count in result.executions.items():
         known = result.progress[name]
         lines.append(
-            f"{name:8} executions {count:8d}, lines {len(known.lines):5d}, "
+            f"{name:8} executions {count:8d}, lines {known.own_lines:5d}, "
             f"cases kept {len(known.corpus):4d}, answers {len(known.answers):4d}"
         )
     lines.append(f"faults: {len(result.faults)} kinds")
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record = {
             "seconds": result.seconds,
             "executions": result.executions,
-            "lines": {name: len(known.lines) for name, known in result.progress.items()},
+            "lines": {name: known.own_lines for name, known in result.progress.items()},
             "faults": [
                 {"target": f.target, "kind": f.kind, "number": result.numbers[key], "text": f.text}
                 for key, f in result.faults.items()

@@ -1,4 +1,8 @@
-"""Which lines of the package have run, at hardly any cost once most of them have."""
+"""Which lines have run, at hardly any cost once most of them have.
+
+Those of the package are counted; those of the libraries that parse files for it lead to cases that
+differ as well.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,37 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import numpy.lib
+import onnx_graphsurgeon
+import PIL
+
 import fskd_onnx
 import fskd_onnx.passes
 
 Line = tuple[str, int]
 
-ROOTS = {
+OWN = "fskd_onnx/"
+"""What the files of the package begin with in `Line`."""
+
+_ROOTS = {
     f"{Path(package.__file__).parent}/": package.__name__.replace(".", "/") + "/"
-    for package in (fskd_onnx, fskd_onnx.passes)
+    for package in (fskd_onnx, fskd_onnx.passes, numpy.lib, onnx_graphsurgeon, PIL)
     if package.__file__
 }
-"""Folders of the package, and what the paths of its files begin with in `Line`."""
 
 
 def place(file: str) -> str | None:
-    """Return what a file of the package is called; None for another file."""
-    for root, name in ROOTS.items():
+    """Return what a file of the package, or of such a library, is called; None for another."""
+    for root, name in _ROOTS.items():
         if file.startswith(root):
             return name + file.removeprefix(root)
     return None
+
+
+def own(file: str) -> str | None:
+    """Return what a file of the package is called; None for another."""
+    found = place(file)
+    return found if found and found.startswith(OWN) else None
 
 
 class Lines:

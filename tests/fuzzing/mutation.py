@@ -103,11 +103,11 @@ def _protobuf(kind: type[Any]) -> Callable[[bytes, bytes, Random], bytes]:
         present = [field for field, _ in target.ListFields()]
         field = rng.choice(present if present and rng.random() < 0.8 else target.DESCRIPTOR.fields)
         if field.is_repeated:
-            _mutate_list(getattr(target, field.name), field, donor, rng)
+            _mutate_list(getattr(target, field.name), field, message, donor, rng)
         elif rng.random() < 0.2:
             target.ClearField(field.name)
         elif field.message_type is None:
-            setattr(target, field.name, _scalar(field, rng))
+            setattr(target, field.name, _scalar(field, message, rng))
         else:
             getattr(target, field.name).CopyFrom(_like(field, donor, rng))
         return bytes(message.SerializeToString())
@@ -124,7 +124,7 @@ def _messages(message: Any) -> Iterator[Any]:
                 yield from _messages(inner)
 
 
-def _mutate_list(values: Any, field: Any, donor: Any, rng: Random) -> None:
+def _mutate_list(values: Any, field: Any, message: Any, donor: Any, rng: Random) -> None:
     kind = rng.randrange(5)
     scalar = field.message_type is None
     if kind == 0 and values:
@@ -133,7 +133,7 @@ def _mutate_list(values: Any, field: Any, donor: Any, rng: Random) -> None:
         at = rng.randrange(len(values))
         values.extend([values[at]])
     elif kind == 2 and values and scalar:
-        values[rng.randrange(len(values))] = _scalar(field, rng)
+        values[rng.randrange(len(values))] = _scalar(field, message, rng)
     elif kind == 2 and len(values) > 1:
         copies = [type(values[0]).FromString(value.SerializeToString()) for value in values]
         rng.shuffle(copies)
@@ -142,7 +142,7 @@ def _mutate_list(values: Any, field: Any, donor: Any, rng: Random) -> None:
     elif kind == 3 and rng.random() < 0.3:
         del values[:]
     else:
-        values.extend([_scalar(field, rng) if scalar else _like(field, donor, rng)])
+        values.extend([_scalar(field, message, rng) if scalar else _like(field, donor, rng)])
 
 
 def _like(field: Any, donor: Any, rng: Random) -> Any:
@@ -151,9 +151,19 @@ def _like(field: Any, donor: Any, rng: Random) -> Any:
     return rng.choice(found) if found else GetMessageClass(field.message_type)()
 
 
-def _scalar(field: Any, rng: Random) -> Any:
+def _scalar(field: Any, message: Any, rng: Random) -> Any:
+    """Return an extreme value, or a text that stands elsewhere in a message."""
     if field.cpp_type == field.CPPTYPE_STRING:
         text = rng.choice(_STRINGS)
+        texts = [
+            text
+            for inner in _messages(message)
+            for other, value in inner.ListFields()
+            if other.type == other.TYPE_STRING
+            for text in (value if other.is_repeated else [value])
+        ]
+        if texts and rng.random() < 0.6:
+            text = rng.choice(texts)
         return text.encode() if field.type == field.TYPE_BYTES else text
     if field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
         return rng.choice(_FLOATS)

@@ -29,7 +29,7 @@ from typing import Any
 from PIL import Image
 
 from fskd_onnx.errors import FskdError
-from tests.fuzzing.lines import Line, Lines, place
+from tests.fuzzing.lines import OWN, Line, Lines, own
 from tests.fuzzing.mutation import Case, mutate
 from tests.fuzzing.targets import TARGETS, Target
 
@@ -74,6 +74,11 @@ class Progress:
     corpus: list[Case] = field(default_factory=list)
     lines: set[Line] = field(default_factory=set)
     answers: set[str] = field(default_factory=set)
+
+    @property
+    def own_lines(self) -> int:
+        """Return the number of lines of the package that have run."""
+        return sum(file.startswith(OWN) for file, _ in self.lines)
 
     def add(self, news: News) -> None:
         """Take in a case, where it is valid or is the first of its kind."""
@@ -222,10 +227,10 @@ def _judge(error: FskdError, case: Case, folder: Path) -> tuple[str, tuple[str, 
 def where(error: BaseException) -> str:
     """Return the line of the package that an error comes out of, and the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f"{file}:{f.lineno}" for f in frames if (file := place(f.filename))]
+    ours = [f"{file}:{f.lineno}" for f in frames if (file := own(f.filename))]
     last = frames[-1] if frames else None
-    found = own[-1:] if own else []
-    if last is not None and place(last.filename) is None:
+    found = ours[-1:]
+    if last is not None and own(last.filename) is None:
         found.append(f"{Path(last.filename).name}:{last.lineno}")
     return " < ".join(reversed(found))
 
