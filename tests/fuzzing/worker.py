@@ -130,10 +130,12 @@ def work(
     stderr = _prepare()
     seeds = {name: islice(TARGETS[name].seeds(), progress[name].valid, None) for name in names}
     lines = {name: Lines(progress[name].lines) for name in names}
-    spent = dict.fromkeys(names, 0.0)
+    spent, parent = dict.fromkeys(names, 0.0), os.getppid()
     while left := [n for n in names if executions is None or counts[names.index(n)] < executions]:
         name = min(left, key=lambda name: spent[name])
         number, known = names.index(name), progress[name]
+        if os.getppid() != parent:  # which was killed
+            return
         running.value, start = number, time.perf_counter()
         counts[number] += 1
         # Valid cases come in turns with mutated ones until there are no more.
