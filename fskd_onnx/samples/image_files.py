@@ -6,7 +6,9 @@ a viewer would show one after the other is refused.
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from fskd_onnx.errors import SamplesError, one_of
 from fskd_onnx.options import Preprocess
@@ -113,12 +115,18 @@ def decode(path: Path) -> tuple[Image.Image, bool]:
         SamplesError: the file is broken, is no image of a format that is read, or holds several
             pictures to be shown one after the other.
     """
-    remedy = f"give a whole {one_of(_FORMATS)} file"
     # Pillow warns of large pictures below its limit, of broken EXIF, of palettes; none of it tells
     # a user more than the picture does.
-    with warnings.catch_warnings(), reading(path, "an image", remedy):
+    with warnings.catch_warnings(), reading(path, "an image"), _File(path) as file:
         warnings.simplefilter("ignore")
-        with Image.open(path, formats=_FORMATS) as image:
+        try:
+            opened = Image.open(file, formats=_FORMATS)
+        except UnidentifiedImageError as error:
+            raise SamplesError(
+                f"{path}: cannot be read as an image: it is no {one_of(_FORMATS)} file, or not all "
+                "of one; convert it, or copy it again"
+            ) from error
+        with opened as image:
             frames = 1 if image.format in _FIRST_COUNTS else getattr(image, "n_frames", 1)
             if frames > 1:
                 raise SamplesError(
@@ -130,6 +138,19 @@ def decode(path: Path) -> tuple[Image.Image, bool]:
             if not _may_be_transparent(image):
                 return upright, False
             return _on_white(upright.convert("RGBA"))
+
+
+class _File(io.BufferedReader):
+    """A file that is asked for no more bytes than it has: memory is allocated for all of these."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a file."""
+        super().__init__(io.FileIO(path))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return up to ``size`` bytes, all that are left where it is negative."""
+        return super().read(-1 if size is None else min(size, self._size))
 
 
 def _orientation(image: Image.Image) -> object:

@@ -113,7 +113,11 @@ def _samples() -> Iterator[Case]:
     vectors = rng.standard_normal((COUNT, 3)).astype(np.float32)
     pixels = rng.integers(0, 256, (COUNT, 4, 5, 3), np.uint8)
     numbers = np.arange(COUNT)
-    for name, array in (("vector", vectors), ("image", pixels), ("image", pixels / np.float32(9))):
+    for name, array in (
+        ("vector", vectors),
+        ("image", pixels),
+        ("image", np.moveaxis(pixels, -1, 1) / np.float32(9)),
+    ):
         yield {f"{name}.npy": npy(array)}
         yield {f"{name}.npz": npz(x=array)}
         yield {f"{name}.npz": npz(x=array, labels=numbers)}

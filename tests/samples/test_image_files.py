@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import tracemalloc
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +233,7 @@ def other_formats() -> dict[str, bytes]:
 def test_other_formats_are_refused_whatever_they_are_called(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(other_formats()[name])
-    assert "give a whole PNG, JPEG, BMP or WEBP file" in refusal(path)
+    assert "it is no PNG, JPEG, BMP or WEBP file" in refusal(path)
 
 
 # --- one picture ---
@@ -297,6 +299,21 @@ def test_decompression_bombs_are_refused(tmp_path: Path) -> None:
     text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"\0" * 100_000_000, 9))
     path.write_bytes(png(1, 1, text, chunk(b"IDAT", zlib.compress(b"\0\0"))))
     assert "cannot be read as an image" in refusal(path)
+
+
+def test_what_a_file_says_of_its_length_is_not_allocated(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    pixels = zlib.compress(b"\0" * 1000)
+    whole = png(2, 2, chunk(b"IDAT", pixels))
+    claimed = struct.pack(">I", 2**31 - 1)
+    path.write_bytes(whole.replace(struct.pack(">I", len(pixels)) + b"IDAT", claimed + b"IDAT"))
+    tracemalloc.start()
+    try:
+        with suppress(SamplesError):
+            decode(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_large_pictures_are_read_without_a_warning(
