@@ -49,7 +49,7 @@ def read_map(
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise MatchError(f"{path}: the map cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise MatchError(f"{path}: is not JSON: {error}") from error
     pairs = document.get("pairs") if isinstance(document, dict) else None
     if not isinstance(pairs, list):

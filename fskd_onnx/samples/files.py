@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
@@ -16,9 +14,6 @@ from numpy.typing import NDArray
 
 from fskd_onnx.errors import SamplesError
 
-# How much smaller deflating makes a file at the most.
-_LARGEST_RATIO = 1032
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0}
 _SAVE = "save numbers with np.save or np.savez (pickled arrays are refused)"
 
 
@@ -105,25 +100,4 @@ def open_npz(path: Path) -> Iterator[NpzFile]:
         reading(path, "an archive of arrays", _SAVE),
         np.load(path, allow_pickle=False) as archive,
     ):
-        for member in archive.zip.infolist():
-            _check_size(archive.zip, member)
         yield archive
-
-
-def _check_size(archive: ZipFile, member: ZipInfo) -> None:
-    """Check that an archive holds as many bytes as an array in it states: NumPy allocates these.
-
-    Raises:
-        ValueError: it does not.
-    """
-    with archive.open(member) as stream:
-        try:
-            version = np.lib.format.read_magic(stream)
-        except ValueError:  # no array
-            return
-        read = _HEADERS.get(version, np.lib.format.read_array_header_2_0)
-        shape, _, dtype = read(stream)
-    ratio = _LARGEST_RATIO if member.compress_type != ZIP_STORED else 1
-    stored = min(member.file_size, member.compress_size * ratio)
-    if math.prod(shape) * dtype.itemsize > stored or min(shape, default=0) < 0:
-        raise ValueError(f"{member.filename} is shorter than the {shape} of {dtype} that it states")
