@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -90,6 +91,19 @@ class LogSettings:
         logging.basicConfig(handlers=handlers, force=True)
         level = terminal.level if self.file is None else logging.DEBUG
         logging.getLogger("fskd_onnx").setLevel(level)
+        warnings.showwarning = _log_warning
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Log a warning of a library: it is about code, and says nothing to a user."""
+    logger.debug("%s in %s:%d: %s", category.__name__, filename, lineno, message)
 
 
 @dataclass(frozen=True)

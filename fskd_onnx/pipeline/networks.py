@@ -68,7 +68,8 @@ class LoadedModel:
             for parameter, node in find_not_finite(gs.import_onnx(model)):
                 raise ModelError(
                     f"{name}: the parameter '{parameter}' of its node '{node}' holds NaN or "
-                    "infinite values; repair it, or export the network again"
+                    "infinite values, or such beyond single precision; repair it, or export the "
+                    "network again"
                 )
             result = Canonicalize()(model)
         for note in result.notes:

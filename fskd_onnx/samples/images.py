@@ -6,6 +6,7 @@ preset or explicit values are an error.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _MODES = {1: "L", 3: "RGB"}
 # Pillow converts these modes to 8 bits by clipping, which turns nearly every pixel white.
 _DEEP_MODES = ("I", "F")
+# In pixels; an image of a few bytes can be a million times as long as it is wide.
+_LARGEST = 2**28
 
 
 def fit_image(
@@ -54,7 +57,13 @@ def fit_image(
         )
     image = image.convert(_MODES[target.channels])
     if preprocess.resize is not None:
-        image = image.resize(_resized(image.size, preprocess.resize), Image.Resampling.BILINEAR)
+        size = _resized(image.size, preprocess.resize)
+        if math.prod(size) > _LARGEST:
+            raise PreprocessError(
+                f"{name}: is {image.height} x {image.width} pixels and --resize makes it "
+                f"{size[1]} x {size[0]}, which is too large; give --resize HxW"
+            )
+        image = image.resize(size, Image.Resampling.BILINEAR)
     if preprocess.crop is not None:
         image = _centre_crop(image, preprocess.crop, name)
     width, height = image.size

@@ -1,13 +1,16 @@
-"""Parameters of linear nodes and normalisations that are NaN or infinite.
+"""Parameters of linear nodes and normalisations that are NaN or infinite in single precision.
 
-Constants of other nodes may be infinite on purpose: attention masks what it must not see by -inf.
+In double precision, products of larger ones are infinite as well. Constants of other nodes may be
+infinite on purpose: attention masks what it must not see by -inf.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 from onnx.external_data_helper import uses_external_data
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
@@ -26,7 +29,7 @@ _NORMALISATIONS = (
 
 
 def find_not_finite(graph: gs.Graph) -> list[tuple[str, str]]:
-    """Return parameters with a value that is not finite, and the node that reads each.
+    """Return parameters with a value that is not finite in single precision, and who reads each.
 
     Args:
         graph: any graph; it stays as it is.
@@ -39,9 +42,15 @@ def find_not_finite(graph: gs.Graph) -> list[tuple[str, str]]:
     seen: set[int] = set()
     for name, tensor in _parameters(graph):
         for constant in _sources(tensor, from_inputs, seen):
-            if not constants.all_finite(constants.native(constant)):
+            if not _finite(constants.native(constant)):
                 found.setdefault(constant.name, name)
     return list(found.items())
+
+
+def _finite(values: NDArray[np.floating]) -> bool:
+    if values.dtype != np.float64:
+        return constants.all_finite(values)
+    return bool((np.abs(values) <= np.finfo(np.float32).max).all())
 
 
 def _parameters(graph: gs.Graph) -> Iterator[tuple[str, gs.Tensor]]:

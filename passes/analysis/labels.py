@@ -208,7 +208,8 @@ def _groups(old: Shape, new: Shape, same: int) -> Iterator[tuple[list[int], list
     before, after = ([_PRIME if extent is None else extent for extent in s] for s in (old, new))
     products = [math.prod(extents[same:]) for extents in (before, after)]
     unknown = max(before[same:].count(_PRIME), after[same:].count(_PRIME))
-    if unknown > 1 or products[0] != products[1] or not products[0]:
+    least = min((*before[same:], *after[same:]), default=1)
+    if unknown > 1 or products[0] != products[1] or least < 1:
         return
     i = j = same
     while i < len(before) and j < len(after):

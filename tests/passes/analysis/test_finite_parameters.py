@@ -48,3 +48,10 @@ def test_masks_are_legitimate(body: str) -> None:
     text = f"g (float[4,4] x) => (float[4,4] y) <float[4,4] v, float[4,4] w> {{ {body} }}"
     model = build(text, {"w": np.full((4, 4), -np.inf)})
     assert find_not_finite(gs.import_onnx(model)) == []
+
+
+def test_double_precision_may_not_be_used_to_the_full() -> None:
+    text = "g (double[N,4] x) => (double[N,4] y) <double[4,4] w> { [n] y = MatMul (x, w) }"
+    for value, found in ((3e38, []), (-3e38, []), (1e39, [("w", "n")]), (-1e300, [("w", "n")])):
+        model = build(text, {"w": np.full((4, 4), value)})
+        assert find_not_finite(gs.import_onnx(model)) == found

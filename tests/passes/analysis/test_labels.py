@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,3 +109,13 @@ def test_labels_of_each_element_of_an_axis() -> None:
     assert found[..., 0].tolist() == [[10, 10, 10, 11, 11, 11], [0, 1, 2, 0, 1, 2]]
     assert labels.along_axis(1, 5) is None
     assert labels.along_axis(0, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [((2, 6), (-3, -2, 2)), ((4, 0, 3), (0, 5)), ((2, 3), (-1, -6))],
+)
+def test_no_label_goes_through_an_extent_that_none_has(
+    old: tuple[int, ...], new: tuple[int, ...]
+) -> None:
+    assert along((2, 2), 0).reshaped(old, new) is None
