@@ -49,6 +49,9 @@ class LogSettings:
         terminal = logging.StreamHandler()
         terminal.setLevel(logging.ERROR if self.quiet else _LOG_LEVELS[min(self.verbose, 2)])
         terminal.setFormatter(MessageFormatter())
+        # Warnings of libraries are about numbers inside of them: they are for the file.
+        logging.captureWarnings(True)
+        terminal.addFilter(lambda record: record.name != "py.warnings")
         handlers: list[logging.Handler] = [terminal]
         if self.file is not None:
             handlers.append(logging.FileHandler(self.file, encoding="utf-8"))

@@ -34,7 +34,7 @@ from fskd_onnx.samples.augment import Augmented
 from fskd_onnx.samples.batches import default_batch_size
 from fskd_onnx.samples.reader import SampleReader, Samples
 from fskd_onnx.samples.related import find_groups
-from fskd_onnx.samples.sources import SampleSource, load_samples
+from fskd_onnx.samples.sources import SampleSource, load_samples, samples_name
 from fskd_onnx.serialization.interface import (
     fixed_batch_size,
 )
@@ -199,7 +199,7 @@ def prepare(
     loaded = _load_samples(samples, networks[0], run)
     runtime = open_runtime(run.providers)
     reading = FirstReading(loaded, store, taken_once=not options.augment)
-    groups = _group(loaded, reading)
+    groups = _group(loaded, reading, samples_name(samples))
     splits = _split(groups, loaded, networks, options)
     decoded = _decode(reading, splits, options, store, runtime)
     graphs = networks[0].graph(), networks[1].graph()
@@ -238,13 +238,13 @@ def _load_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -
     )
     if len(loaded) < _LEAST_GROUPS:
         raise SamplesError(
-            f"{len(loaded)} samples are too few to fit on some and check on others; "
-            f"give at least {_LEAST_GROUPS}"
+            f"{samples_name(source)}: {len(loaded)} samples are too few to "
+            f"fit on some and check on others; give at least {_LEAST_GROUPS}"
         )
     return loaded
 
 
-def _group(loaded: Samples, reading: FirstReading) -> list[NDArray[np.intp]]:
+def _group(loaded: Samples, reading: FirstReading, name: str) -> list[NDArray[np.intp]]:
     """Divide the samples into independent groups: those given, else those that are found."""
     groups = find_groups(reading.fingerprints, loaded.groups)
     distinct = sum(map(len, groups))
@@ -262,8 +262,8 @@ def _group(loaded: Samples, reading: FirstReading) -> list[NDArray[np.intp]]:
         reason = "those of a group look like crops or moved copies of each other"
         remedy = "give other ones, or say by --groups which belong together"
     raise SamplesError(
-        f"samples of {len(groups)} independent group{'s'[: len(groups) - 1]} are too few to fit on "
-        f"some and check on others ({len(loaded)} samples; {reason}); {remedy}, at least "
+        f"{name}: samples of {len(groups)} independent group{'s'[: len(groups) - 1]} are too few "
+        f"to fit on some and check on others ({len(loaded)} samples; {reason}); {remedy}, at least "
         f"{_LEAST_GROUPS} groups"
     )
 

@@ -41,10 +41,13 @@ class Runtime:
     Attributes:
         providers: full names, in order; the CPU always stands last, for nodes no other takes.
         device: where tensors between runs are kept, as ONNX Runtime calls it.
+        as_written: whether nodes run as the file has them, none merged with another: slower, and
+            errors name nodes that the file has.
     """
 
     providers: tuple[str, ...]
     device: str
+    as_written: bool = False
 
     def session(self, model: onnx.ModelProto | Separated) -> onnxruntime.InferenceSession:
         """Make a session of a model; what it lies in, in memory, need not outlive the call.
@@ -65,6 +68,8 @@ class Runtime:
         run_as_inference(apart.model)
         weights = _on_loan(apart)
         options = _options()
+        if self.as_written:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_external_initializers(list(weights), list(weights.values()))
         session = onnxruntime.InferenceSession(
             apart.model.SerializeToString(), options, providers=list(self.providers)
