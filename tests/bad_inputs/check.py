@@ -76,7 +76,7 @@ def complaints(row: Row, trial: Trial, server: Server) -> tuple[Ended, list[str]
     if any(trial.scratch.iterdir()):
         found.append("temporary files are left")
     if ended.seconds > _SECONDS:
-        found.append(f"took {ended.seconds:.1f} s")
+        found.append(f"kept a processor busy for {ended.seconds:.1f} s")
     if ended.megabytes > _MEGABYTES:
         found.append(f"took {ended.megabytes:.0f} MB")
     return ended, found

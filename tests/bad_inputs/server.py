@@ -5,15 +5,20 @@ No session of ONNX Runtime is made before a fork: its threads would not be there
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from tests.bad_inputs.row import MATCH, write_good_files
 
 _LONGEST = 20.0
 
@@ -26,7 +31,7 @@ class Ended:
         status: exit status; negative for a signal.
         stdout: what it wrote there.
         stderr: likewise.
-        seconds: how long it ran.
+        seconds: how long it kept a processor busy; one that waits for good is killed.
         megabytes: the most memory that it had.
     """
 
@@ -72,38 +77,46 @@ class Server:
 
 def _serve() -> None:
     """Run a command line for each request on stdin."""
-    import fskd_onnx.cli
-    import fskd_onnx.pipeline.fit
-    import fskd_onnx.pipeline.match
-    import fskd_onnx.reporting.compare
-    import fskd_onnx.reporting.terminal  # noqa: F401
-
+    _import_all()
     for line in sys.stdin:
         request = json.loads(line)
         ended = _fork(Path(request["folder"]), Path(request["scratch"]), request["arguments"])
         print(json.dumps(asdict(ended)), flush=True)
 
 
+def _import_all() -> None:
+    """Import what commands import, and what these do only when they parse their arguments."""
+    import fskd_onnx.pipeline.fit
+    import fskd_onnx.reporting.compare  # noqa: F401
+    from fskd_onnx.cli import main
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_good_files(Path(folder))
+        models = (str(Path(folder, name)) for name in MATCH[1:])
+        sys.argv = ["fskd-onnx", MATCH[0], *models, "-q"]
+        with contextlib.suppress(SystemExit):
+            main()
+
+
 def _fork(folder: Path, scratch: Path, arguments: list[str]) -> Ended:
     files = scratch / "stdout", scratch / "stderr"
-    start = time.monotonic()
     child = os.fork()
     if child == 0:
         _become_command(folder, scratch, files, arguments)
-    status, usage = _wait(child, start + _LONGEST)
-    seconds = time.monotonic() - start
+    status, usage = _wait(child, time.monotonic() + _LONGEST)
     texts = [file.read_text(encoding="utf-8", errors="surrogateescape") for file in files]
     for file in files:
         file.unlink()
-    return Ended(status, texts[0], texts[1], seconds, usage / 1024)
+    seconds = usage.ru_utime + usage.ru_stime
+    return Ended(status, texts[0], texts[1], seconds, usage.ru_maxrss / 1024)
 
 
-def _wait(child: int, deadline: float) -> tuple[int, int]:
-    """Return the exit status of a process, which is killed after a while, and its memory."""
+def _wait(child: int, deadline: float) -> tuple[int, resource.struct_rusage]:
+    """Return the exit status of a process, which is killed after a while, and what it used."""
     while True:
         found, status, usage = os.wait4(child, os.WNOHANG)
         if found:
-            return os.waitstatus_to_exitcode(status), usage.ru_maxrss
+            return os.waitstatus_to_exitcode(status), usage
         if time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.005)
@@ -113,8 +126,6 @@ def _become_command(
     folder: Path, scratch: Path, files: tuple[Path, Path], arguments: list[str]
 ) -> None:
     """Run the command line in this process, and end it."""
-    import tempfile
-
     status = 70
     try:
         with open(os.devnull, "rb") as nothing:  # noqa: PTH123
