@@ -183,15 +183,16 @@ def read_shared_options(
         )
     except PreprocessError as error:
         raise typer.BadParameter(str(error)) from error
+    chosen = names(providers)
+    if "" in chosen:
+        raise typer.BadParameter("give names, separated by commas", param_hint="--providers")
     run = RunOptions(
-        providers=names(providers),
+        providers=chosen,
         max_samples=max_samples,
         batch_size=batch_size,
         seed=seed,
         preprocess=pixels,
     )
-    if "" in run.providers:
-        raise typer.BadParameter("give names, separated by commas", param_hint="--providers")
     # Lines of the log say how far the work is, and would tear a bar apart.
     progress = Console(stderr=True, quiet=quiet or verbose > 0)
     # Whoever reads a pipe counts on one row a line.

@@ -14,6 +14,7 @@ import importlib.metadata
 import logging
 
 from fskd_onnx.errors import MatchError, NoImprovementError
+from fskd_onnx.option_checks import given
 from fskd_onnx.options import FitOptions
 from fskd_onnx.pipeline.problem import FitProblem, prepare
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
@@ -22,7 +23,7 @@ from fskd_onnx.reporting.agreement import finite_rows
 from fskd_onnx.results import FitReport, FitResult
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.sources import SampleSource
-from fskd_onnx.serialization.model_files import ModelSource, count_parameters
+from fskd_onnx.serialization.model_files import ModelSource, check_sources, count_parameters
 from fskd_onnx.timing import StageTimer
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ def fit(
             bring back.
         FskdError: a file, the samples or the machine cannot be used.
     """
-    options = options or FitOptions()
+    check_sources(teacher, student)
+    options = given(options, "options", FitOptions)
     timer = StageTimer()
     with TensorStore(options.run.memory_limit) as store:
         problem = prepare(teacher, student, samples, options, store)

@@ -7,6 +7,7 @@ import logging
 from fskd_onnx.fitting.coordinate_descent import CoordinateDescent
 from fskd_onnx.matching.channels import match_models
 from fskd_onnx.matching.map_file import read_map
+from fskd_onnx.option_checks import given
 from fskd_onnx.options import AdapterName, FitOptions, RunOptions
 from fskd_onnx.pipeline.networks import load_networks
 from fskd_onnx.pipeline.problem import prepare
@@ -14,7 +15,7 @@ from fskd_onnx.pipeline.trials import teacher_pass
 from fskd_onnx.results import Matching
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.sources import SampleSource
-from fskd_onnx.serialization.model_files import ModelSource
+from fskd_onnx.serialization.model_files import ModelSource, check_sources
 from fskd_onnx.timing import StageTimer
 
 logger = logging.getLogger(__name__)
@@ -41,12 +42,14 @@ def match(
     Raises:
         FskdError: a file, the samples or the machine cannot be used.
     """
+    check_sources(teacher, student)
+    run = given(options, "options", RunOptions)
+    settings = FitOptions(run, AdapterName.POINTWISE, map=block_map)
     if samples is None:
         one, other = load_networks(teacher, student)
         graphs = one.graph(), other.graph()
-        given = {} if block_map is None else read_map(block_map, *graphs, other.summed)
-        return other.tell_of_branches(match_models(*graphs, given))
-    settings = FitOptions(options or RunOptions(), AdapterName.POINTWISE, map=block_map)
+        pairs = {} if settings.map is None else read_map(settings.map, *graphs, other.summed)
+        return other.tell_of_branches(match_models(*graphs, pairs))
     with TensorStore(settings.run.memory_limit) as store:
         problem = prepare(teacher, student, samples, settings, store)
         if all(pair.channels is not None for pair in problem.matching.usable):

@@ -71,6 +71,7 @@ class Runtime:
         if self.as_written:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_external_initializers(list(weights), list(weights.values()))
+        _send_no_telemetry()
         session = onnxruntime.InferenceSession(
             apart.model.SerializeToString(), options, providers=list(self.providers)
         )
@@ -103,6 +104,12 @@ def _on_loan(apart: Separated) -> dict[str, OrtValue]:
         for tensor in apart.model.graph.initializer
         if tensor.name in apart.weights
     }
+
+
+@functools.cache
+def _send_no_telemetry() -> None:
+    """Switch off what ONNX Runtime reports about sessions to its makers, where it does."""
+    onnxruntime.disable_telemetry_events()
 
 
 @functools.cache
@@ -171,6 +178,7 @@ def _why_not(provider: str) -> str | None:
     with _quiet(), contextlib.redirect_stdout(io.StringIO()):
         if provider == _CUDA and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
+        _send_no_telemetry()
         try:
             session = onnxruntime.InferenceSession(_PROBE, providers=[provider])
         except Exception as error:

@@ -49,6 +49,21 @@ def source_name(source: ModelSource) -> str:
     return os.fspath(source)
 
 
+def check_sources(teacher: ModelSource, student: ModelSource) -> None:
+    """Check that both models of a call are something that a model can be read from.
+
+    Raises:
+        ModelError: one is not.
+    """
+    for role, source in (("teacher", teacher), ("student", student)):
+        path = source.__fspath__() if isinstance(source, os.PathLike) else source
+        if not isinstance(path, str | onnx.ModelProto):
+            raise ModelError(
+                f"the {role} cannot be read from a {type(source).__name__}; give a path or an "
+                "onnx.ModelProto"
+            )
+
+
 def load_model(source: ModelSource) -> onnx.ModelProto:
     """Read and check a model.
 
