@@ -25,7 +25,7 @@ from fskd_onnx.serialization.file_names import data_path, free_data_path, is_dat
 from fskd_onnx.serialization.input_files import read_model
 from fskd_onnx.serialization.interface import check_interface
 from fskd_onnx.serialization.model_check import checked
-from fskd_onnx.serialization.node_check import check_convolutions, check_functions
+from fskd_onnx.serialization.node_check import check_functions, check_linear_nodes
 from fskd_onnx.serialization.onnx_errors import in_plain_words
 from fskd_onnx.serialization.tensor_check import check_tensors
 
@@ -95,7 +95,7 @@ def load_model(source: ModelSource) -> onnx.ModelProto:
         check_functions(model)
         model = checked(model, name)
         check_interface(model, name)
-        check_convolutions(model)
+        check_linear_nodes(model)
     _check_not_random(model, name)
     return model
 

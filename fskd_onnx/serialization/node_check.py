@@ -17,6 +17,7 @@ _MOST_NODES = 10**7
 # A chain of calls as long as that comes from no exporter, and is walked by recursion.
 _MOST_CALLS = 200
 
+_SAME_SHAPE = ("Identity", "Cast")
 _PADDINGS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 # Beginnings of domains whose operators ONNX and ONNX Runtime know.
 _OF_OTHERS = ("ai.onnx", "com.microsoft", "com.ms.")
@@ -24,8 +25,8 @@ _OF_OTHERS = ("ai.onnx", "com.microsoft", "com.ms.")
 _Function = tuple[str, str]  # domain and name
 
 
-def check_convolutions(model: onnx.ModelProto) -> None:
-    """Check the attributes and the weights of convolutions.
+def check_linear_nodes(model: onnx.ModelProto) -> None:
+    """Check the attributes and the weights of convolutions and Gemms.
 
     Args:
         model: a model that the checker of ONNX lets pass.
@@ -35,16 +36,21 @@ def check_convolutions(model: onnx.ModelProto) -> None:
     """
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    shapes[node.output[0]] = tuple(attribute.t.dims)
-    for node in model.graph.node:
-        if node.op_type in ("Conv", "ConvTranspose") and node.domain in ("", "ai.onnx"):
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type in _SAME_SHAPE and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                shapes[node.output[0]] = tuple(attribute.t.dims)
+        wrong = None
+        if node.op_type in ("Conv", "ConvTranspose"):
             wrong = _wrong_convolution(node, shapes)
-            if wrong:
-                called = node.name or node.output[0]
-                raise ValueError(f"its node '{called}' ({node.op_type}) has {wrong}")
+        elif node.op_type == "Gemm":
+            wrong = _wrong_gemm(node, shapes)
+        if wrong:
+            called = node.name or node.output[0]
+            raise ValueError(f"its node '{called}' ({node.op_type}) has {wrong}")
 
 
 def _wrong_convolution(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]) -> str | None:
@@ -73,6 +79,18 @@ def _wrong_convolution(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]
     if bias is not None and tuple(bias) != (width,):
         return f"a bias '{node.input[2]}' of shape {tuple(bias)}, and {width} output channels"
     return None
+
+
+def _wrong_gemm(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]) -> str | None:
+    """Return what a Gemm has that does not fit, None where all does."""
+    weight = shapes.get(node.input[1])
+    bias = shapes.get(node.input[2]) if len(node.input) > 2 else None
+    if weight is None or bias is None or len(weight) != 2 or not bias:
+        return None
+    width = weight[0 if any(a.name == "transB" and a.i for a in node.attribute) else 1]
+    if bias[-1] in (1, width):
+        return None
+    return f"a bias '{node.input[2]}' of shape {tuple(bias)}, and {width} outputs"
 
 
 def check_functions(model: onnx.ModelProto) -> None:

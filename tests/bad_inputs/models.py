@@ -478,6 +478,85 @@ def attribute_without_a_type(model: onnx.ModelProto) -> None:
     model.graph.node[0].attribute.append(AttributeProto(name="group", i=1))
 
 
+@_bad.model("'first'", "group")
+def group_of_weights_behind_an_identity(model: onnx.ModelProto) -> None:
+    _set(model.graph.node[0], "group", 3)
+    _behind(model, helper.make_node("Identity", ["w1"], ["seen"], "same"))
+
+
+@_bad.model("'first'", "group")
+def group_of_weights_behind_a_cast(model: onnx.ModelProto) -> None:
+    _set(model.graph.node[0], "group", 3)
+    value = numpy_helper.to_array(_initializer(model)).astype(np.float16)
+    _initializer(model).CopyFrom(numpy_helper.from_array(value, "w1"))
+    _behind(model, helper.make_node("Cast", ["w1"], ["seen"], "cast", to=TensorProto.FLOAT))
+
+
+@_bad.model("'first'", "group")
+def group_of_weights_that_are_computed(model: onnx.ModelProto) -> None:
+    _set(model.graph.node[0], "group", 3)
+    _behind(model, helper.make_node("Neg", ["w1"], ["seen"], "negated"))
+
+
+@_bad.model("'first'", "group")
+def group_of_weights_in_a_node(model: onnx.ModelProto) -> None:
+    _set(model.graph.node[0], "group", 0)
+    _behind(model, helper.make_node("Constant", [], ["seen"], "held", value=_initializer(model)))
+
+
+def _behind(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+    """Let the first convolution read its weights from a node."""
+    model.graph.node[0].input[1] = node.output[0]
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([node, *rest])
+
+
+@_bad.model("'norm'")
+def normalisation_of_other_widths(model: onnx.ModelProto) -> None:
+    for name, width in (("scale", 4), ("shift", 5), ("mean", 4), ("var", 4)):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(width, np.float32), name))
+    inputs = ["s", "scale", "shift", "mean", "var"]
+    _insert(model, helper.make_node("BatchNormalization", inputs, ["a"], "norm"))
+
+
+@_bad.model("'norm'")
+def normalisation_of_another_width_than_its_input(model: onnx.ModelProto) -> None:
+    for name in ("scale", "shift", "mean", "var"):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(5, np.float32), name))
+    inputs = ["s", "scale", "shift", "mean", "var"]
+    _insert(model, helper.make_node("BatchNormalization", inputs, ["a"], "norm"))
+
+
+@_bad.model("'more'")
+def transposed_convolution_of_other_channels(model: onnx.ModelProto) -> None:
+    kernel = np.ones((7, 4, 1, 1), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(kernel, "k"))
+    _insert(model, helper.make_node("ConvTranspose", ["s", "k"], ["a"], "more"))
+
+
+@_bad.model("'more'", "bias")
+def transposed_convolution_of_another_bias(model: onnx.ModelProto) -> None:
+    kernel = np.ones((4, 4, 1, 1), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(kernel, "k"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "kb"))
+    _insert(model, helper.make_node("ConvTranspose", ["s", "k", "kb"], ["a"], "more"))
+
+
+def _insert(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+    """Put a node that reads 's' and writes 'a' behind the first convolution."""
+    model.graph.node[0].output[0] = "s"
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([rest[0], node, *rest[1:]])
+
+
+@_bad.model("'last'")
+def gemm_of_another_bias(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(9, np.float32), "b3"))
+    model.graph.node[5].input.append("b3")
+
+
 @_bad.model("alpha")
 def gemm_that_scales_by_text(model: onnx.ModelProto) -> None:
     _set(model.graph.node[5], "alpha", "much")
