@@ -33,6 +33,12 @@ class PreprocessError(FskdError):
     """Images were given without a usable description of how they become tensors."""
 
 
+class OptionError(FskdError, ValueError):
+    """An argument or an option is of a type or has a value that it cannot have."""
+
+    exit_status: ClassVar[int] = 2
+
+
 class ProviderError(FskdError):
     """An execution provider that was asked for cannot be used on this machine."""
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
 
-import numpy as np
-
-from fskd_onnx.errors import PreprocessError
+from fskd_onnx.errors import OptionError, PreprocessError
+from fskd_onnx.option_checks import (
+    check_groups,
+    check_integer,
+    check_name,
+    check_names,
+    check_path,
+    check_type,
+    is_number,
+)
 
 Layout: TypeAlias = Literal["NCHW", "NHWC"]
 ChannelOrder: TypeAlias = Literal["RGB", "BGR"]
@@ -24,6 +31,10 @@ FOLDERS = "folders"
 
 AUTO_PROVIDERS = ("auto",)
 """Execution providers unless told: CUDA where it works, else the CPU."""
+
+
+# Of a side of an image.
+_MOST_PIXELS = 2**16
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,9 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         """Refuse impossible values at once, where the message can still name the option."""
-        if self.preset is not None and self.preset not in PRESETS:
+        if self.preset is not None and (
+            not isinstance(self.preset, str) or self.preset not in PRESETS
+        ):
             raise PreprocessError(
                 f"no preset is called {self.preset!r}; there are {_preset_list()}"
             )
@@ -86,15 +99,19 @@ class Preprocess:
             values = getattr(self, name)
             if values is None:
                 continue
+            if not isinstance(values, tuple | list):
+                raise PreprocessError(
+                    f"{name} must be a tuple of numbers such as (0.5,), not {values!r}"
+                )
             if len(values) not in CHANNEL_COUNTS:
                 raise PreprocessError(
                     f"{name} has {len(values)} values; give one value or one per channel (3)"
                 )
-            if not all(map(math.isfinite, values)):
+            if not all(map(is_number, values)):
                 raise PreprocessError(f"{name} must be finite numbers, not {values}")
         if self.std is not None and min(self.std) <= 0:
             raise PreprocessError(f"std must be positive, not {self.std}")
-        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+        if self.scale is not None and not (is_number(self.scale) and self.scale > 0):
             raise PreprocessError(f"scale must be a positive number, not {self.scale}")
         for name, allowed in (("layout", Layout), ("channel_order", ChannelOrder)):
             value = getattr(self, name)
@@ -103,8 +120,19 @@ class Preprocess:
                 raise PreprocessError(f"{name} must be {choices}, not {value!r}")
         for name in ("resize", "crop"):
             value = getattr(self, name)
-            if value is not None and min(np.atleast_1d(value)) < 1:
+            if value is None:
+                continue
+            sides = value if isinstance(value, tuple) else (value, value)
+            if len(sides) != 2 or not all(
+                isinstance(side, int) and not isinstance(side, bool) for side in sides
+            ):
+                raise PreprocessError(
+                    f"{name} must be a number of pixels or (height, width), not {value!r}"
+                )
+            if min(sides) < 1:
                 raise PreprocessError(f"{name} must be at least 1 pixel, not {value}")
+            if max(sides) > _MOST_PIXELS:
+                raise PreprocessError(f"{name} must be at most {_MOST_PIXELS} pixels, not {value}")
 
     def resolve(self, name: str = "the samples") -> Normalization:
         """Return the constants: those given, else the preset's, else the defaults.
@@ -173,6 +201,10 @@ class TargetsName(StrEnum):
     SELECT = "select"
 
 
+MOVE_NAMES = ("flip", "shift", "crop", "rotate")
+"""Ways to move image samples, see ``fskd_onnx.samples.augment``."""
+
+
 class SolverName(StrEnum):
     """Where the small systems are solved: on the CPU, or by PyTorch, on the GPU if it has one."""
 
@@ -196,6 +228,9 @@ class RunOptions:
             they are fitted on or held out together: the group of each sample of the source, names
             or integers; a file of these; or "folders", where the subfolders of the samples are the
             groups. None lets a fit find samples that show the same.
+
+    Raises:
+        OptionError: a value is of a wrong type or impossible.
     """
 
     providers: tuple[str, ...] = AUTO_PROVIDERS
@@ -207,10 +242,22 @@ class RunOptions:
     groups: str | Sequence[str | int] | None = None
 
     def __post_init__(self) -> None:
-        """Let groups be a tuple where they are listed."""
-        if not (self.groups is None or isinstance(self.groups, str)):
-            listed = tuple(np.asarray(self.groups).tolist())
-            object.__setattr__(self, "groups", listed)
+        """Refuse impossible values; let groups be a tuple where they are listed."""
+        check_names(self.providers, "providers", "cpu")
+        if not self.providers:
+            raise OptionError("providers must name at least one, such as ('cpu',)")
+        for name in ("max_samples", "batch_size"):
+            if getattr(self, name) is not None:
+                check_integer(getattr(self, name), name, 1)
+        check_integer(self.seed, "seed", 0)
+        check_type(self.preprocess, "preprocess", Preprocess)
+        if self.memory_limit is not None:
+            check_integer(self.memory_limit, "memory_limit", 0)
+        if isinstance(self.groups, str | os.PathLike):
+            check_path(self.groups, "groups")
+            object.__setattr__(self, "groups", os.fspath(self.groups))
+        elif self.groups is not None:
+            object.__setattr__(self, "groups", check_groups(self.groups, "groups"))
 
 
 @dataclass(frozen=True)
@@ -233,7 +280,8 @@ class FitOptions:
             part, see ``fskd_onnx.matching.map_file``.
 
     Raises:
-        ValueError: a name is not one of `AdapterName`, `TargetsName` or `SolverName`.
+        OptionError: a name is not one of `AdapterName`, `TargetsName`, `SolverName` or
+            `MOVE_NAMES`, or a value is of a wrong type or impossible.
     """
 
     run: RunOptions = field(default_factory=RunOptions)
@@ -245,7 +293,13 @@ class FitOptions:
     map: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse unknown names."""
-        AdapterName(self.adapter)
-        TargetsName(self.targets)
-        SolverName(self.solver)
+        """Refuse unknown names and impossible values."""
+        check_type(self.run, "run", RunOptions)
+        check_name(self.adapter, "adapter", AdapterName)
+        check_name(self.targets, "targets", TargetsName)
+        check_name(self.solver, "solver", SolverName)
+        check_names(self.augment, "augment", MOVE_NAMES[0], MOVE_NAMES)
+        check_integer(self.augment_copies, "augment_copies", 1)
+        if self.map is not None:
+            check_path(self.map, "map")
+            object.__setattr__(self, "map", os.fspath(self.map))

@@ -26,6 +26,11 @@ def printable(text: str) -> str:
     )
 
 
+def shortened(text: str, longest: int = 80) -> str:
+    """Return a text from a file as messages quote it: its beginning, where it is long."""
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 class MessageFormatter(logging.Formatter):
     """Formats a record as its message, on one line, for a terminal."""
 

@@ -20,7 +20,15 @@ import typer
 from fskd_onnx.cli.shared_options import SharedOptions
 from fskd_onnx.cli.values import byte_count, names, parse
 from fskd_onnx.errors import NoImprovementError, one_of
-from fskd_onnx.options import FOLDERS, AdapterName, FitOptions, RunOptions, SolverName, TargetsName
+from fskd_onnx.options import (
+    FOLDERS,
+    MOVE_NAMES,
+    AdapterName,
+    FitOptions,
+    RunOptions,
+    SolverName,
+    TargetsName,
+)
 from fskd_onnx.progress import shown_on
 from fskd_onnx.reporting.formats import REPORT_FORMATS, has_report_format, stage_report
 from fskd_onnx.serialization.atomic_files import OutputFiles, write_text_atomically
@@ -121,11 +129,17 @@ def _fit(
         {"SAMPLES": samples, "the map": block_map, "the groups": _file_of(groups)},
         [("-o", output), *(("--report", path) for path in reports)],
     )
+    moves = names(augment) if augment else ()
+    for move in moves:
+        if move not in MOVE_NAMES:
+            raise typer.BadParameter(
+                f"{move!r} is not one of {', '.join(MOVE_NAMES)}", param_hint="--augment"
+            )
     options = FitOptions(
         run=_with_own(shared.run, memory_limit, groups),
         adapter=adapter,
         targets=targets,
-        augment=names(augment) if augment else (),
+        augment=moves,
         augment_copies=augment_copies,
         solver=solver,
         map=None if block_map is None else str(block_map),

@@ -85,6 +85,9 @@ class LogSettings:
         terminal = logging.StreamHandler()
         terminal.setLevel(logging.ERROR if self.quiet else _LOG_LEVELS[min(self.verbose, 2)])
         terminal.setFormatter(MessageFormatter())
+        # Warnings of libraries are about numbers inside of them: they are for the file.
+        logging.captureWarnings(True)
+        terminal.addFilter(lambda record: record.name != "py.warnings")
         handlers: list[logging.Handler] = [terminal]
         if self.file is not None:
             handlers.append(_LogFile(self.file))
@@ -228,15 +231,16 @@ def read_shared_options(
         )
     except PreprocessError as error:
         raise typer.BadParameter(str(error)) from error
+    chosen = names(providers)
+    if "" in chosen:
+        raise typer.BadParameter("give names, separated by commas", param_hint="--providers")
     run = RunOptions(
-        providers=names(providers),
+        providers=chosen,
         max_samples=max_samples,
         batch_size=batch_size,
         seed=seed,
         preprocess=pixels,
     )
-    if "" in run.providers:
-        raise typer.BadParameter("give names, separated by commas", param_hint="--providers")
     # Lines of the log say how far the work is, and would tear a bar apart.
     progress = Console(stderr=True, quiet=quiet or verbose > 0)
     # Whoever reads a pipe counts on one row a line.

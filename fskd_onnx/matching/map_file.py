@@ -17,7 +17,9 @@ import onnx_graphsurgeon as gs
 from fskd_onnx.errors import MatchError
 from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.printable import shortened
 from fskd_onnx.results import Evidence
+from fskd_onnx.serialization.input_files import open_regular
 
 _LEFT_ALONE = "the map says so"
 
@@ -46,11 +48,15 @@ def read_map(
         MatchError: the file cannot be read, or names what is not there.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        with open_regular(path) as stream:
+            document = json.loads(stream.read().decode("utf-8"))
     except OSError as error:
         raise MatchError(f"{path}: the map cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise MatchError(f"{path}: nests its lists too deep for a map; correct it") from error
     except ValueError as error:
-        raise MatchError(f"{path}: is not JSON: {error}") from error
+        what = str(error).split(";")[0]  # what follows is for those who write programs
+        raise MatchError(f"{path}: is not JSON: {what}") from error
     pairs = document.get("pairs") if isinstance(document, dict) else None
     if not isinstance(pairs, list):
         raise MatchError(
@@ -107,7 +113,8 @@ class _Check:
         """Read one entry."""
         if not isinstance(entry, dict) or not isinstance(entry.get("student"), str):
             raise MatchError(
-                f"{self.file}: a pair names no node of the student ('student'): {entry!r}"
+                f"{self.file}: a pair names no node of the student ('student'): "
+                f"{shortened(repr(entry))}"
             )
         name, output = entry["student"], entry.get("teacher")
         if name not in self.student and len(several := self.namesakes.get(name, [])) > 1:
@@ -127,8 +134,8 @@ class _Check:
         outputs = {view.output.name: view for view in self.teacher.values() if view is not None}
         if not isinstance(output, str) or output not in outputs:
             raise MatchError(
-                f"{self.file}: pairs '{name}' with '{output}', which is no block output of the "
-                f"teacher; it has {_some(outputs)}"
+                f"{self.file}: pairs '{name}' with '{shortened(str(output))}', which is no block "
+                f"output of the teacher; it has {_some(outputs)}"
             )
         partner = Partner(name, output, Evidence.MAP, 1.0)
         channels, view = entry.get("channels"), self.student[name]
@@ -145,8 +152,8 @@ class _Check:
         wrong = next((c for c in channels if not 0 <= c < among), None)
         if wrong is not None:
             raise MatchError(
-                f"{self.file}: gives '{name}' the channel {wrong} of a teacher's block that has "
-                f"0 to {among - 1}"
+                f"{self.file}: gives '{name}' the channel {shortened(str(wrong))} of a teacher's "
+                f"block that has 0 to {among - 1}"
             )
         if len(channels) != width:
             raise MatchError(

@@ -14,6 +14,7 @@ import importlib.metadata
 import logging
 
 from fskd_onnx.errors import MatchError, NoImprovementError
+from fskd_onnx.option_checks import given
 from fskd_onnx.options import FitOptions
 from fskd_onnx.pipeline.networks import Networks
 from fskd_onnx.pipeline.problem import FitProblem, load_inputs, prepare
@@ -25,7 +26,7 @@ from fskd_onnx.runtime.out_of_memory import with_enough_memory
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.reader import Samples
 from fskd_onnx.samples.sources import SampleSource
-from fskd_onnx.serialization.model_files import ModelSource, count_parameters
+from fskd_onnx.serialization.model_files import ModelSource, check_sources, count_parameters
 from fskd_onnx.timing import StageTimer
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def fit(
             bring back.
         FskdError: a file, the samples or the machine cannot be used.
     """
-    chosen = options or FitOptions()
+    check_sources(teacher, student)
+    chosen = given(options, "options", FitOptions)
     inputs = load_inputs(teacher, student, samples, chosen.run)
     timer = StageTimer()
     return with_enough_memory(lambda: _fit(*inputs, chosen, timer), chosen.run.batch_size)

@@ -8,6 +8,7 @@ from fskd_onnx.fitting.coordinate_descent import CoordinateDescent
 from fskd_onnx.matching.channels import match_channels
 from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import pair_blocks
+from fskd_onnx.option_checks import given
 from fskd_onnx.options import AdapterName, FitOptions, RunOptions
 from fskd_onnx.pipeline.networks import Networks, compose_decomposed, load_networks
 from fskd_onnx.pipeline.problem import load_inputs, prepare
@@ -17,7 +18,7 @@ from fskd_onnx.runtime.out_of_memory import with_enough_memory
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.reader import Samples
 from fskd_onnx.samples.sources import SampleSource
-from fskd_onnx.serialization.model_files import ModelSource
+from fskd_onnx.serialization.model_files import ModelSource, check_sources
 from fskd_onnx.timing import StageTimer
 
 logger = logging.getLogger(__name__)
@@ -44,14 +45,17 @@ def match(
     Raises:
         FskdError: a file, the samples or the machine cannot be used.
     """
+    check_sources(teacher, student)
+    run = given(options, "options", RunOptions)
+    settings = FitOptions(run, AdapterName.POINTWISE, map=block_map)
     if samples is None:
         networks = load_networks(teacher, student)
         graphs = networks[0].graph(), networks[1].graph()
-        given = {} if block_map is None else read_map(block_map, *graphs, networks[1].summed)
-        partners = pair_blocks(*graphs, given)
+        known = settings.map
+        pairs = {} if known is None else read_map(known, *graphs, networks[1].summed)
+        partners = pair_blocks(*graphs, pairs)
         one, other = compose_decomposed(networks, partners)
         return other.tell_of_parts(match_channels(one.graph(), other.graph(), partners))
-    settings = FitOptions(options or RunOptions(), AdapterName.POINTWISE, map=block_map)
     inputs = load_inputs(teacher, student, samples, settings.run)
     return with_enough_memory(lambda: _match(*inputs, settings), settings.run.batch_size)
 

@@ -27,6 +27,7 @@ from fskd_onnx.serialization.interface import (
     pair_interfaces,
 )
 from fskd_onnx.serialization.model_files import ModelSource, errors_of, load_model, source_name
+from fskd_onnx.serialization.node_check import check_linear_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class LoadedModel:
                     "network again"
                 )
             result = Canonicalize()(model)
+            check_linear_nodes(result.model)  # weights that were computed are there now
         for note in result.notes:
             logger.debug("%s: %s", name, note)
         inputs, outputs = tuple(input_specs(model)), tuple(output_names(model))

@@ -252,8 +252,8 @@ def _load_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -
     )
     if len(loaded) < _LEAST_GROUPS:
         raise SamplesError(
-            f"{len(loaded)} samples are too few to fit on some and check on others; "
-            f"give at least {_LEAST_GROUPS}"
+            f"{loaded.name}: {len(loaded)} samples are too few to "
+            f"fit on some and check on others; give at least {_LEAST_GROUPS}"
         )
     return loaded
 
@@ -276,8 +276,8 @@ def _group(loaded: Samples, reading: FirstReading) -> list[NDArray[np.intp]]:
         reason = "those of a group look like crops or moved copies of each other"
         remedy = "give other ones, or say by --groups which belong together"
     raise SamplesError(
-        f"samples of {len(groups)} independent group{'s'[: len(groups) - 1]} are too few to fit on "
-        f"some and check on others ({len(loaded)} samples; {reason}); {remedy}, at least "
+        f"{loaded.name}: samples of {len(groups)} independent group{'s'[: len(groups) - 1]} are too few "
+        f"to fit on some and check on others ({len(loaded)} samples; {reason}); {remedy}, at least "
         f"{_LEAST_GROUPS} groups"
     )
 

@@ -56,12 +56,18 @@ def comparable(
             the teacher alone decides which samples are judged.
 
     Raises:
-        ModelError: there is no such output, or one of them is finite for no sample.
+        ModelError: there is no such output, one has other shapes, or is finite for no sample.
     """
     compared, left_out = common_outputs(results, names, models[0])
     of_teacher, of_student = zip(*compared, strict=True)
     teacher = [results[0].values[name] for name in of_teacher]
     student = [results[1].values[name] for name in of_student]
+    for one, other, output in zip(teacher, student, of_student, strict=True):
+        if one.shape[1:] != other.shape[1:]:
+            raise ModelError(
+                f"{models[1]}: its output '{output}' has the shape {other.shape[1:]} per sample "
+                f"and that of {models[0]} {one.shape[1:]}; give a student of that teacher"
+            )
     judged = check_finite(teacher, of_teacher, models[0])
     both = judged & np.logical_and.reduce([finite_rows(values) for values in student])
     if both.any():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fskd_onnx.option_checks import check_path, given
 from fskd_onnx.options import RunOptions
 from fskd_onnx.reporting.agreement import accuracy
 from fskd_onnx.reporting.comparable import comparable
@@ -15,7 +16,12 @@ from fskd_onnx.runtime.out_of_memory import with_enough_memory
 from fskd_onnx.runtime.providers import open_runtime
 from fskd_onnx.samples.sources import SampleSource, load_samples
 from fskd_onnx.serialization.interface import input_specs, output_names, pair_interfaces
-from fskd_onnx.serialization.model_files import ModelSource, load_model, source_name
+from fskd_onnx.serialization.model_files import (
+    ModelSource,
+    check_sources,
+    load_model,
+    source_name,
+)
 
 
 def compare(
@@ -37,7 +43,10 @@ def compare(
     Raises:
         FskdError: a file cannot be used, or the models do not fit each other.
     """
-    options = options or RunOptions()
+    check_sources(teacher, student)
+    options = given(options, "options", RunOptions)
+    if labels is not None:
+        check_path(labels, "labels")
     models = [load_model(teacher), load_model(student)]
     names = [source_name(teacher), source_name(student)]
     interface = pair_interfaces(*models, *names)

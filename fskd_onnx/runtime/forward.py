@@ -176,7 +176,7 @@ class _Network:
             if is_out_of_memory(error):  # no fault of the network
                 raise
             # ONNX Runtime raises a dozen unrelated types; which one says nothing to a user.
-            size, what = len(samples), first_line(error)
+            size, what = len(samples), first_line(self._error_as_written(stacked) or error)
             other = self._size_that_runs(size, samples[:1])
             if other is None:
                 raise ModelError(f"{self._name}: ONNX Runtime cannot run it: {what}") from error
@@ -195,6 +195,18 @@ class _Network:
         device = self._runtime.device
         results = run(self._session, upload(feeds, device), self._outputs, device)
         return {output: _numbers(value) for output, value in results.items()}
+
+    def _error_as_written(self, stacked: Mapping[str, NDArray[np.generic]]) -> Exception | None:
+        """Return the error of a run that failed as one about a node of the file, None without."""
+        if self._session is None and self._runtime.as_written:
+            return None
+        plain = replace(self._runtime, as_written=True)
+        network = _Network(plain, self._model, self._samples, self._name, self._inputs)
+        try:
+            network._run(stacked)
+        except Exception as error:
+            return error
+        return None
 
     def _size_that_runs(self, size: int, sample: NDArray[np.intp]) -> int | None:
         """Return how many samples a model runs on that does not run on so many; None without."""

@@ -41,10 +41,13 @@ class Runtime:
     Attributes:
         providers: full names, in order; the CPU always stands last, for nodes no other takes.
         device: where tensors between runs are kept, as ONNX Runtime calls it.
+        as_written: whether nodes run as the file has them, none merged with another: slower, and
+            errors name nodes that the file has.
     """
 
     providers: tuple[str, ...]
     device: str
+    as_written: bool = False
 
     def session(self, model: onnx.ModelProto | Separated) -> onnxruntime.InferenceSession:
         """Make a session of a model; what it lies in, in memory, need not outlive the call.
@@ -65,7 +68,10 @@ class Runtime:
         run_as_inference(apart.model)
         weights = _on_loan(apart)
         options = _options()
+        if self.as_written:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_external_initializers(list(weights), list(weights.values()))
+        _send_no_telemetry()
         session = onnxruntime.InferenceSession(
             apart.model.SerializeToString(), options, providers=list(self.providers)
         )
@@ -98,6 +104,12 @@ def _on_loan(apart: Separated) -> dict[str, OrtValue]:
         for tensor in apart.model.graph.initializer
         if tensor.name in apart.weights
     }
+
+
+@functools.cache
+def _send_no_telemetry() -> None:
+    """Switch off what ONNX Runtime reports about sessions to its makers, where it does."""
+    onnxruntime.disable_telemetry_events()
 
 
 @functools.cache
@@ -177,6 +189,7 @@ def _why_not(provider: str) -> str | None:
     with _quiet(), contextlib.redirect_stdout(io.StringIO()):
         if provider == _CUDA and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
+        _send_no_telemetry()
         try:
             session = onnxruntime.InferenceSession(_PROBE, providers=[provider])
         except Exception as error:

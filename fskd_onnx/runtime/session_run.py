@@ -18,6 +18,12 @@ _POSITION = re.compile(
     r"^\[ONNXRuntimeError\] : \d+ : \w+ : |^Error in execution: |Non-zero status code returned "
     r"while running |(Status Message: )?\S+\.(cc|h):\d+ .*?\) (?=\S)"
 )
+# Some list all types that there are.
+_LONGEST = 400
+_NODE = re.compile(
+    r"(?:Exception during initialization: )?(\w+) node\. Name:'(.*?)' (?:Status Message: )?"
+    r"(?:\S+ [=!<>]=? \S+ was false\. )?"
+)
 
 
 def run(
@@ -69,4 +75,6 @@ def named_errors(name: str) -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """Return what ONNX Runtime says of an error, without where in its source that is."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return _POSITION.sub("", lines[0])
+    text = _POSITION.sub("", lines[0])
+    text = _NODE.sub(r"node '\2' (\1): ", text)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

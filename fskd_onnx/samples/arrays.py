@@ -127,18 +127,32 @@ def by_input(
         name: what to call the arrays in an error.
 
     Raises:
-        SamplesError: an input has no array.
+        SamplesError: an input has no array, or there are none.
     """
+    if not isinstance(arrays, Mapping) or not all(isinstance(key, str) for key in arrays):
+        raise SamplesError(f"{name}: are no arrays by input name; give a dict of arrays")
     candidates = [key for key in arrays if key not in LABEL_NAMES]
     if len(inputs) == len(candidates) == 1 and inputs[0].name not in arrays:
-        return {inputs[0].name: np.asarray(arrays[candidates[0]])}
+        return {inputs[0].name: _array(arrays[candidates[0]], name)}
     for spec in inputs:
         if spec.name not in arrays:
             raise SamplesError(
                 f"{name}: has no array for the model's input {spec.name!r} (it has "
                 f"{', '.join(candidates) or 'none'}); name the arrays after the inputs"
             )
-    return {spec.name: np.asarray(arrays[spec.name]) for spec in inputs}
+    return {spec.name: _array(arrays[spec.name], name) for spec in inputs}
+
+
+def _array(values: Any, name: str) -> NDArray[Any]:
+    """Return values as an array.
+
+    Raises:
+        SamplesError: they are none.
+    """
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # lists of several lengths
+        raise SamplesError(f"{name}: are lists of several lengths; give an array") from error
 
 
 def check_finite(tensor: NDArray[Any], name: str, spec: InputSpec) -> NDArray[Any]:

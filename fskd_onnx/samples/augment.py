@@ -1,7 +1,8 @@
 """Augmentation: moved copies of image samples, which the teacher labels as it does the samples.
 
 Every move is an affine map of the coordinates, so all moves together are one resampling per copy.
-Pixels from beyond the border repeat the border. To add a move, enter a function in `MOVES`.
+Pixels from beyond the border repeat the border. To add a move, enter a function in
+`MOVES`, and its name in ``MOVE_NAMES`` of ``fskd_onnx.options``.
 """
 
 from __future__ import annotations

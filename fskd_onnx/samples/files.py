@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from fskd_onnx.errors import SamplesError
+from fskd_onnx.samples.stored_arrays import ArrayArchive, map_array
+from fskd_onnx.serialization.input_files import check_regular
 
 _SAVE = "save numbers with np.save or np.savez (pickled arrays are refused)"
 
@@ -21,11 +21,15 @@ def existing(path: str | os.PathLike[str]) -> Path:
     """Return a path that exists.
 
     Raises:
-        SamplesError: it does not.
+        SamplesError: it does not, or cannot be reached.
     """
     path = Path(path)
-    if not path.exists():
-        raise SamplesError(f"{path}: does not exist; check the path")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: of a NUL
+        raise SamplesError(f"{path}: does not exist; check the path") from error
+    except OSError as error:
+        raise SamplesError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     return path
 
 
@@ -59,6 +63,8 @@ def files_with_suffix(path: Path, suffixes: Collection[str]) -> list[Path]:
 def reading(path: Path, what: str, remedy: str = "repair or replace it") -> Iterator[None]:
     """Say in one sentence what a ``with`` block raises over a missing, broken or pickled file.
 
+    A named pipe, which waits for its writer, and a device, which never ends, are refused before.
+
     Args:
         path: the file.
         what: what it is read as.
@@ -68,15 +74,16 @@ def reading(path: Path, what: str, remedy: str = "repair or replace it") -> Iter
         SamplesError: the block raised any exception.
     """
     try:
+        check_regular(path)
         yield
     except SamplesError:
         raise
     # Readers of broken files raise whatever they stumble over: OSError, ValueError, SyntaxError,
     # EOFError, DecodeError, BadZipFile, struct.error, zlib.error, DecompressionBombError, ...
     except Exception as error:
-        raise SamplesError(
-            f"{path}: cannot be read as {what} ({str(error) or type(error).__name__}); {remedy}"
-        ) from error
+        said = error.strerror if isinstance(error, OSError) else None
+        reason = said or str(error) or type(error).__name__
+        raise SamplesError(f"{path}: cannot be read as {what} ({reason}); {remedy}") from error
 
 
 def read_npy(path: Path) -> NDArray[Any]:
@@ -86,11 +93,11 @@ def read_npy(path: Path) -> NDArray[Any]:
         SamplesError: the file is broken or holds pickled objects.
     """
     with reading(path, "an array", _SAVE):
-        return np.lib.format.open_memmap(path, mode="r")
+        return map_array(path)
 
 
 @contextmanager
-def open_npz(path: Path) -> Iterator[NpzFile]:
+def open_npz(path: Path) -> Iterator[ArrayArchive]:
     """Open an ``.npz`` file for a ``with`` block, which reads arrays by name.
 
     Raises:
@@ -98,6 +105,6 @@ def open_npz(path: Path) -> Iterator[NpzFile]:
     """
     with (
         reading(path, "an archive of arrays", _SAVE),
-        np.load(path, allow_pickle=False) as archive,
+        ArrayArchive(path) as archive,
     ):
         yield archive

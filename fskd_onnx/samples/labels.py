@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fskd_onnx.errors import SamplesError, one_of
+from fskd_onnx.printable import shortened
 from fskd_onnx.samples.files import existing, open_npz, read_npy, reading
 
 LABEL_NAMES = frozenset({"labels", "label", "y"})
@@ -76,7 +77,9 @@ def _read_text(path: Path) -> NDArray[Any]:
     labels = []
     for number, line in enumerate(lines, start=1):
         if not re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", line):
-            raise SamplesError(f"{path}: line {number} is {line!r} and not one integer; correct it")
+            raise SamplesError(
+                f"{path}: line {number} is {shortened(line)!r} and not one integer; correct it"
+            )
         labels.append(int(line))
     return np.array(labels, dtype=np.int64)
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fskd_onnx.errors import SamplesError
 from fskd_onnx.options import Preprocess
 from fskd_onnx.samples.arrays import UNNAMED, ArrayPart, by_input
 from fskd_onnx.serialization.interface import InputSpec
@@ -58,11 +59,22 @@ class DataReaders(_Batches):
     words = "an object with get_next()"
 
     def find(self, source: object) -> list[Mapping[str, Any]] | None:
-        """Return the batches that the object gives; None for an object that gives none."""
+        """Return the batches that the object gives; None for an object that gives none.
+
+        Raises:
+            SamplesError: a batch holds no arrays by input name.
+        """
         get_next = getattr(source, "get_next", None)
         if not callable(get_next):
             return None
-        batches = []
-        while batch := get_next():
+        batches: list[Mapping[str, Any]] = []
+        while (batch := get_next()) is not None:
+            if not isinstance(batch, Mapping):
+                raise SamplesError(
+                    f"batch {len(batches)} of the samples: is a {type(batch).__name__} and no "
+                    "arrays by input name; give a dict of arrays"
+                )
+            if not batch:
+                break
             batches.append(batch)
         return batches

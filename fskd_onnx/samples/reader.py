@@ -49,6 +49,7 @@ class Samples:
     """Samples of a model, each with all of its inputs.
 
     Attributes:
+        name: what to call the source in messages.
         source_count: number of samples that the source holds.
         source_indices: positions in the source of the samples that were drawn, ascending.
         inputs: the model's inputs; those that turn out to be the same for all samples say so.
@@ -63,6 +64,7 @@ class Samples:
         max_samples: int | None,
         seed: int,
         groups: NDArray[np.intp] | None = None,
+        name: str = "the source of samples",
     ) -> None:
         """Draw the samples and read the first one, so that bad input shows at once.
 
@@ -72,10 +74,12 @@ class Samples:
             max_samples: how many to draw at most; None for all.
             seed: decides the draw.
             groups: number of the group of each sample of the source; None where none are given.
+            name: what to call the source in messages.
 
         Raises:
             SamplesError: the first sample is not what the model takes.
         """
+        self.name = name
         self._parts = parts
         self._ends = np.cumsum([part.count for part in parts], dtype=np.intp)
         self.source_count = int(self._ends[-1])

@@ -87,9 +87,13 @@ def load_samples(
         count = sum(part.count for part in parts)
         numbers = None if groups is None else load_groups(groups, count)
     if not any(part.count for part in parts):
-        name = source if isinstance(source, (str, os.PathLike)) else "the source of samples"
-        raise SamplesError(f"{name}: holds no samples; give at least one")
-    return Samples(parts, inputs, max_samples, seed, numbers)
+        raise SamplesError(f"{samples_name(source)}: holds no samples; give at least one")
+    return Samples(parts, inputs, max_samples, seed, numbers, samples_name(source))
+
+
+def samples_name(source: SampleSource) -> str:
+    """Return what to call a source of samples in messages."""
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the source of samples"
 
 
 def _open(

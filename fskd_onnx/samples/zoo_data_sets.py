@@ -9,12 +9,14 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
 
 from fskd_onnx.errors import SamplesError
 from fskd_onnx.options import Preprocess
 from fskd_onnx.samples.arrays import ArrayPart, open_array_items
 from fskd_onnx.samples.files import reading
 from fskd_onnx.serialization.interface import InputSpec
+from fskd_onnx.serialization.tensor_check import why_impossible
 
 _INPUTS = "input_*.pb"
 _FOLDERS = "test_data_set_*"
@@ -52,5 +54,15 @@ def _read(folder: Path, inputs: tuple[InputSpec, ...]) -> dict[str, NDArray[Any]
 
 
 def _read_tensor(path: Path) -> NDArray[Any]:
-    with reading(path, "a tensor"):
-        return numpy_helper.to_array(onnx.load_tensor(path))
+    with reading(path, "a tensor"), path.open("rb") as stream:
+        tensor = onnx.load_tensor(stream)
+        if uses_external_data(tensor):
+            raise SamplesError(
+                f"{path}: keeps its values in another file, which is not read; save them in this "
+                "one"
+            )
+        if tensor.data_type == onnx.TensorProto.STRING:
+            raise SamplesError(f"{path}: holds strings; give numbers")
+        if wrong := why_impossible(tensor):
+            raise SamplesError(f"{path}: {wrong}; save it again")
+        return numpy_helper.to_array(tensor)

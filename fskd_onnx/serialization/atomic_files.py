@@ -28,7 +28,12 @@ def check_writable(path: str | Path) -> None:
     folder = _resolved(path).parent
     if not folder.is_dir():
         raise FskdError(f"{path}: the folder {folder} does not exist; create it first")
-    if path.exists() and not path.is_file():
+    try:
+        other = path.exists() and not path.is_file()
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise FskdError(f"{path}: cannot be written ({what}); choose another name") from error
+    if other:
         raise FskdError(f"{path}: is not a regular file; choose another name for the output")
     if path.exists() and not os.access(path, os.W_OK):
         raise FskdError(f"{path}: is write-protected; choose another name for the output")

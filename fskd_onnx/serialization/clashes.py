@@ -38,7 +38,9 @@ def find_clash(
     outputs = {_identity(path): (role, path) for role, path in written}
     named = {**models, **read}
     # Only files that are there can be among those that are not named.
-    further = _further_files(models, read) if any(path.exists() for _, path in written) else ()
+    further = (
+        _further_files(models, read) if any(map(_is_there, (path for _, path in written))) else ()
+    )
     for what, path in (*named.items(), *further):
         if found := outputs.get(_identity(path)):
             role, output = found
@@ -55,6 +57,13 @@ def _further_files(
     for role, path in read.items():
         for folder, _, names in os.walk(path):
             yield from ((f"one of {role}", Path(folder, name)) for name in names)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def _identity(path: Path) -> Identity:

@@ -14,7 +14,6 @@ came from.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -30,7 +29,9 @@ from fskd_onnx.errors import ModelError
 from fskd_onnx.passes.analysis.linear_operators import LINEAR_OPERATORS
 from fskd_onnx.passes.analysis.operators import find_operator
 from fskd_onnx.passes.separate_weights import Separated, separate, without_weights
+from fskd_onnx.serialization.input_files import check_regular, open_regular, read_model
 from fskd_onnx.serialization.temporary import TemporaryFolder
+from fskd_onnx.serialization.tensor_check import stated_range
 
 ROOT = Path(Path.cwd().anchor)
 """Folder that locations of external tensors are relative to, in memory."""
@@ -54,27 +55,37 @@ def load(path: Path) -> onnx.ModelProto:
         The model; its other weights stay in their files.
 
     Raises:
-        ModelError: a tensor is in a file that is too short, or not beside the model.
+        ModelError: a tensor is in a file that is too short, or not beside the model, or the model
+            says what cannot be of its place there.
         OSError: a file is missing or cannot be read.
     """
-    model: onnx.ModelProto = onnx.load(os.fspath(path), format="protobuf", load_external_data=False)
+    model = read_model(path)
     outside = [tensor for tensor in all_tensors(model.graph) if uses_external_data(tensor)]
     read = _read_by_passes(model.graph) if outside else set()
     for tensor in outside:
-        info = ExternalDataInfo(tensor)
-        file, offset = _file_beside(path, tensor.name, info.location), info.offset or 0
-        length = info.length or max(0, file.stat().st_size - offset)
-        if offset + length > file.stat().st_size:
-            raise ModelError(f"{file}: is shorter than the weights in it; copy the model again")
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        file = _file_beside(path, tensor.name, location)
+        shown = str(path.parent / location)
+        there = check_regular(file, shown).st_size
+        offset, length = stated_range(tensor, str(path), shown, there)
         if length < _LARGE_TENSOR or tensor.name in read or file.anchor != ROOT.anchor:
-            with file.open("rb") as stream:
+            with open_regular(file) as stream:
                 stream.seek(offset)
-                tensor.raw_data = stream.read(length)
+                tensor.raw_data = _read(stream, length, f"{shown}: '{tensor.name}'")
             tensor.data_location = onnx.TensorProto.DEFAULT
             del tensor.external_data[:]
         else:
             _set_location(tensor, file.relative_to(ROOT).as_posix(), offset, length)
     return model
+
+
+def _read(stream: BinaryIO, length: int, name: str) -> bytes:
+    try:
+        return stream.read(length)
+    except (MemoryError, OverflowError) as error:
+        raise ModelError(
+            f"{name} takes {length} bytes, more than the machine has memory for"
+        ) from error
 
 
 def _file_beside(model: Path, tensor: str, location: str) -> Path:
@@ -86,8 +97,7 @@ def _file_beside(model: Path, tensor: str, location: str) -> Path:
     they get. A location alone, without a link, never leads out of the folder.
 
     Raises:
-        ModelError: the location leads out of the folder.
-        FileNotFoundError: there is no such file.
+        ModelError: the location leads out of the folder, or there is no such file.
     """
     inside = Path(os.path.normpath(location))
     if inside.is_absolute() or inside.drive or ".." in inside.parts:
@@ -97,9 +107,14 @@ def _file_beside(model: Path, tensor: str, location: str) -> Path:
         )
     named = Path(os.path.abspath(model)).parent  # noqa: PTH100
     for folder in (named, model.resolve().parent):
-        if (folder / inside).is_file():
-            return (folder / inside).resolve()
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
+        # What is no regular file is refused by its name where it is opened.
+        file = os.fspath(folder / inside)
+        if os.path.exists(file) and not os.path.isdir(file):  # noqa: PTH110, PTH112, any text goes
+            return Path(file).resolve()
+    raise ModelError(
+        f"{model}: keeps '{tensor}' in '{location}', and there is no such file beside it; copy it "
+        "there, or export the model again"
+    )
 
 
 def save(
@@ -144,11 +159,12 @@ def save(
 def weight_files(path: Path) -> list[Path]:
     """Return the files in which a model keeps weights; none of a file that is no model."""
     try:
-        model = onnx.load(os.fspath(path), format="protobuf", load_external_data=False)
-    except (OSError, google.protobuf.message.DecodeError):
+        model = read_model(path)
+    except (OSError, ModelError, google.protobuf.message.DecodeError):
         return []
     tensors = filter(uses_external_data, all_tensors(model.graph))
-    names = {str(ExternalDataInfo(tensor).location) for tensor in tensors}
+    stated = {entry.value for t in tensors for entry in t.external_data if entry.key == "location"}
+    names = {name for name in stated if name and "\0" not in name}
     return [path.parent / name for name in sorted(names)]
 
 

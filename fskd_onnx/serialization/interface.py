@@ -7,6 +7,7 @@ together by their names, else by their order where types and shapes allow no oth
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,10 @@ from fskd_onnx.errors import ModelError
 
 # Names that exporters and people give to the number of samples.
 _NAMES_OF_SAMPLES = frozenset({"n", "b", "bs", "num_samples", "samples"})
+
+
+# Of an input. No machine holds as many, be each a byte.
+_MOST_ELEMENTS = 2**40
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,11 @@ class InputSpec:
             return sample
         return *sample[: self.axis], count, *sample[self.axis :]
 
+    def __str__(self) -> str:
+        """Return what to call the input in an error: its name, its type and its shape."""
+        sizes = ["?" if size is None else str(size) for size in self.shape]
+        return f"{self.name} {self.dtype}[{', '.join(sizes)}]"
+
     def joined(self, samples: NDArray[Any]) -> NDArray[Any]:
         """Return what the model is fed: samples, stacked along a first axis, along their axis."""
         return samples[0] if self.axis is None else np.moveaxis(samples, 0, self.axis)
@@ -80,6 +90,48 @@ def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
         replace(spec, axis=_axis(spec, names, symbol))
         for spec, names in zip(specs, dims, strict=True)
     ]
+
+
+def check_interface(model: onnx.ModelProto, name: str) -> None:
+    """Check that a model has inputs that samples can be fed to, and outputs.
+
+    Args:
+        model: any model.
+        name: what to call it.
+
+    Raises:
+        ModelError: it has none, or not such ones.
+    """
+    if not model.graph.output:
+        raise ModelError(f"{name}: has no outputs; export the network again")
+    given = {tensor.name for tensor in model.graph.initializer}
+    given |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    for value in model.graph.input:
+        if value.name in given:
+            continue
+        kind = value.type.WhichOneof("value") or "tensor_type"
+        if kind != "tensor_type":
+            raise ModelError(
+                f"{name}: its input '{value.name}' is not a tensor but {_a(kind)}; export it "
+                "with tensors as inputs"
+            )
+        if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
+            raise ModelError(
+                f"{name}: its input '{value.name}' takes strings, and samples are numbers; export "
+                "it without what reads them"
+            )
+        elements = math.prod(size or 1 for size in _shape(value))
+        if elements > _MOST_ELEMENTS:
+            raise ModelError(
+                f"{name}: its input '{value.name}' takes {elements} numbers at once, more than fit "
+                "into memory; export it for smaller inputs or fewer samples"
+            )
+
+
+def _a(kind: str) -> str:
+    """Return words for a kind of value that ONNX knows."""
+    word = kind.removesuffix("_type").replace("_", " ")
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def output_names(model: onnx.ModelProto) -> list[str]:
@@ -198,7 +250,7 @@ def pair_interfaces(
             specs[0], specs[1], _take_the_same, "inputs", teacher_name, student_name
         )
     if len(inputs) != len(specs[0]) or not all(map(_take_the_same, specs[0], inputs)):
-        listed = [", ".join(f"{s.name} {s.dtype}{list(s.shape)}" for s in part) for part in specs]
+        listed = [", ".join(map(str, part)) for part in specs]
         raise ModelError(
             f"{student_name}: takes other inputs ({listed[1]}) than {teacher_name} ({listed[0]}); "
             "give a student of that teacher"

@@ -22,7 +22,12 @@ from fskd_onnx.serialization import external_data
 from fskd_onnx.serialization.atomic_files import OutputFiles
 from fskd_onnx.serialization.external_data import weight_files
 from fskd_onnx.serialization.file_names import data_path, free_data_path, is_data_name
+from fskd_onnx.serialization.input_files import read_model
+from fskd_onnx.serialization.interface import check_interface
 from fskd_onnx.serialization.model_check import checked
+from fskd_onnx.serialization.node_check import check_functions, check_linear_nodes
+from fskd_onnx.serialization.onnx_errors import in_plain_words
+from fskd_onnx.serialization.tensor_check import check_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +47,21 @@ def source_name(source: ModelSource) -> str:
     if isinstance(source, onnx.ModelProto):
         return source.graph.name or "a model in memory"
     return os.fspath(source)
+
+
+def check_sources(teacher: ModelSource, student: ModelSource) -> None:
+    """Check that both models of a call are something that a model can be read from.
+
+    Raises:
+        ModelError: one is not.
+    """
+    for role, source in (("teacher", teacher), ("student", student)):
+        path = source.__fspath__() if isinstance(source, os.PathLike) else source
+        if not isinstance(path, str | onnx.ModelProto):
+            raise ModelError(
+                f"the {role} cannot be read from a {type(source).__name__}; give a path or an "
+                "onnx.ModelProto"
+            )
 
 
 def load_model(source: ModelSource) -> onnx.ModelProto:
@@ -68,13 +88,20 @@ def load_model(source: ModelSource) -> onnx.ModelProto:
             _check_files(model, name)
         else:
             model = external_data.load(Path(source))
+    with errors_of(name, model):
+        if not model.HasField("graph"):
+            raise ModelError(f"{name}: holds no graph; export the network again")
+        check_tensors(external_data.all_tensors(model.graph))
+        check_functions(model)
         model = checked(model, name)
+        check_interface(model, name)
+        check_linear_nodes(model)
     _check_not_random(model, name)
     return model
 
 
 @contextmanager
-def errors_of(name: str) -> Iterator[None]:
+def errors_of(name: str, model: onnx.ModelProto | None = None) -> Iterator[None]:
     """Turn what libraries raise over a model in a ``with`` block into one sentence.
 
     Which of a dozen types protobuf, ONNX and NumPy raise over a malformed file says nothing to a
@@ -82,6 +109,7 @@ def errors_of(name: str) -> Iterator[None]:
 
     Args:
         name: what to call the model.
+        model: the model, where it is read already.
 
     Raises:
         ModelError: of any other error.
@@ -91,16 +119,26 @@ def errors_of(name: str) -> Iterator[None]:
     except (FskdError, PassError, MemoryError):
         raise
     except FileNotFoundError as error:
-        raise ModelError(f"{name}: there is no such file ({error.filename or error})") from error
+        raise ModelError(
+            f"{_culprit(error, name)}: there is no such file; check its name"
+        ) from error
     except OSError as error:
-        raise ModelError(f"{name}: cannot be read ({error.strerror or error})") from error
+        what = error.strerror or str(error)
+        raise ModelError(f"{_culprit(error, name)}: cannot be read ({what})") from error
     except google.protobuf.message.DecodeError as error:
         raise ModelError(
-            f"{name}: is not an ONNX file; export the network to ONNX first"
+            f"{name}: is not an ONNX file, or not all of one; copy it again, or export the network "
+            "to ONNX"
         ) from error
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(f"{name}: is not a valid ONNX model: {first}; export it again") from error
+        what = in_plain_words(error, model)
+        raise ModelError(f"{name}: is not a valid ONNX model: {what}; export it again") from error
+
+
+def _culprit(error: OSError, name: str) -> str:
+    """Return the file that an error is about: the model's, or one that it keeps weights in."""
+    named = error.filename
+    return os.fsdecode(named) if isinstance(named, str | bytes | os.PathLike) else name
 
 
 def save_model(
@@ -228,5 +266,6 @@ def _check_files(model: onnx.ModelProto, name: str) -> None:
 
 def _kept_outside(path: str | os.PathLike[str]) -> set[str]:
     """Return the names of the initializers that a file keeps in other files."""
-    model = onnx.load(os.fspath(path), format="protobuf", load_external_data=False)
-    return {tensor.name for tensor in model.graph.initializer if uses_external_data(tensor)}
+    return {
+        tensor.name for tensor in read_model(path).graph.initializer if uses_external_data(tensor)
+    }

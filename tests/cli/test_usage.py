@@ -62,6 +62,7 @@ def restored_logging() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     package.setLevel(level)
+    logging.captureWarnings(False)
 
 
 def invoke(*arguments: object) -> Result:

@@ -141,7 +141,7 @@ def test_a_batch_size_that_a_reshape_states_is_told(
         forward(runtime, model, samples, np.arange(10), None, "a.onnx")
     message = str(caught.value)
     assert message.startswith(f"a.onnx: ONNX Runtime runs it on batches of {written} and not")
-    assert "Reshape node. Name:'r'" in message
+    assert "node 'r' (Reshape)" in message
     assert message.endswith(f"give --batch-size {written}")
     assert "\n" not in message
     assert "onnxruntime" not in message
