@@ -14,7 +14,7 @@ input channel, and depthwise ones stay.
 ``tucker``     1 x 1, k x k, 1 x 1: Kim et al., "Compression of Deep Convolutional Neural Networks
                for Fast and Low Power Mobile Applications" (2016), Tucker-2 by singular values
 ``decouple``   k x k depthwise, then 1 x 1, one or two of them: Guo et al., "Network Decoupling"
-               (2018), by singular values of each input channel; two as one chain, or as two branches
+               (2018), by singular values of each input channel; two as a chain or as branches
 ``reverse``    1 x 1, then k x k depthwise
 =============  =====================================================================================
 """
@@ -22,7 +22,7 @@ input channel, and depthwise ones stay.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,10 +62,14 @@ RECIPES = {
 """The recipes by name."""
 
 
+Chain = list[nn.Conv2d]
+"""Convolutions, the first one first."""
+
+
 class Branches(nn.Module):
     """A sum of layers of one input."""
 
-    def __init__(self, layers: list[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
         """Take the layers."""
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -73,7 +77,7 @@ class Branches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add up what the layers give."""
         out: Tensor = self.layers[0](x)
-        for layer in list(self.layers)[1:]:
+        for layer in self.layers[1:]:
             out = out + layer(x)
         return out
 
@@ -118,14 +122,11 @@ def split(conv: nn.Conv2d, recipe: Decomposition, scale: Tensor | None = None) -
     outputs = kernel.shape[0]
     scale = torch.ones(outputs, dtype=torch.float64) if scale is None else scale
     weigh = torch.where(scale == 0, torch.ones_like(scale), scale).reshape(-1, 1, 1, 1)
-    layers = _FORMS[recipe.form](conv, kernel * weigh, recipe)
-    for layer in layers[-1] if recipe.branches else (layers[-1],):
-        assert isinstance(layer, nn.Conv2d)
-        layer.weight.data /= weigh.float()
-    if recipe.branches:
-        pairs = [nn.Sequential(*pair) for pair in zip(*layers, strict=True)]
-        return Branches(pairs)
-    return nn.Sequential(*layers)
+    chains = _FORMS[recipe.form](conv, kernel * weigh, recipe)
+    for chain in chains:
+        chain[-1].weight.data /= weigh.float()
+    made = [nn.Sequential(*chain) for chain in chains]
+    return made[0] if len(made) == 1 else Branches(made)
 
 
 def _is_wanted(conv: nn.Conv2d) -> bool:
@@ -139,9 +140,9 @@ def _scale(norm: nn.Module | None) -> Tensor | None:
     return gain
 
 
-def _spatial(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[nn.Module]:
+def _spatial(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[Chain]:
     n, c, k, _ = kernel.shape
-    stride, pad = conv.stride[0], conv.padding[0]
+    stride, pad = conv.stride[0], _padding(conv)[0]
     # The first runs at every column of the input, the second at those of the output.
     rank = _rank(n * c * k * k, recipe, k * (c * stride + n))
     u, s, v = torch.linalg.svd(
@@ -152,12 +153,14 @@ def _spatial(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[nn.
     first = (u[:, :rank] * root).T.reshape(rank, c, k, 1)
     second = (root[:, None] * v[:rank]).reshape(rank, n, 1, k).transpose(0, 1)
     return [
-        _conv(first, (stride, 1), (pad, 0)),
-        _conv(second, (1, stride), (0, pad)),
+        [
+            _conv(first, (stride, 1), (pad, 0)),
+            _conv(second, (1, stride), (0, pad)),
+        ]
     ]
 
 
-def _channel(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[nn.Module]:
+def _channel(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[Chain]:
     n, c, k, _ = kernel.shape
     rank = _rank(n * c * k * k, recipe, c * k * k + n)
     u, s, v = torch.linalg.svd(kernel.reshape(n, -1), full_matrices=False)
@@ -165,12 +168,14 @@ def _channel(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[nn.
     root = s[:rank].sqrt()
     first = (root[:, None] * v[:rank]).reshape(rank, c, k, k)
     return [
-        _conv(first, conv.stride, conv.padding),
-        _conv((u[:, :rank] * root).reshape(n, rank, 1, 1)),
+        [
+            _conv(first, conv.stride, _padding(conv)),
+            _conv((u[:, :rank] * root).reshape(n, rank, 1, 1)),
+        ]
     ]
 
 
-def _first(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[nn.Module]:
+def _first(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[Chain]:
     n, c, k, _ = kernel.shape
     area = conv.stride[0] * conv.stride[1]
     rank = _rank(n * c * k * k, recipe, c * area + n * k * k)
@@ -179,12 +184,14 @@ def _first(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[nn.Mo
     root = s[:rank].sqrt()
     second = (root[:, None] * v[:rank]).reshape(rank, n, k, k).transpose(0, 1)
     return [
-        _conv((u[:, :rank] * root).T.reshape(rank, c, 1, 1)),
-        _conv(second, conv.stride, conv.padding),
+        [
+            _conv((u[:, :rank] * root).T.reshape(rank, c, 1, 1)),
+            _conv(second, conv.stride, _padding(conv)),
+        ]
     ]
 
 
-def _tucker(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[nn.Module]:
+def _tucker(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[Chain]:
     n, c, k, _ = kernel.shape
     area = conv.stride[0] * conv.stride[1]
     budget = n * c * k * k / recipe.divisor
@@ -197,13 +204,15 @@ def _tucker(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[nn.M
     into = into[:, :inner]
     core = torch.einsum("ncyx,no,ci->oiyx", kernel, out, into)
     return [
-        _conv(into.T.reshape(*into.T.shape, 1, 1)),
-        _conv(core, conv.stride, conv.padding),
-        _conv(out.reshape(*out.shape, 1, 1)),
+        [
+            _conv(into.T.reshape(*into.T.shape, 1, 1)),
+            _conv(core, conv.stride, _padding(conv)),
+            _conv(out.reshape(*out.shape, 1, 1)),
+        ]
     ]
 
 
-def _decouple(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[nn.Module]:
+def _decouple(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[Chain]:
     n, c, k, _ = kernel.shape
     u, s, v = torch.linalg.svd(kernel.transpose(0, 1).reshape(c, n, -1), full_matrices=False)
     terms = recipe.terms
@@ -213,28 +222,32 @@ def _decouple(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[nn
     if not recipe.branches:
         first = depth.reshape(c * terms, 1, k, k)
         return [
-            _conv(first, conv.stride, conv.padding, groups=c),
-            _conv(point.reshape(n, c * terms, 1, 1)),
+            [
+                _conv(first, conv.stride, _padding(conv), groups=c),
+                _conv(point.reshape(n, c * terms, 1, 1)),
+            ]
         ]
     firsts = [depth[:, t].reshape(c, 1, k, k) for t in range(terms)]
     seconds = [point[..., t].reshape(n, c, 1, 1) for t in range(terms)]
     return [
-        nn.ModuleList(_conv(part, conv.stride, conv.padding, groups=c) for part in firsts),
-        nn.ModuleList(_conv(part) for part in seconds),
+        [_conv(one, conv.stride, _padding(conv), groups=c), _conv(other)]
+        for one, other in zip(firsts, seconds, strict=True)
     ]
 
 
-def _reverse(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[nn.Module]:
+def _reverse(conv: nn.Conv2d, kernel: Tensor, recipe: Decomposition) -> list[Chain]:
     n, c, k, _ = kernel.shape
     u, s, v = torch.linalg.svd(kernel.reshape(n, c, -1), full_matrices=False)
     root = s[:, :1].sqrt()
     return [
-        _conv((u[..., 0] * root).reshape(n, c, 1, 1)),
-        _conv((v[:, 0] * root).reshape(n, 1, k, k), conv.stride, conv.padding, groups=n),
+        [
+            _conv((u[..., 0] * root).reshape(n, c, 1, 1)),
+            _conv((v[:, 0] * root).reshape(n, 1, k, k), conv.stride, _padding(conv), groups=n),
+        ]
     ]
 
 
-_FORMS: dict[str, Callable[[nn.Conv2d, Tensor, Decomposition], list[nn.Module]]] = {
+_FORMS: dict[str, Callable[[nn.Conv2d, Tensor, Decomposition], list[Chain]]] = {
     "spatial": _spatial,
     "channel": _channel,
     "first": _first,
@@ -255,10 +268,15 @@ def _rank(products: int, recipe: Decomposition, each: int) -> int:
     return max(1, products // (recipe.divisor * each))
 
 
+def _padding(conv: nn.Conv2d) -> tuple[int, ...]:
+    assert not isinstance(conv.padding, str)  # none of the reference networks has it by name
+    return conv.padding
+
+
 def _conv(
     weight: Tensor,
-    stride: int | tuple[int, ...] = 1,
-    padding: str | int | tuple[int, ...] = 0,
+    stride: tuple[int, ...] = (1, 1),
+    padding: tuple[int, ...] = (0, 0),
     groups: int = 1,
 ) -> nn.Conv2d:
     n, inputs, height, width = weight.shape

@@ -82,7 +82,7 @@ class Factor:
         """(m, q) which channels are of one group."""
         m, q, _ = self.weights.shape
         group = np.arange(m) * self.groups // m, np.arange(q) * self.groups // q
-        return np.equal.outer(*group)
+        return np.asarray(np.equal.outer(*group))
 
     @property
     def matrix(self) -> Array:
@@ -424,7 +424,8 @@ def _regular_all(grams: Array) -> Array:
     size = grams.shape[1]
     mean = np.einsum("gii->g", grams) / size
     shift = np.where(mean > 0, _JITTER * mean, 1.0)
-    return grams + shift[:, np.newaxis, np.newaxis] * np.eye(size)
+    regular: Array = grams + shift[:, np.newaxis, np.newaxis] * np.eye(size)
+    return regular
 
 
 def _inverse(gram: Array) -> Callable[[Array], Array]:
@@ -432,4 +433,4 @@ def _inverse(gram: Array) -> Callable[[Array], Array]:
     if solve is not None:
         return solve
     inverse = backend().pseudo_inverse(gram)
-    return lambda right: right @ inverse
+    return lambda right: np.asarray(right @ inverse)

@@ -146,7 +146,7 @@ class _Pairing:
             evidence[tuple(zip(*apart, strict=True))] = -np.inf
 
     def _part_behind(self, alignment: Alignment, one: int, other: int) -> bool:
-        """Whether two nodes are read by nodes that are not partners, with a sum in between at most."""
+        """Whether two nodes are read by nodes that are no partners, or sums that they are in."""
         ends = self._student.read_by.get(one), self._teacher.read_by.get(other)
         if ends[0] is None or ends[1] is None:
             return False

@@ -275,10 +275,10 @@ def _group(loaded: Samples, reading: FirstReading) -> list[NDArray[np.intp]]:
     else:
         reason = "those of a group look like crops or moved copies of each other"
         remedy = "give other ones, or say by --groups which belong together"
+    found = "1 independent group" if len(groups) == 1 else f"{len(groups)} independent groups"
     raise SamplesError(
-        f"{loaded.name}: samples of {len(groups)} independent group{'s'[: len(groups) - 1]} are too few "
-        f"to fit on some and check on others ({len(loaded)} samples; {reason}); {remedy}, at least "
-        f"{_LEAST_GROUPS} groups"
+        f"{loaded.name}: samples of {found} are too few to fit on some and check on others "
+        f"({len(loaded)} samples; {reason}); {remedy}, at least {_LEAST_GROUPS} groups"
     )
 
 
