@@ -416,7 +416,8 @@ def _conjugate_gradients(
 
 
 def _regular(gram: Array) -> Array:
-    return _regular_all(gram[np.newaxis])[0]
+    regular: Array = _regular_all(gram[np.newaxis])[0]
+    return regular
 
 
 def _regular_all(grams: Array) -> Array:
