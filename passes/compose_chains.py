@@ -7,6 +7,7 @@ to look at and to fit, not one to deploy.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.analysis.factored_blocks import FactoredBlock, chain_of
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.nodes import nodes_in_bodies, sole_reader
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.composed_node import put_composed
 from fskd_onnx.passes.errors import PreconditionError
@@ -52,12 +54,23 @@ class ComposeChains(Pass):
             )
         return notes
 
+    @staticmethod
+    def _is_read_alone(graph: gs.Graph, block: FactoredBlock) -> bool:
+        """Whether each node of a chain alone reads the one in front of it."""
+        in_bodies = nodes_in_bodies(graph)
+        return all(
+            sole_reader(graph, one.output, in_bodies) is other.node
+            for one, other in itertools.pairwise(block.factors)
+        )
+
     def _find(self, graph: gs.Graph) -> list[FactoredBlock]:
         views = {view.name: view for view in find_linear(graph) if isinstance(view, Linear)}
         found = []
         for chain in self.chains:
             missing = next((name for name in chain if name not in views), None)
             block = None if missing else chain_of([views[name] for name in chain])
+            if block is not None and not self._is_read_alone(graph, block):
+                block = None
             if block is None:
                 names = "', '".join(chain)
                 what = f"'{missing}' is no linear node" if missing else f"'{names}' are not one"

@@ -39,6 +39,7 @@ class BlockData:
     Attributes:
         regressors: the block as a map of them.
         residual: whether the error is seen behind a sum.
+        gives_scores: whether the block gives the network's output, a row of scores per sample.
         linear: the student's block, as it is now.
         with_shift: whether fits to the moments may shift the block.
     """
@@ -55,6 +56,7 @@ class BlockData:
         self.linear = columns.request.linear
         self.with_shift = with_shift
         self.residual = columns.request.residual
+        self.gives_scores = columns.request.plan.gives_scores
         self._columns = columns
         self._timer = timer
 
@@ -148,6 +150,31 @@ class BlockData:
         with self._timer("capture"):
             total = sum(parallel_map(of_chunk, self._columns.chunks(first_fold=True)))
         return math.inf if math.isnan(total) else total
+
+    def ranked_first(self, fitted: AffineMap) -> tuple[int, int]:
+        """Compare which target is the largest, as of the scores of classes, over the first fold.
+
+        Args:
+            fitted: the map of the regressors to predict with, for all targets of one group.
+
+        Returns:
+            On how many columns the block as it is agrees with the target and the prediction does
+            not; and on how many it is the other way round.
+        """
+        everything = np.arange(fitted.matrix.shape[1])
+        unchanged = AffineMap(self.regressors.block_map, self.regressors.bias)
+        lost = gained = 0
+        with self._timer("capture"):
+            for chunk in self._columns.chunks(first_fold=True):
+                agree = [
+                    prediction[0].argmax(axis=0) == target[0].argmax(axis=0)
+                    for prediction, target, _ in (
+                        chunk.predict(block, everything) for block in (unchanged, fitted)
+                    )
+                ]
+                lost += int(np.sum(agree[0] & ~agree[1]))
+                gained += int(np.sum(agree[1] & ~agree[0]))
+        return lost, gained
 
     def _sum(self, of_chunk: Callable[[ColumnChunk], S]) -> list[S]:
         """Add up the moments of the chunks of each fold."""

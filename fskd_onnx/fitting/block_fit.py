@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -41,6 +42,9 @@ class BlockFit:
         error_before: of the block as it is.
         error_after: of the fitted block.
         rounding: errors of this size are what the stored type rounds off.
+        ranks_worse: whether the block gives the scores of classes, and the fitted one ranks the
+            teacher's class first less often, beyond chance. The least square error of a block that
+            cannot be the teacher's, a classifier of low rank, may be worse in that.
     """
 
     family: Family
@@ -49,11 +53,13 @@ class BlockFit:
     error_before: float
     error_after: float
     rounding: float
+    ranks_worse: bool = False
 
     @property
     def improves(self) -> bool:
         """Whether held-out folds are closer to the teacher by more than rounding."""
-        return self.error_before - self.error_after > self.rounding
+        closer = self.error_before - self.error_after > self.rounding
+        return closer and not self.ranks_worse
 
 
 def fit_block(data: BlockData, families: Families, epilogue: Epilogue) -> BlockFit:
@@ -132,6 +138,11 @@ def _fit_families(data: BlockData, families: Families, epilogue: Epilogue) -> Bl
         steps = _repeat(data, whole, family, best.ridge, epilogue, all_rows)
         _, targets = next(itertools.islice(steps, best.repeats, None))
     moments = Moments(plain.moments.of_x, family.cross_moments(sum_moments(targets)))
+    ranks_worse = False
+    if data.gives_scores and epilogue == NO_EPILOGUE:
+        held_out, _ = next(_repeat(data, folds, family, best.ridge, epilogue, rows))
+        lost, gained = data.ranked_first(family.as_block_map(held_out))
+        ranks_worse = lost - gained > math.sqrt(lost + gained)
     return BlockFit(
         family,
         family.solver(moments.of_x, best.ridge)(moments),
@@ -139,6 +150,7 @@ def _fit_families(data: BlockData, families: Families, epilogue: Epilogue) -> Bl
         before * scale,
         best.error * scale,
         max((_ROUNDING * epsilon(data.linear.weight)) ** 2, _OF_SUMS) * _largeness(folds),
+        ranks_worse,
     )
 
 

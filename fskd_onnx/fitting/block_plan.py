@@ -66,11 +66,13 @@ class BlockPlan:
         index: its number among the blocks that are fitted.
         unknowns: of its regression.
         uses: the nodes that use its weights; the columns of all of them are fitted to together.
+        gives_scores: whether it gives an output of the network, a row of scores per sample.
     """
 
     index: int
     unknowns: int
     uses: tuple[BlockUse, ...]
+    gives_scores: bool = False
 
     @property
     def name(self) -> str:
@@ -161,7 +163,9 @@ def plan_blocks(
                 zip(linears, teachers, seen, strict=True)
             )
         )
-        plans.append(BlockPlan(index, unknowns, uses))
+        scores = {id(t) for t in student.outputs if t.shape is not None and len(t.shape) == 2}
+        gives_scores = any(id(linear.output) in scores for linear in linears)
+        plans.append(BlockPlan(index, unknowns, uses, gives_scores))
         later -= {id(linear.last_node) for linear in linears}
     return plans
 

@@ -12,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.errors import MatchError
-from fskd_onnx.fitting.adapters import Factors, families_for, families_of, need_patches
+from fskd_onnx.fitting.adapters import families_for, families_of, need_patches
 from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.block_fit import BlockFit, error_of, fit_block
@@ -116,7 +116,7 @@ class CoordinateDescent:
         self._factorizations = {n: factorization_of(b) for n, b in self._decomposed.items()}
         self._kernels = {**(kernels or {}), **(weights or {})}
         self._factors: dict[str, AffineMap] = {}
-        self._fitted_with: dict[str, str] = {}
+        self._fitted_with: dict[str, tuple[str, str]] = {}
         ReplaceWeights(self._representable(weights or {})).run(self.student)
         self._linears = self._views()
         self._unbiased = {n for n, view in self._linears.items() if view.bias_slot is None}
@@ -138,7 +138,7 @@ class CoordinateDescent:
                     blocks |= self._fit(plan, stage)
         for pair in self.matching.pairs:
             if pair.student in self._fitted_with:
-                blocks[pair.student] = _as_factor(pair, self._fitted_with[pair.student])
+                blocks[pair.student] = _as_factor(pair, *self._fitted_with[pair.student])
             elif pair.reason:
                 blocks[pair.student] = _kept(pair, pair.reason)
         views = self._views()
@@ -161,14 +161,14 @@ class CoordinateDescent:
             found[name] = self._refactored(name, start, weights[name].shift)
         return found
 
-    def _changed(self, name: str, before: Mapping[str, AffineMap]) -> dict[str, str]:
-        """Return the other nodes of a block that have new weights, each with the block's name."""
-        return {
-            linear.name: name
+    def _changed(self, name: str, before: Mapping[str, AffineMap]) -> list[str]:
+        """Return the other nodes of a decomposed block that have new weights."""
+        return [
+            linear.name
             for linear in self._decomposed[name].factors
             if linear.name != name
             and not self._factors[linear.name].equals(before.get(linear.name, linear.affine))
-        }
+        ]
 
     def _refactored(self, name: str, factors: Factorization, shift: Array) -> AffineMap:
         """Take new factors for a decomposed block; return the block as a map of its patches."""
@@ -240,9 +240,10 @@ class CoordinateDescent:
                 reason = "the weights of the best adapter overflow the type that they are stored in"
                 return kept(reason, before, block.error_before)
             if factors is not None:
-                before_factors = dict(self._factors)
+                old = dict(self._factors)
                 self._refactored(plan.name, factors, fused.shift)
-                self._fitted_with |= self._changed(plan.name, before_factors)
+                fitted = plan.name, block.family.name
+                self._fitted_with |= dict.fromkeys(self._changed(plan.name, old), fitted)
             # Cast once, to the types that are stored.
             ReplaceWeights({use.name: fused for use in plan.uses}).run(self.student)
         logger.info("%s: %.4g -> %.4g", plan.name, block.error_before, block.error_after)
@@ -313,13 +314,26 @@ def _fitted(pair: BlockPair, block: BlockFit, before: float | None, note: str) -
     )
 
 
-def _as_factor(pair: BlockPair, block: str) -> BlockReport:
-    """Return the row of a node that is fitted as one of several of a block."""
-    return replace(
-        _kept(pair, ""),
-        adapter=Factors.name,
+def _as_factor(pair: BlockPair, block: str, adapter: str) -> BlockReport:
+    """Return the row of a node that is fitted as one of several of a block.
+
+    Args:
+        pair: the node.
+        block: name of the node at the end of the block.
+        adapter: family.
+    """
+    return BlockReport(
+        student=pair.student,
+        teacher=None,
+        op=pair.op,
+        adapter=adapter,
+        ridge=None,
+        channels=(),
+        error_before=None,
+        error_after=None,
         status=BlockStatus.FITTED,
-        note=f"a factor of the block of '{block}'",
+        reason="",
+        note=f"it is a factor of the block that ends at '{block}'",
     )
 
 
@@ -351,6 +365,8 @@ def _why_kept(block: BlockFit) -> str:
     """Return why a block stays as it is."""
     if block.error_before <= block.rounding:
         return "it is the teacher's, to rounding"
+    if block.ranks_worse:
+        return "the best adapter ranks the teacher's class first less often"
     if block.error_after < block.error_before:
         return "no adapter gains more than rounding"
     return "no adapter is better on held-out folds"

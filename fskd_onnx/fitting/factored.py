@@ -40,7 +40,7 @@ def weights_of(
 ) -> dict[str, AffineMap]:
     """Return the weights of each node of a block, by its name.
 
-    The biases of inner nodes stay; that of the last node makes up for what has become of them.
+    The biases of inner nodes stay; that of a last node makes up for what has become of them.
 
     Args:
         block: the nodes.
@@ -52,7 +52,9 @@ def weights_of(
         for chain, new in zip(block.chains, factors.chains, strict=True)
         for linear, factor in zip(chain, new, strict=True)
     }
-    biases, last = block.biases, block.chains[0][-1].name
+    ends = [chain[-1] for chain in block.chains]
+    last = next((end for end in ends if end.bias_constant is not None), ends[0]).name
+    biases = block.biases
     biases[last] = biases[last] + shift - block.shift_of(biases, matrices)
     return {
         linear.name: AffineMap(matrices[linear.name], biases[linear.name].reshape(linear.shape[:2]))

@@ -6,6 +6,7 @@ claims beyond that is refused before memory is asked for.
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ _READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# Of how many bytes the length of the header is, by version.
+_LENGTH_BYTES = {1: 2, 2: 4}
 # A member of an archive that unpacks to more than this many bytes, and to so many times its own,
 # holds next to nothing.
 _LARGE_MEMBER, _MOST_TIMES = 2**28, 200
@@ -131,7 +134,11 @@ def _header(
         raise ValueError(
             f"{name} is of version {version} of the format of arrays, which holds no numbers"
         )
-    shape, fortran, dtype = read(stream)
+    length = stream.read(_LENGTH_BYTES[start[-2]])
+    size = int.from_bytes(length, "little")
+    if size > there:
+        raise ValueError(f"{name} is said to begin with {size} bytes of header, and has {there}")
+    shape, fortran, dtype = read(io.BytesIO(length + stream.read(size)))
     if dtype.hasobject:
         raise ValueError(f"{name} holds pickled objects")
     size, left = math.prod(shape) * dtype.itemsize, there - stream.tell()

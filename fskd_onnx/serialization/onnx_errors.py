@@ -42,7 +42,8 @@ def in_plain_words(error: Exception, model: onnx.ModelProto | None = None) -> st
 def _tensor_of(text: str, model: onnx.ModelProto) -> str | None:
     """Return the tensor that a complaint is about which does not name it."""
     for tensor in model.graph.initializer:
-        if tensor.HasField("raw_data") or tensor.name in text:
+        # Protobuf gives a name that is no UTF-8 as bytes.
+        if tensor.HasField("raw_data") or str(tensor.name) in text:
             continue
         try:
             onnx.checker.check_tensor(tensor)

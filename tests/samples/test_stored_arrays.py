@@ -55,3 +55,10 @@ def test_a_header_that_claims_more_than_there_is_is_refused(tmp_path: Path) -> N
     path.write_bytes(data.replace(b"(2, 3, 4)", b"(2, 9, 4)"))
     with pytest.raises(ValueError, match="takes 288 bytes, and has 96"):
         map_array(path)
+
+
+def test_a_header_longer_than_the_file_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + b" " * 100)
+    with pytest.raises(ValueError, match="begin with 4294967295 bytes of header, and has 112"):
+        map_array(path)
