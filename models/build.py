@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 from models.data import Split, draw_samples, load
+from models.decompose import decompose
+from models.decompose import recipes as decompositions
 from models.export import export
 from models.networks import Network
 from models.prune import prune, recipes
@@ -41,14 +43,25 @@ def teacher_path(name: str) -> Path:
 
 
 def student_path(name: str, recipe: str) -> Path:
-    """Give the ONNX file of a student that is pruned and not retrained, made and kept likewise.
+    """Give the ONNX file of a student that is not retrained, made and kept likewise.
 
     Args:
         name: a key of `models.zoo.TEACHERS`.
-        recipe: one of `models.prune.recipes`.
+        recipe: one of `models.prune.recipes` or `models.decompose.recipes`.
     """
     path = cache_folder() / f"{name}-{recipe}.onnx"
-    return path if path.is_file() else export(prune(teacher(name), recipe), path)
+    return path if path.is_file() else export(compressed(teacher(name), recipe), path)
+
+
+def compressed(network: Network, recipe: str) -> Network:
+    """Give a pruned or decomposed student.
+
+    Args:
+        network: the teacher in eval mode; it stays as it is.
+        recipe: one of `models.prune.recipes` or `models.decompose.recipes`.
+    """
+    made = decompose if recipe in decompositions(network) else prune
+    return made(network, recipe)
 
 
 def build_demo(retrain: bool) -> None:

@@ -24,6 +24,8 @@ _WORTH_REPEATING = 0.998
 # Errors of so many distances of the stored type to its next number are rounding, as are differences
 # of sums over columns.
 _ROUNDING, _OF_SUMS = 4.0, 1e-14
+# Standard deviations of the difference of two counts, if each is as likely (McNemar's test).
+_BEYOND_CHANCE = 2.0
 # A shift that takes a node of its own has to leave less than this part of the error without it.
 _WORTH_A_NODE = 0.9
 
@@ -142,7 +144,7 @@ def _fit_families(data: BlockData, families: Families, epilogue: Epilogue) -> Bl
     if data.gives_scores and epilogue == NO_EPILOGUE:
         held_out, _ = next(_repeat(data, folds, family, best.ridge, epilogue, rows))
         lost, gained = data.ranked_first(family.as_block_map(held_out))
-        ranks_worse = lost - gained > math.sqrt(lost + gained)
+        ranks_worse = lost - gained > _BEYOND_CHANCE * math.sqrt(lost + gained)
     return BlockFit(
         family,
         family.solver(moments.of_x, best.ridge)(moments),

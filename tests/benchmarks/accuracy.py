@@ -24,13 +24,23 @@ import torch
 
 from models import zoo
 from models.build import student_path, teacher_path
-from tests.benchmarks.cells import METHODS, STUDENTS, WITHOUT_SAMPLES, Cells, Place, Student
+from tests.benchmarks.cells import (
+    DECOMPOSED,
+    METHODS,
+    STUDENTS,
+    WITHOUT_SAMPLES,
+    Cells,
+    Place,
+    Student,
+)
 from tests.benchmarks.markers import write_between
 from tests.benchmarks.methods import measure, teacher_accuracy
 from tests.benchmarks.probes import outcome
 from tests.benchmarks.table import Table
 
-DEFAULT_METHODS = tuple(method for method in METHODS if method != "select")
+DEFAULT_METHODS = tuple(method for method in METHODS if method not in ("factors", "select"))
+DECOMPOSED_METHODS = ("untouched", "kernel", "factors", "auto", "gradient")
+DECOMPOSED_SAMPLES = (50, 500)
 DEFAULT_SAMPLES = (10, 50, 100, 500, 3000)
 DEFAULT_DRAWS = 3
 SUMMARY_METHODS = ("untouched", "paper", "pointwise", "auto", "fine-tune")
@@ -50,7 +60,7 @@ def bring_up_to_date(cells: Cells, place: Place, draws: int) -> None:
         place: the entry.
         draws: how many it should have.
     """
-    _note_models(cells, place.student.network)
+    _note_models(cells, place.student)
     wanted = 1 if place.method in WITHOUT_SAMPLES else draws
     now, known = outcome(place.method), cells.entries.get(place)
     if known is not None and cells.is_stale(place, now):
@@ -68,11 +78,12 @@ def bring_up_to_date(cells: Cells, place: Place, draws: int) -> None:
         cells.save()
 
 
-def _note_models(cells: Cells, network: str) -> None:
+def _note_models(cells: Cells, wanted: Student) -> None:
     """Take down which models there are, and how good a new teacher is."""
+    network = wanted.network
     teacher = teacher_path(network)
-    for student in STUDENTS:
-        if student.network == network:
+    for student in (*STUDENTS, *DECOMPOSED):
+        if student.network == network and (student == wanted or student in cells.models):
             content = teacher.read_bytes() + student_path(*student).read_bytes()
             digest = hashlib.sha256(content).hexdigest()[:16]
             if cells.models.get(student) != digest:
@@ -93,6 +104,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=several(str),
         help="such as vgg16,resnet20-inner50: networks, or single students; default all",
     )
+    parser.add_argument(
+        "--decomposed", action="store_true", help="decomposed students instead of pruned ones"
+    )
     parser.add_argument("--samples", type=several(int), help="such as 50,500")
     parser.add_argument(
         "--draws", type=int, default=DEFAULT_DRAWS, help="draws of the samples to measure"
@@ -111,23 +125,24 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _chosen(networks: Sequence[str] | None) -> tuple[Student, ...]:
+def _chosen(networks: Sequence[str] | None, students: tuple[Student, ...]) -> tuple[Student, ...]:
     if networks is None:
-        return STUDENTS
-    known = {name for student in STUDENTS for name in (student.network, "-".join(student))}
+        return students
+    known = {name for student in students for name in (student.network, "-".join(student))}
     for name in networks:
         if name not in known:
             raise SystemExit(f"There is no '{name}'; there are {', '.join(sorted(known))}.")
-    return tuple(s for s in STUDENTS if {s.network, "-".join(s)} & set(networks))
+    return tuple(s for s in students if {s.network, "-".join(s)} & set(networks))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     given = _arguments(arguments)
     torch.set_num_threads(zoo.THREADS)
-    students = _chosen(given.networks)
-    methods = tuple(given.methods or DEFAULT_METHODS)
-    samples = tuple(given.samples or DEFAULT_SAMPLES)
+    students = _chosen(given.networks, DECOMPOSED if given.decomposed else STUDENTS)
+    usual = DECOMPOSED_METHODS if given.decomposed else DEFAULT_METHODS
+    methods = tuple(given.methods or usual)
+    samples = tuple(given.samples or (DECOMPOSED_SAMPLES if given.decomposed else DEFAULT_SAMPLES))
     cells = Cells.load()
     if not given.known:
         # Method by method, the cheap ones first.
@@ -140,8 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(["Goals:", "", *table.verdicts(), *table.promises()]))
     command = "python -m tests.benchmarks.accuracy --known"
     if given.write is not None:
-        printed = f"{text}\nPrinted by `{command} --write {given.write}`.\n"
-        write_between(given.write, "results", printed)
+        which = " --decomposed" if given.decomposed else ""
+        printed = f"{text}\nPrinted by `{command}{which} --write {given.write}`.\n"
+        write_between(given.write, "decomposed" if given.decomposed else "results", printed)
     if given.summary is not None:
         short = Table(STUDENTS, (SUMMARY_SAMPLES,), SUMMARY_METHODS, cells, stale)
         printed = f"{short.summary()}\nPrinted by `{command} --summary {given.summary}`.\n"

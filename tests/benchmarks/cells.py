@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models.decompose import RECIPES
+
 FILE = Path(__file__).parents[2] / "docs" / "accuracy.json"
 
 Outcome = dict[str, Any]
@@ -33,7 +35,7 @@ class Student(NamedTuple):
 
     Attributes:
         network: a key of `models.zoo.TEACHERS`.
-        recipe: one of the network's in `models.prune.recipes`.
+        recipe: one of the network's in `models.prune.recipes` or `models.decompose.recipes`.
     """
 
     network: str
@@ -51,7 +53,22 @@ STUDENTS = (
     Student("mobilenetv2", "expansion50"),
 )
 
-METHODS = ("untouched", "paper", "pointwise", "kernel", "select", "auto", "gradient", "fine-tune")
+DECOMPOSED = tuple(
+    Student(network, recipe) for network in ("resnet20", "vgg16") for recipe in RECIPES
+)
+"""Students whose convolutions are several, a table of their own."""
+
+METHODS = (
+    "untouched",
+    "paper",
+    "pointwise",
+    "kernel",
+    "factors",
+    "select",
+    "auto",
+    "gradient",
+    "fine-tune",
+)
 
 WITHOUT_SAMPLES = ("untouched", "fine-tune")
 """Methods that see no samples, so that one entry stands for every number of them."""
@@ -222,7 +239,8 @@ def _close(one: object, other: object, within: float) -> bool:
 
 
 def _position(place: Place) -> tuple[int, int, int]:
-    return METHODS.index(place.method), STUDENTS.index(place.student), place.samples
+    students = (*STUDENTS, *DECOMPOSED)
+    return METHODS.index(place.method), students.index(place.student), place.samples
 
 
 def _line(place: Place, entry: Entry) -> dict[str, object]:

@@ -4,7 +4,9 @@
 untouched    the pruned student as it is
 paper        the published algorithm, `tests.benchmarks.paper`
 pointwise    the paper's 1x1 adapters as this package fits them (``--adapter pointwise``)
-kernel       kernel adapters aimed at the channels that the student kept
+kernel       kernel adapters aimed at the channels that the student kept; of a decomposed block, its
+             last node alone
+factors      of a decomposed block all nodes (``--adapter factors``)
 select       kernel adapters aimed at channels chosen anew
 auto         the package as it comes, no option given
 gradient     training on the same samples, `tests.benchmarks.gradient`
@@ -24,11 +26,10 @@ import onnxruntime
 
 from fskd_onnx import FitOptions, FskdError, fit, match
 from models import zoo
-from models.build import student_path, teacher_path
+from models.build import compressed, student_path, teacher_path
 from models.data import Split, draw_samples, load, normalise
 from models.export import INPUT
 from models.networks import Network
-from models.prune import prune
 from models.train import accuracy
 from tests.benchmarks.cells import Entry, Place, Student
 from tests.benchmarks.gradient import fine_tune, train_few
@@ -37,6 +38,7 @@ from tests.benchmarks.paper import paper_fit
 FITS = {
     "pointwise": FitOptions(adapter="pointwise"),
     "kernel": FitOptions(adapter="kernel", targets="kept"),
+    "factors": FitOptions(adapter="factors"),
     "select": FitOptions(adapter="kernel", targets="select"),
     "auto": FitOptions(),
 }
@@ -119,4 +121,4 @@ def _data(split: str) -> Split:
 @functools.cache
 def _pair(student: Student) -> tuple[Network, Network]:
     teacher = zoo.teacher(student.network)
-    return teacher, prune(teacher, student.recipe)
+    return teacher, compressed(teacher, student.recipe)

@@ -36,6 +36,7 @@ from tests.benchmarks import gradient
 from tests.benchmarks.cells import Outcome
 from tests.benchmarks.methods import FITS, kept_channels
 from tests.benchmarks.paper import paper_fit
+from tests.students import decomposed, is_spatial, separable
 
 EXACT = 1e-9
 """Relative errors of blocks below it are rounding: the epsilon of float32, squared, is 1e-14."""
@@ -95,6 +96,10 @@ def outcome(method: str) -> Outcome:
         case "fine-tune":
             settings = dataclasses.asdict(gradient.FINE_TUNE_ALL)
             return {"code": training_code(), "settings": _plain(settings)}
+        case "factors":
+            student, _ = decomposed(onnx.load(DEMO / "teacher.onnx"), separable, is_spatial)
+            found = {"k x 1, 1 x k, 60 samples": _fit_to("teacher", student, 60, FITS[method])}
+            return {"within": WITHIN, "probes": found}
         case _:
             options = FITS[method]
             found = {_name(probe): _fit(probe, options) for probe in PROBES}
@@ -106,11 +111,17 @@ def _name(probe: Probe) -> str:
 
 
 def _fit(probe: Probe, options: FitOptions) -> Outcome:
+    return _fit_to(probe.teacher, DEMO / f"{probe.student}.onnx", probe.samples, options)
+
+
+def _fit_to(
+    teacher: str, student: Path | onnx.ModelProto, samples: int, options: FitOptions
+) -> Outcome:
     run = dataclasses.replace(options.run, providers=("cpu",))
     result = fit(
-        DEMO / f"{probe.teacher}.onnx",
-        DEMO / f"{probe.student}.onnx",
-        normalise(_images()[: probe.samples]),
+        DEMO / f"{teacher}.onnx",
+        student,
+        normalise(_images()[:samples]),
         dataclasses.replace(options, run=run),
     )
     return {"sha256": _sha(result.model), "numbers": numbers(result.report)}
