@@ -38,8 +38,8 @@ def read_map(
             the teacher's channel of each of the student's (null or absent: find them).
         teacher: the original network, canonical.
         student: the compressed network, canonical.
-        summed: names of branches that were merged away, and what each was merged into; a map may
-            leave them alone, and no more.
+        summed: names of nodes that went into another, and which one that is; a map may leave them
+            alone, and no more.
 
     Returns:
         The pairs, by the name of the student's node.

@@ -52,7 +52,7 @@ def match(
         networks = load_networks(teacher, student)
         graphs = networks[0].graph(), networks[1].graph()
         known = settings.map
-        pairs = {} if known is None else read_map(known, *graphs, networks[1].summed)
+        pairs = {} if known is None else read_map(known, *graphs, networks[1].parts)
         partners = pair_blocks(*graphs, pairs)
         one, other = compose_decomposed(networks, partners)
         return other.tell_of_parts(match_channels(one.graph(), other.graph(), partners))

@@ -162,6 +162,11 @@ class LoadedModel:
         give_back(graph, self.graph(), fitted, factors or {})
         return export(graph, like=self.uncomposed)
 
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """Return the nodes that went into another, and which one that is."""
+        return {**self.summed, **self.factors}
+
     def tell_of_parts(self, matching: Matching) -> Matching:
         """Return a matching with a line for each node that went into another."""
         op = {pair.student: pair.op for pair in matching.pairs}

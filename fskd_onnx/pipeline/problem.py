@@ -215,7 +215,7 @@ def prepare(
     splits = _split(groups, loaded, networks, options)
     decoded = _decode(reading, splits, options, store, runtime)
     graphs = networks[0].graph(), networks[1].graph()
-    given = {} if options.map is None else read_map(options.map, *graphs, networks[1].summed)
+    given = {} if options.map is None else read_map(options.map, *graphs, networks[1].parts)
     try:
         partners = _pair(graphs, runtime, decoded, splits, given)
         partners = leave_without_samples(partners, graphs, runtime, decoded, splits.final.batches)

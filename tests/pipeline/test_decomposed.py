@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import pytest
 from fskd_onnx import FitOptions, FitResult, fit, match
 from fskd_onnx.passes import export
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.reporting.json_format import matching_to_json
 from tests.helpers import Array, build, initializers, run
 from tests.students import (
     bottleneck,
@@ -149,6 +151,17 @@ def test_branches_that_are_chains_are_fitted_together() -> None:
     assert Counter(n.op_type for n in factors.model.graph.node) == Counter(
         n.op_type for n in student.graph.node
     )
+
+
+def test_a_saved_map_is_taken_back(tmp_path: Path) -> None:
+    chain, _ = decomposed(teacher(), depthwise_pointwise, is_spatial)
+    student = with_branches(chain, "j")
+    path = tmp_path / "map.json"
+    path.write_text(matching_to_json(match(teacher(), student)), encoding="utf-8")
+    options = FitOptions(map=str(path))
+    with_map = fit(teacher(), student, samples(60), options).model
+    assert initializers(with_map).keys() == initializers(student).keys()
+    assert error(with_map) == pytest.approx(error(fitted(student, "auto", 60).model), rel=1e-3)
 
 
 def test_random_factors_are_fitted_from_the_structure_alone() -> None:
