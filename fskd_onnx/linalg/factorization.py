@@ -166,19 +166,32 @@ class Factorization:
         Returns:
             (q * taps of the product of the factor and all behind it, p).
         """
+        if not index:
+            return np.eye(self.inputs * self.taps)[self._places(number)]
         chain = self.chains[number]
-        seen = _product(chain[index:]).offsets
-        if index:
-            before = _product(chain[:index])
-        else:
-            ones = np.eye(self.inputs)[..., np.newaxis]
-            before = Factor(ones, np.zeros((1, len(self.window)), np.intp))
+        seen, before = _product(chain[index:]).offsets, _product(chain[:index])
         q, c, _ = before.weights.shape
         found = np.zeros((q, len(seen), c, self.taps))
         for at, offset in enumerate(seen):
             flat = self._flat(number, before.offsets + offset)
             found[:, at, :, flat] += before.weights.transpose(2, 0, 1)
         return found.reshape(q * len(seen), c * self.taps)
+
+    def _places(self, number: int) -> Indices:
+        """Return which values of a patch the first factor of a chain, and all behind it, see."""
+        flat = self._flat(number, _product(self.chains[number]).offsets)
+        return (np.arange(self.inputs)[:, np.newaxis] * self.taps + flat).reshape(-1)
+
+    def seen(self, target: Target, number: int, index: int) -> Target:
+        """Return moments of what a factor sees, see `patches`."""
+        if index:
+            return target.seen_by(self.patches(number, index))
+        places = self._places(number)
+        if np.array_equal(places, np.arange(len(target.gram))):
+            return target
+        return replace(
+            target, gram=target.gram[np.ix_(places, places)], cross=target.cross[:, places]
+        )
 
     def replaced(self, number: int, index: int, factor: Factor) -> Factorization:
         """Return the same with another factor."""
@@ -310,7 +323,7 @@ def _sweep(block: Factorization, target: Target) -> Factorization:
         for index in reversed(range(len(chain) - 1)):
             others = block.kernel - block._of_chain(number) if len(block.chains) > 1 else None
             cross = target.cross if others is None else target.cross - others @ target.gram
-            seen = replace(target, cross=cross).seen_by(block.patches(number, index))
+            seen = block.seen(replace(target, cross=cross), number, index)
             behind = _product(block.chains[number][index + 1 :])
             new = _solve(block.chains[number][index], behind, seen)
             block = block.replaced(number, index, new)
