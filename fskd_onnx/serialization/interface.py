@@ -149,7 +149,12 @@ def _spec(value: onnx.ValueInfoProto) -> InputSpec:
         raise ModelError(
             f"the model's input '{value.name}' is not a tensor; export it with tensors as inputs"
         )
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    kind = value.type.tensor_type.elem_type
+    if kind not in onnx.helper.get_all_tensor_dtypes():
+        raise ModelError(
+            f"the model's input '{value.name}' has no type of ONNX ({kind}); export it again"
+        )
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
     return InputSpec(value.name, _shape(value), dtype)
 
 

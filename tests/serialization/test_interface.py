@@ -36,6 +36,14 @@ def test_inputs_are_described() -> None:
     assert fixed_batch_size(specs[:1]) is None
 
 
+@pytest.mark.parametrize("kind", [0, 99])
+def test_inputs_without_a_type_are_refused(kind: int) -> None:
+    model = build("g (float[2] x) => (float[2] z) { z = Relu (x) }")
+    model.graph.input[0].type.tensor_type.elem_type = kind
+    with pytest.raises(ModelError, match=f"input 'x' has no type of ONNX .{kind}."):
+        input_specs(model)
+
+
 def test_inputs_that_are_no_tensors_are_refused() -> None:
     model = build("g (seq(float[2]) x) => (int64 z) { z = SequenceLength (x) }")
     with pytest.raises(ModelError, match="input 'x' is not a tensor"):
