@@ -48,7 +48,16 @@ class MatchError(FskdError):
 
 
 class OutOfMemoryError(FskdError, MemoryError):
-    """The machine has not enough memory, even where fewer samples run at once."""
+    """The machine has not enough memory, even where fewer samples run at once.
+
+    Attributes:
+        network: what did not fit, by its name; empty where it is no run of a network.
+    """
+
+    def __init__(self, message: str, network: str = "") -> None:
+        """Keep the name."""
+        super().__init__(message)
+        self.network = network
 
 
 class NoImprovementError(FskdError):

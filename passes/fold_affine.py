@@ -61,12 +61,13 @@ class FoldAffine(Pass):
        a loss what is stored in half precision for a node that computes in more.
     5. In front of a linear node: it is a BatchNormalization, and it either does not shift or every
        output of the linear node sees a whole patch.
+    6. Behind a sum of linear nodes: it alone reads the sum, and the sum each of them.
     """
 
     def apply(self, graph: gs.Graph) -> list[str]:
         """Rewrite in place; return one note per node that went away."""
         with _quiet():
-            return _fold_behind(graph) + _fold_in_front(graph)
+            return _fold_behind(graph) + _fold_behind_sums(graph) + _fold_in_front(graph)
 
     def ensures(self, graph: gs.Graph) -> None:
         """Check that no foldable node is left over."""
@@ -105,6 +106,82 @@ def _fold_behind(graph: gs.Graph) -> list[str]:
         block = tuple(use.renewed(graph, in_bodies) for use in block)
         blocks |= {id(use.output): block for use in block}
     return notes
+
+
+def _fold_behind_sums(graph: gs.Graph) -> list[str]:
+    """Fold what stands behind a sum of linear nodes into each of them."""
+    notes = []
+    blocks, in_bodies = _blocks(graph), nodes_in_bodies(graph)
+    for node in list(graph.nodes):
+        for tensor in node.inputs[:2]:
+            terms = _terms(graph, tensor, node, blocks, in_bodies)
+            merged = _merged_behind_sum(graph, node, tensor, terms) if len(terms) > 1 else []
+            if not merged:
+                continue
+            notes.append(f"{node.op} '{node_name(node)}' folded into the terms of a sum")
+            total, result = tensor.inputs[0], node.outputs[0]
+            remove(graph, node)
+            total.outputs = [result]
+            for linear, new in zip(terms, merged, strict=True):
+                write_weights(graph, linear, new)
+            blocks = _blocks(graph)
+            break
+    return notes
+
+
+def _terms(
+    graph: gs.Graph,
+    tensor: gs.Tensor,
+    reader: gs.Node,
+    blocks: Mapping[int, _Block],
+    in_bodies: set[int],
+) -> list[Linear]:
+    """Return the linear nodes whose sum a tensor is; none where it is anything else, or read twice.
+
+    Args:
+        graph: the graph.
+        tensor: a tensor, or a term of it.
+        reader: the node that reads it.
+        blocks: see `_blocks`.
+        in_bodies: see ``nodes.nodes_in_bodies``.
+    """
+    if sole_reader(graph, tensor, in_bodies) is not reader:
+        return []
+    block = blocks.get(id(tensor), ())
+    if block:
+        return list(block) if len(block) == 1 else []
+    node = tensor.inputs[0] if tensor.inputs else None
+    if node is None or not is_standard(node, "Add", "Sum"):
+        return []
+    found = [_terms(graph, term, node, blocks, in_bodies) for term in node.inputs]
+    return [linear for part in found for linear in part] if all(found) else []
+
+
+def _merged_behind_sum(
+    graph: gs.Graph, node: gs.Node, source: gs.Tensor, terms: list[Linear]
+) -> list[AffineMap]:
+    """Return the weights of the terms of a sum with a node behind it folded in; none if it cannot.
+
+    scale (p + q) + shift = (scale p + shift) + scale q
+    """
+    first = terms[0]
+    if len({(v.width, v.channels_last, len(v.kernel_shape)) for v in terms}) != 1:
+        return []
+    rank = 1 if first.channels_last else len(first.kernel_shape) + 2
+    affine = affine_of(graph, node, source, first.width, rank, first.channel_axis)
+    if affine is None:
+        return []
+    shifted = next((v for v in terms if v.bias_constant is not None), first)
+    scale, shift = affine.matrix.reshape(-1), affine.shift.reshape(-1)
+    merged = [
+        _checked(
+            linear,
+            linear.native * scale.reshape(linear.groups, -1, 1),
+            scale * linear.bias + (shift if linear is shifted else 0.0),
+        )
+        for linear in terms
+    ]
+    return [new for new in merged if new is not None] if all(merged) else []
 
 
 _Block = tuple[Linear, ...]

@@ -35,7 +35,7 @@ _WITHOUT_PRIVILEGE = ("setpriv", "--bounding-set", "-dac_override,-dac_read_sear
 FIT = "$RUN fit teacher.onnx student.onnx x.npy -o out/fused.onnx --report out/report.json"
 _SMALL_MEMORY = "--memory-limit 1KB"
 _COMPARE_WIDE = "$RUN compare wide.onnx wide.onnx wide.npy"
-_HALVED = "begins anew with half as many"
+_HALVED = "so the work began anew"
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ FIT: tuple[tuple[str, object, str], ...] = (
     *(
         (name, value, f"{name} must be {known}")
         for name, known in (
-            ("adapter", "auto, pointwise or kernel"),
+            ("adapter", "auto, pointwise, kernel or factors"),
             ("targets", "auto, kept or select"),
             ("solver", "numpy or torch"),
         )

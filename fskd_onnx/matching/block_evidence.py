@@ -259,7 +259,7 @@ def _alike(one: BlockContext, other: BlockContext, width_tells: bool) -> float:
         width_tells: whether nodes of equal width are more alike than others.
     """
     ratio = one.width / other.width
-    less = ratio / 2 if width_tells else 1.0
+    less = ratio / 2 if width_tells else min(1.0, 2 * ratio)
     width = 1.0 if ratio == 1 else less if ratio < 1 else _WIDER
     same_fields = (one.input_field == other.input_field) + (one.output_field == other.output_field)
     fields = (0.5 * (one.kernel_shape == other.kernel_shape), 0.8, 1.0)[same_fields]

@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
-from fskd_onnx.errors import FskdError, ModelError
+from fskd_onnx.errors import FskdError, ModelError, OutOfMemoryError
 from fskd_onnx.runtime.out_of_memory import is_out_of_memory
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.sample_axis import Failing, FoundAxis, Runs, SampleAxis
@@ -174,7 +174,8 @@ class _Network:
             raise
         except Exception as error:
             if is_out_of_memory(error):  # no fault of the network
-                raise
+                what = f"{self._name}: a run does not fit into memory"
+                raise OutOfMemoryError(what, self._name) from error
             # ONNX Runtime raises a dozen unrelated types; which one says nothing to a user.
             size, what = len(samples), first_line(self._error_as_written(stacked) or error)
             other = self._size_that_runs(size, samples[:1])

@@ -44,26 +44,29 @@ def with_enough_memory(work: Callable[[], T], batch_size: int | None) -> T:
         OutOfMemoryError: it does not fit with one sample per run, or with as many as the user or a
             model states.
     """
-    most: int | None = None
+    first = most = None
     while True:
         with limited_batches(most) as limit:
             try:
-                return work()
+                done = work()
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 logger.debug("out of memory", exc_info=error)
                 size = limit.largest or most or 0
                 if size <= 1:
-                    raise OutOfMemoryError(_no_remedy(batch_size)) from error
-        if most is None:
-            logger.warning(
-                "the machine has not enough memory to run %d samples at once; the work begins anew "
-                "with half as many, and again where that is too much (--batch-size sets how many)",
-                size,
-            )
-        most = size // 2
-        logger.info("samples that run at once: %d at most", most)
+                    raise OutOfMemoryError(_no_remedy(error, batch_size)) from error
+            else:
+                if first is not None:
+                    logger.warning(
+                        "the machine has not enough memory to run %d samples at once, so the work "
+                        "began anew, with %d at most (--batch-size sets how many)",
+                        first,
+                        most,
+                    )
+                return done
+        first, most = first or size, size // 2
+        logger.info("out of memory: samples that run at once are %d at most", most)
         gc.collect()  # what the error has kept alive
         release_memory()
 
@@ -78,13 +81,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
-def _no_remedy(batch_size: int | None) -> str:
+def _no_remedy(error: BaseException, batch_size: int | None) -> str:
+    network = error.network if isinstance(error, OutOfMemoryError) else ""
+    prefix = f"{network}: " if network else ""
     if batch_size is not None and batch_size > 1:
         return (
-            f"the machine has not enough memory to run {batch_size} samples at once; give a smaller"
-            " --batch-size"
+            f"{prefix}the machine has not enough memory to run {batch_size} samples at once; give "
+            "a smaller --batch-size"
         )
     return (
-        "the machine has not enough memory, however few samples run at once; give fewer samples "
-        "(--max-samples) or, to fit and to match, a --memory-limit"
+        f"{prefix}the machine has not enough memory, however few samples run at once; give fewer "
+        "samples (--max-samples) or, to fit and to match, a --memory-limit"
     )

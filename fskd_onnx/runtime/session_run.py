@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import onnxruntime
 from onnxruntime import OrtValue
 
-from fskd_onnx.errors import FskdError, ModelError
+from fskd_onnx.errors import FskdError, ModelError, OutOfMemoryError
 from fskd_onnx.runtime.out_of_memory import is_out_of_memory
 from fskd_onnx.runtime.tensor_store import is_plain
 
@@ -56,7 +56,8 @@ def named_errors(name: str) -> Iterator[None]:
     """Say in one line, with the name of a network, what ONNX Runtime cannot run.
 
     Raises:
-        ModelError: it cannot. That there is not enough memory is not said in other words.
+        OutOfMemoryError: there is not enough memory.
+        ModelError: it cannot for any other reason.
     """
     try:
         yield
@@ -64,7 +65,7 @@ def named_errors(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         if is_out_of_memory(error):  # no fault of the network
-            raise
+            raise OutOfMemoryError(f"{name}: a run does not fit into memory", name) from error
         # ONNX Runtime raises a dozen unrelated types; which one says nothing to a user.
         raise ModelError(
             f"{name}: ONNX Runtime cannot run it: {first_line(error)}; where the network states "

@@ -179,7 +179,7 @@ class Table:
         for student, samples in itertools.product(self.students, self.samples):
             entries = [self.entry(method, student, samples) for method in (*shown, "auto")]
             means = _comparable([entry for entry in entries if entry is not None])
-            if len(means) == len(entries):
+            if shown and len(means) == len(entries):
                 *families, auto = means
                 behind[student, samples] = max(families) - auto
         if behind:

@@ -14,6 +14,7 @@ from fskd_onnx.fitting import adapters
 from fskd_onnx.fitting.adapters import (
     FAMILIES,
     BlockRegressors,
+    Factors,
     Family,
     Kernel,
     Pointwise,
@@ -242,9 +243,9 @@ def test_half_zeros_are_sparse(zeros: int, sparse: bool) -> None:
 
 def test_every_option_has_its_families() -> None:
     assert set(FAMILIES) == set(AdapterName)
-    for name in ("pointwise", "kernel"):
+    for name in ("pointwise", "kernel", "factors"):
         assert [family.name for family in families_of(name)] == [name]
-    assert set(families_of("auto")) == {Pointwise, Kernel}
+    assert set(families_of("auto")) == {Pointwise, Kernel, Factors}
     assert not need_patches(families_of("pointwise"))
     assert need_patches(families_of("auto"))
 
@@ -265,6 +266,9 @@ def test_a_sparse_kernel_is_left_to_families_that_keep_its_zeros(
     text = SPARSE.format(n=4, m=4 // groups, groups=groups)
     linear = linears(build(text, {"w": w}))["n"]
     families = families_of(adapter)
+    if adapter == "auto":  # of a block of one node, its kernel is all of its factors
+        assert Factors not in families_for(linear, families)[0]
+        families = (Pointwise, Kernel)
     if zeros == 1:
         assert families_for(linear, families) == (families, False)
     elif Kernel in families:

@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from fskd_onnx.fitting import adapters, block_fit
-from fskd_onnx.fitting.adapters import families_of
+from fskd_onnx.fitting.adapters import families_for, families_of
 from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.block_fit import BlockFit, fit_block
@@ -110,7 +110,7 @@ class Block:
 
     def fit(self, epilogue: Epilogue, adapter: str = "auto") -> BlockFit:
         with self.opened(epilogue.sum_output is not None) as data:
-            return fit_block(data, families_of(adapter), epilogue)
+            return fit_block(data, families_for(data.linear, families_of(adapter))[0], epilogue)
 
     def fused(self, fit: BlockFit) -> tuple[Array, Array]:
         """The weights of the block once a fit is fused into it."""

@@ -249,3 +249,40 @@ def test_biases_that_appear_behind_a_folded_scale_stay_apart(biases: tuple[str, 
     left = 0 if biases[0] == biases[1] else 2
     assert ops(result.model).get("Mul", 0) == left
     assert_same_function(result.model, model)
+
+
+SUMS = {
+    "branches": "p = Conv (x, a, b)  q = Conv (x, c)  s = Add (p, q)",
+    "a Sum of three": "p = Conv (x, a, b)  q = Conv (x, c)  r = Conv (x, d)  s = Sum (p, q, r)",
+    "sums of sums": (
+        "p = Conv (x, a)  q = Conv (x, c)  r = Conv (x, d, b)  t = Add (p, q)  s = Add (r, t)"
+    ),
+    "other inputs": "i = Relu (x)  p = Conv (x, a)  q = Conv (i, c)  s = Add (p, q)",
+}
+SUMS_THAT_STAY = {
+    "a shortcut": "p = Conv (x, a)  s = Add (p, x)",
+    "a term that is read twice": (
+        "p = Conv (x, a)  q = Conv (x, c)  t = Add (p, q)  r = Relu (p)  u = Conv (r, d)"
+        "  s = Add (t, u)"
+    ),
+}
+HEAD_OF_SUMS = """g (float[N,4,3,3] x) => (float[N,4,3,3] y)
+    <float[4,4,1,1] a, float[4] b, float[4,4,1,1] c, float[4,4,1,1] d, float[4] k, float[4] l,
+     float[4] m, float[4] v>"""
+
+
+@pytest.mark.parametrize("form", SUMS)
+def test_what_is_behind_a_sum_folds_into_its_terms(form: str) -> None:
+    nodes = f"{SUMS[form]}  y = BatchNormalization (s, k, l, m, v)"
+    model = build(f"{HEAD_OF_SUMS} {{ {nodes} }}")
+    result = FoldAffine()(model)
+    assert "BatchNormalization" not in ops(result.model)
+    assert_same_function(model, result.model)
+    assert not FoldAffine()(result.model).changed
+
+
+@pytest.mark.parametrize("form", SUMS_THAT_STAY)
+def test_what_is_behind_a_sum_of_other_things_stays(form: str) -> None:
+    nodes = f"{SUMS_THAT_STAY[form]}  y = BatchNormalization (s, k, l, m, v)"
+    result = FoldAffine()(build(f"{HEAD_OF_SUMS} {{ {nodes} }}"))
+    assert ops(result.model)["BatchNormalization"] == 1

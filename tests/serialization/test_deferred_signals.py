@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,16 @@ import pytest
 from fskd_onnx.cli.signals import Signalled, SignalsUnwind
 from fskd_onnx.serialization.atomic_files import OutputFiles
 from fskd_onnx.serialization.deferred_signals import deferred_signals
+
+
+@pytest.fixture(autouse=True)
+def handled() -> Iterator[None]:
+    """Let Python handle the signals: a process in the background starts with SIGINT ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
