@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
+from fskd_onnx.printable import printable
+
 if TYPE_CHECKING:
     from fskd_onnx.results import FitReport
 
@@ -19,6 +21,10 @@ class FskdError(Exception):
     """
 
     exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str = "") -> None:
+        """Take the message, on one line: names of files and nodes in it may hold anything."""
+        super().__init__(printable(message))
 
 
 class ModelError(FskdError):

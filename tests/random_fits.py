@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +90,7 @@ def _judge(outcome: Outcome) -> None:
     case = draw(outcome.seed)
     outcome.recipe = str(case.recipe)
     target = outputs_of(case.teacher.model, case, _FRESH)
-    before = outputs_of(case.student.model, case, _FRESH)
+    before = outputs_of(case.student.model, case, _FRESH, target)
     for name, values in target.items():
         assert values.shape == before.get(name, values).shape, name
         assert np.isfinite(values).all(), name
@@ -102,7 +102,7 @@ def _judge(outcome: Outcome) -> None:
         return
     outcome.result = "accepted"
     _judge_untouched(case, result, outcome)
-    after = outputs_of(result.model, case, _FRESH)
+    after = outputs_of(result.model, case, _FRESH, target)
     outcome.before, outcome.after = (relative_error(o, target, case) for o in (before, after))
     rounding = 1e-5 if next(iter(target.values())).dtype == np.float16 else 1e-9
     if not outcome.after <= outcome.before * 1.001 + rounding:
@@ -252,8 +252,17 @@ def _at_least_single(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def outputs_of(model: onnx.ModelProto, case: Case, count: int) -> dict[str, Array]:
-    """Run fresh samples, in batches of the size that a model insists on; constants are left out."""
+def outputs_of(
+    model: onnx.ModelProto, case: Case, count: int, wanted: Collection[str] | None = None
+) -> dict[str, Array]:
+    """Run fresh samples, in batches of the size that a model insists on.
+
+    Args:
+        model: the model.
+        case: gives the samples.
+        count: how many.
+        wanted: names of outputs; None leaves out what is the same for all samples.
+    """
     feeds, axis = case.samples(count, seed=1), case.batch_axis
     for value in model.graph.input:
         kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
@@ -266,8 +275,8 @@ def outputs_of(model: onnx.ModelProto, case: Case, count: int) -> dict[str, Arra
     varying = [
         name
         for name, first in parts[0].items()
-        if first.shape[axis] == size
-        and (len(parts) == 1 or not np.array_equal(first, parts[1][name]))
+        if (name in wanted if wanted is not None else first.shape[axis] == size)
+        and (wanted is not None or len(parts) == 1 or not np.array_equal(first, parts[1][name]))
     ]
     return {name: np.concatenate([part[name] for part in parts], axis) for name in varying}
 

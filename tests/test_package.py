@@ -95,7 +95,7 @@ def stage(module: str) -> str:
 
 
 STAGES = (
-    *("results", "errors", "printable", "option_checks", "options", "progress", "timing"),
+    *("results", "printable", "errors", "option_checks", "options", "progress", "timing"),
     *("passes.errors", "passes.analysis", "passes"),
     *("serialization", "samples", "runtime", "linalg"),
     *("matching", "fitting", "reporting", "pipeline", "cli"),

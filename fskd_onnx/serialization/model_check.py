@@ -11,6 +11,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 from onnx.checker import ValidationError
 from onnx.external_data_helper import uses_external_data
 from onnx.shape_inference import InferenceError
@@ -23,6 +25,27 @@ logger = logging.getLogger(__name__)
 
 # Domains whose operators ONNX Runtime knows without being told of them.
 _OF_ONNX_RUNTIME = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
+
+
+def check_texts(message: Message) -> None:
+    """Check that all texts of a model, names among them, are UTF-8; others come as bytes.
+
+    Raises:
+        ValueError: one is not; a clause about the model.
+    """
+    for field, value in message.ListFields():
+        values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+        if field.type == FieldDescriptor.TYPE_STRING:
+            wrong = (
+                value
+                if isinstance(value, bytes)
+                else next((text for text in values if isinstance(text, bytes)), None)
+            )
+            if wrong is not None:
+                raise ValueError(f"its {field.name} {wrong!r} is no text in UTF-8")
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            for part in values:
+                check_texts(part)
 
 
 def checked(model: onnx.ModelProto, name: str) -> onnx.ModelProto:

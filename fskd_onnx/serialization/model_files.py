@@ -24,7 +24,7 @@ from fskd_onnx.serialization.external_data import weight_files
 from fskd_onnx.serialization.file_names import data_path, free_data_path, is_data_name
 from fskd_onnx.serialization.input_files import read_model
 from fskd_onnx.serialization.interface import check_interface
-from fskd_onnx.serialization.model_check import checked
+from fskd_onnx.serialization.model_check import check_texts, checked
 from fskd_onnx.serialization.node_check import check_functions, check_linear_nodes
 from fskd_onnx.serialization.onnx_errors import in_plain_words
 from fskd_onnx.serialization.tensor_check import check_tensors
@@ -91,6 +91,7 @@ def load_model(source: ModelSource) -> onnx.ModelProto:
     with errors_of(name, model):
         if not model.HasField("graph"):
             raise ModelError(f"{name}: holds no graph; export the network again")
+        check_texts(model)
         check_tensors(external_data.all_tensors(model.graph))
         check_functions(model)
         model = checked(model, name)

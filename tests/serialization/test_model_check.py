@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fskd_onnx.errors import ModelError
 from fskd_onnx.passes.canonicalize import Canonicalize
+from fskd_onnx.serialization.model_check import check_texts
 from fskd_onnx.serialization.model_files import load_model
 from tests.helpers import build, check
 
@@ -182,3 +183,12 @@ def test_sparse_initializers_are_accepted(op: str, caplog: pytest.LogCaptureFixt
     model.graph.sparse_initializer.append(sparse)
     assert load_model(model) is model
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("old", [b"x", b"MatMul", b"N"])
+def test_texts_that_are_none_are_refused(old: bytes) -> None:
+    content = build(TEXT).SerializeToString()
+    broken = content.replace(old, b"\xff" * len(old))
+    with pytest.raises(ValueError, match=r"its \w+ b'.*\\xff.*' is no text in UTF-8"):
+        check_texts(onnx.ModelProto.FromString(broken))
+    check_texts(onnx.ModelProto.FromString(content))
