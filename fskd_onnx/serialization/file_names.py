@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 MODEL_SUFFIX = ".onnx"
@@ -27,17 +28,22 @@ def is_data_name(name: str, model: Path) -> bool:
     return name.startswith(f"{model.name}.") and name.endswith(_DATA_SUFFIX)
 
 
-def free_data_path(model: Path, data: Path) -> Path:
+def free_data_path(model: Path, data: Path, replaced: Sequence[Path] = ()) -> Path:
     """Return where a model's large weights may go without changing a file that is there.
 
     Args:
         model: file of the model.
         data: file with the bytes that are to go there.
+        replaced: files of weights of the model that is there now.
 
     Returns:
-        ``NAME.onnx.data``, or ``NAME.onnx.CHECKSUM.data`` where a file of that name holds other
-        bytes. It exists where it holds the same bytes already.
+        One of the replaced files that holds the same bytes, so that what is written twice is the
+        same; else ``NAME.onnx.data``, or ``NAME.onnx.CHECKSUM.data`` where a file of that name
+        holds other bytes. It exists where it holds the same bytes already.
     """
+    for old in replaced:
+        if old.exists() and filecmp.cmp(old, data, shallow=False):
+            return old
     plain = data_path(model)
     if not plain.exists() or filecmp.cmp(plain, data, shallow=False):
         return plain

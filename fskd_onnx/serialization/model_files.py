@@ -193,7 +193,7 @@ def stage_model(
     data, temporary = files.stage(data_path(path)), files.stage(path)
 
     def location() -> str:
-        place = free_data_path(path, data)
+        place = free_data_path(path, data, replaced)
         if place.exists():  # with the same bytes
             files.discard(data)
         else:
