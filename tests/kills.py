@@ -306,7 +306,7 @@ def _judge(
         if run.returncode != -signal.SIGKILL:
             outcome.faults.append(f"status {run.returncode}: {errors}")
     else:
-        in_python = "fskd_onnx" not in errors and "Traceback" in errors
+        in_python = "/fskd_onnx/" not in errors and "Traceback" in errors
         if run.returncode == -number or in_python:
             outcome.result = "not begun"
         elif run.returncode != STATUS[number] or len(lines) != 1:

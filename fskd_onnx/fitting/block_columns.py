@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
 from fskd_onnx.errors import MatchError
-from fskd_onnx.fitting.adapters import BlockRegressors
 from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse
 from fskd_onnx.fitting.column_chunk import ColumnChunk, Floats
+from fskd_onnx.fitting.family import BlockRegressors
 from fskd_onnx.fitting.teacher_pass import TargetColumns, TeacherPass
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.linalg.factorization import Factorization

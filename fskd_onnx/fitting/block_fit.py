@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fskd_onnx.fitting.adapters import Families, Family, tested_targets
+from fskd_onnx.fitting.adapters import Families
 from fskd_onnx.fitting.block_data import BlockData
+from fskd_onnx.fitting.family import Family, tested_targets
 from fskd_onnx.linalg.moments import CrossMoments, Moments, sum_moments
 from fskd_onnx.linalg.ridge import CrossValidation, folds_to_test
 from fskd_onnx.passes.analysis.affine import AffineMap

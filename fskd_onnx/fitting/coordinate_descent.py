@@ -17,10 +17,9 @@ from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.block_fit import BlockFit, error_of, fit_block
 from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse, common_epilogue
-from fskd_onnx.fitting.factored import factorization_of, weights_of
+from fskd_onnx.fitting.factored import DecomposedBlocks
 from fskd_onnx.fitting.teacher_pass import TeacherPass
-from fskd_onnx.linalg.backends import Array, solved_by
-from fskd_onnx.linalg.factorization import Factorization, Target, fit_factors
+from fskd_onnx.linalg.backends import solved_by
 from fskd_onnx.linalg.moments import sum_moments
 from fskd_onnx.linalg.threads import threads_for
 from fskd_onnx.matching.assignment import Channels
@@ -112,12 +111,10 @@ class CoordinateDescent:
             for name, view in self._views().items()
             if name in (weights or {})
         }
-        self._decomposed = dict(decomposed or {})
-        self._factorizations = {n: factorization_of(b) for n, b in self._decomposed.items()}
+        self._decomposed = DecomposedBlocks(decomposed or {})
         self._kernels = {**(kernels or {}), **(weights or {})}
-        self._factors: dict[str, AffineMap] = {}
         self._fitted_with: dict[str, tuple[str, str]] = {}
-        ReplaceWeights(self._representable(weights or {})).run(self.student)
+        ReplaceWeights(self._decomposed.representable(weights or {})).run(self.student)
         self._linears = self._views()
         self._unbiased = {n for n, view in self._linears.items() if view.bias_slot is None}
 
@@ -143,38 +140,14 @@ class CoordinateDescent:
                 blocks[pair.student] = _kept(pair, pair.reason)
         views = self._views()
         added = {name for name in self._unbiased if views[name].bias_slot is not None}
+        added |= self._decomposed.with_added_nodes()
         reports = tuple(
             replace(blocks[pair.student], adds_node=pair.student in added)
             for pair in self.matching.pairs
         )
-        nodes = views | {v.name: v for b in self._decomposed.values() for v in b.factors}
+        nodes = views | self._decomposed.views
         parameters = {name: tuple(_parameters(view)) for name, view in nodes.items()}
-        return Descent(self.student, self.matching, reports, parameters, self._factors)
-
-    def _representable(self, weights: Mapping[str, AffineMap]) -> dict[str, AffineMap]:
-        """Return weights to start from; of decomposed blocks, those that are nearest to these."""
-        found = dict(weights)
-        for name in self._factorizations.keys() & weights.keys():
-            kernel = weights[name].matrix[0]
-            identity = Target(np.eye(kernel.shape[1]), kernel, float(np.sum(kernel**2)))
-            start = fit_factors(self._factorizations[name], identity, lambda right: right)
-            found[name] = self._refactored(name, start, weights[name].shift)
-        return found
-
-    def _changed(self, name: str, before: Mapping[str, AffineMap]) -> list[str]:
-        """Return the other nodes of a decomposed block that have new weights."""
-        return [
-            linear.name
-            for linear in self._decomposed[name].factors
-            if linear.name != name
-            and not self._factors[linear.name].equals(before.get(linear.name, linear.affine))
-        ]
-
-    def _refactored(self, name: str, factors: Factorization, shift: Array) -> AffineMap:
-        """Take new factors for a decomposed block; return the block as a map of its patches."""
-        self._factorizations[name] = factors
-        self._factors |= weights_of(self._decomposed[name], factors, shift.reshape(-1))
-        return AffineMap(factors.kernel[np.newaxis], shift)
+        return Descent(self.student, self.matching, reports, parameters, self._decomposed.factors)
 
     def _views(self) -> dict[str, Linear]:
         """Return the linear nodes of the student as it is now, by name."""
@@ -201,7 +174,7 @@ class CoordinateDescent:
         try:
             if self._pair(plan.name).channels is None:
                 self._settle_channels(plan, linear, others, stage)
-            factors = self._factorizations.get(plan.name)
+            factors = self._decomposed.get(plan.name)
             families, keep_zeros = families_for(linear, self._families, factors)
             kernel = self._kernels.get(plan.name)
             request = BlockRequest(
@@ -240,10 +213,9 @@ class CoordinateDescent:
                 reason = "the weights of the best adapter overflow the type that they are stored in"
                 return kept(reason, before, block.error_before)
             if factors is not None:
-                old = dict(self._factors)
-                self._refactored(plan.name, factors, fused.shift)
+                others_changed = self._decomposed.take(plan.name, factors, fused.shift)
                 fitted = plan.name, block.family.name
-                self._fitted_with |= dict.fromkeys(self._changed(plan.name, old), fitted)
+                self._fitted_with |= dict.fromkeys(others_changed, fitted)
             # Cast once, to the types that are stored.
             ReplaceWeights({use.name: fused for use in plan.uses}).run(self.student)
         logger.info("%s: %.4g -> %.4g", plan.name, block.error_before, block.error_after)

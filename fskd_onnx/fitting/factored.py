@@ -8,15 +8,87 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fskd_onnx.linalg.factor_fit import Target, fit_factors
 from fskd_onnx.linalg.factorization import Factor, Factorization
 from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.factored_blocks import FactoredBlock
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.windows import Window
+
+
+class DecomposedBlocks:
+    """The decomposed blocks of a student, and what has become of their factors.
+
+    Attributes:
+        factors: new weights of the nodes of blocks that were changed, by the nodes' names.
+    """
+
+    def __init__(self, blocks: Mapping[str, FactoredBlock]) -> None:
+        """Begin with the factors that the blocks have.
+
+        Args:
+            blocks: by the name of the node that each is in the graph that is fitted.
+        """
+        self.factors: dict[str, AffineMap] = {}
+        self._blocks = dict(blocks)
+        self._current = {name: factorization_of(block) for name, block in blocks.items()}
+
+    @property
+    def views(self) -> dict[str, Linear]:
+        """Return the nodes of all blocks, by name."""
+        return {linear.name: linear for b in self._blocks.values() for linear in b.factors}
+
+    def get(self, name: str) -> Factorization | None:
+        """Return the factors of a block as they are now; None of a block of one node."""
+        return self._current.get(name)
+
+    def representable(self, weights: Mapping[str, AffineMap]) -> dict[str, AffineMap]:
+        """Return weights to start from: of decomposed blocks, those that are nearest to these."""
+        found = dict(weights)
+        for name in self._blocks.keys() & weights.keys():
+            kernel = weights[name].matrix[0]
+            identity = Target(np.eye(kernel.shape[1]), kernel, float(np.sum(kernel**2)))
+            nearest = fit_factors(self._current[name], identity, lambda right: right)
+            self.take(name, nearest, weights[name].shift)
+            found[name] = AffineMap(nearest.kernel[np.newaxis], weights[name].shift)
+        return found
+
+    def take(self, name: str, factors: Factorization, shift: NDArray[np.float64]) -> list[str]:
+        """Take new factors for a block.
+
+        Args:
+            name: of the block.
+            factors: the factors.
+            shift: (1, n) what the block is to add to each channel.
+
+        Returns:
+            Its other nodes that have new weights.
+        """
+        block, before = self._blocks[name], self.factors
+        new = weights_of(block, factors, shift.reshape(-1))
+        self._current[name], self.factors = factors, {**before, **new}
+        return [
+            linear.name
+            for linear in block.factors
+            if linear.name != name
+            and not new[linear.name].equals(before.get(linear.name, linear.affine))
+        ]
+
+    def with_added_nodes(self) -> set[str]:
+        """Return the blocks that an Add is put behind a node of, for its bias."""
+        return {
+            name
+            for name, block in self._blocks.items()
+            for linear in block.factors
+            if linear.bias_slot is None
+            and linear.name in self.factors
+            and self.factors[linear.name].shift.any()
+        }
 
 
 def factorization_of(block: FactoredBlock) -> Factorization:

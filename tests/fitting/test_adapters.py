@@ -10,12 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fskd_onnx.errors import MatchError
-from fskd_onnx.fitting import adapters
+from fskd_onnx.fitting import family
 from fskd_onnx.fitting.adapters import (
     FAMILIES,
-    BlockRegressors,
     Factors,
-    Family,
     Kernel,
     Pointwise,
     families_for,
@@ -23,6 +21,7 @@ from fskd_onnx.fitting.adapters import (
     is_sparse,
     need_patches,
 )
+from fskd_onnx.fitting.family import BlockRegressors, Family
 from fskd_onnx.linalg.backends import solved_by
 from fskd_onnx.linalg.moments import Moments, sum_moments
 from fskd_onnx.linalg.ridge import CrossValidation, Ridge, span
@@ -74,11 +73,11 @@ def test_some_targets_of_a_family_are_tested_for_all() -> None:
 
 @pytest.mark.parametrize("targets", [1, 2, 63, 64, 65, 500])
 def test_tested_targets_are_spread_evenly(targets: int) -> None:
-    rows = adapters.tested_targets(targets)
-    assert len(rows) <= adapters._TESTED_TARGETS
+    rows = family.tested_targets(targets)
+    assert len(rows) <= family._TESTED_TARGETS
     assert rows[0] == 0
-    assert set(np.diff(rows)) <= {-(-targets // adapters._TESTED_TARGETS)}
-    assert targets - rows[-1] <= -(-targets // adapters._TESTED_TARGETS)
+    assert set(np.diff(rows)) <= {-(-targets // family._TESTED_TARGETS)}
+    assert targets - rows[-1] <= -(-targets // family._TESTED_TARGETS)
 
 
 # n outputs of m inputs: as many as there are dimensions, fewer, and more.
