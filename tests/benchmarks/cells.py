@@ -53,9 +53,7 @@ STUDENTS = (
     Student("mobilenetv2", "expansion50"),
 )
 
-DECOMPOSED = tuple(
-    Student(network, recipe) for network in ("resnet20", "vgg16") for recipe in RECIPES
-)
+DECOMPOSED = tuple(Student("resnet20", recipe) for recipe in RECIPES)
 """Students whose convolutions are several, a table of their own."""
 
 METHODS = (

@@ -41,7 +41,6 @@ GOALS = (
     Goal("auto", Student("resnet20", "decouple2"), 500, 1.0),
     Goal("auto", Student("resnet20", "branches2"), 500, 1.0),
     Goal("auto", Student("resnet20", "reverse"), 500, 3.9),
-    Goal("auto", Student("vgg16", "channel4"), 500, 1.5),
     Goal("pointwise", Student("vgg16", "A"), 500, 1.0),
     Goal("pointwise", Student("vgg16", "D"), 500, 6.0),
     Goal("pointwise", Student("vgg16", "C"), 500, 9.5),

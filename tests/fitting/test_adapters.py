@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fskd_onnx.errors import MatchError
-from fskd_onnx.fitting import family
 from fskd_onnx.fitting.adapters import (
     FAMILIES,
     Factors,
@@ -73,11 +72,11 @@ def test_some_targets_of_a_family_are_tested_for_all() -> None:
 
 @pytest.mark.parametrize("targets", [1, 2, 63, 64, 65, 500])
 def test_tested_targets_are_spread_evenly(targets: int) -> None:
-    rows = family.tested_targets(targets)
-    assert len(rows) <= family._TESTED_TARGETS
+    rows = tested_targets(targets)
+    assert len(rows) <= _TESTED_TARGETS
     assert rows[0] == 0
-    assert set(np.diff(rows)) <= {-(-targets // family._TESTED_TARGETS)}
-    assert targets - rows[-1] <= -(-targets // family._TESTED_TARGETS)
+    assert set(np.diff(rows)) <= {-(-targets // _TESTED_TARGETS)}
+    assert targets - rows[-1] <= -(-targets // _TESTED_TARGETS)
 
 
 # n outputs of m inputs: as many as there are dimensions, fewer, and more.
