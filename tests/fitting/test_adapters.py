@@ -20,7 +20,12 @@ from fskd_onnx.fitting.adapters import (
     is_sparse,
     need_patches,
 )
-from fskd_onnx.fitting.family import BlockRegressors, Family
+from fskd_onnx.fitting.family import (
+    _TESTED_TARGETS,
+    BlockRegressors,
+    Family,
+    tested_targets,
+)
 from fskd_onnx.linalg.backends import solved_by
 from fskd_onnx.linalg.moments import Moments, sum_moments
 from fskd_onnx.linalg.ridge import CrossValidation, Ridge, span
