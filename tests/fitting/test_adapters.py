@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fskd_onnx.errors import MatchError
+from fskd_onnx.fitting import family as families_base
 from fskd_onnx.fitting.adapters import (
     FAMILIES,
     Factors,
@@ -20,12 +21,7 @@ from fskd_onnx.fitting.adapters import (
     is_sparse,
     need_patches,
 )
-from fskd_onnx.fitting.family import (
-    _TESTED_TARGETS,
-    BlockRegressors,
-    Family,
-    tested_targets,
-)
+from fskd_onnx.fitting.family import BlockRegressors, Family
 from fskd_onnx.linalg.backends import solved_by
 from fskd_onnx.linalg.moments import Moments, sum_moments
 from fskd_onnx.linalg.ridge import CrossValidation, Ridge, span
@@ -77,11 +73,11 @@ def test_some_targets_of_a_family_are_tested_for_all() -> None:
 
 @pytest.mark.parametrize("targets", [1, 2, 63, 64, 65, 500])
 def test_tested_targets_are_spread_evenly(targets: int) -> None:
-    rows = tested_targets(targets)
-    assert len(rows) <= _TESTED_TARGETS
+    rows = families_base.tested_targets(targets)
+    assert len(rows) <= families_base._TESTED_TARGETS
     assert rows[0] == 0
-    assert set(np.diff(rows)) <= {-(-targets // _TESTED_TARGETS)}
-    assert targets - rows[-1] <= -(-targets // _TESTED_TARGETS)
+    assert set(np.diff(rows)) <= {-(-targets // families_base._TESTED_TARGETS)}
+    assert targets - rows[-1] <= -(-targets // families_base._TESTED_TARGETS)
 
 
 # n outputs of m inputs: as many as there are dimensions, fewer, and more.
