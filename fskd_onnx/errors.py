@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
@@ -9,6 +10,9 @@ from fskd_onnx.printable import printable
 
 if TYPE_CHECKING:
     from fskd_onnx.results import FitReport
+
+
+_LINE_BREAKS = re.compile(r"\s*[\r\n]+\s*")
 
 
 class FskdError(Exception):
@@ -24,7 +28,7 @@ class FskdError(Exception):
 
     def __init__(self, message: str = "") -> None:
         """Take the message, on one line: names of files and nodes in it may hold anything."""
-        super().__init__(printable(message))
+        super().__init__(printable(_LINE_BREAKS.sub(" ", message)))
 
 
 class ModelError(FskdError):

@@ -56,6 +56,14 @@ def refused(message: str, cause: Exception | None = None) -> Callable[[Path], ob
     return run
 
 
+def of_many_lines(folder: Path) -> None:
+    class LoudError(SamplesError):
+        def __str__(self) -> str:
+            return f"{super().__str__()}\n  at somewhere"
+
+    raise LoudError("a.npy: is no array")
+
+
 def test_success_and_errors_that_name_the_file_are_no_faults(
     tmp_path: Path, stderr: io.FileIO
 ) -> None:
@@ -74,7 +82,7 @@ def test_everything_else_is_a_fault(tmp_path: Path, stderr: io.FileIO) -> None:
         "AttributeError at fskd_onnx/printable.py": other,
         "no file is named at": refused("is no array"),
         "too much memory at": refused("a.npy: is no array", MemoryError("too large")),
-        "many lines at": refused("a.npy: is no array" + "\n  at somewhere" * 9),
+        "many lines at": of_many_lines,
         "stderr: what a library writes": lambda _: stderr.write(b"what a library writes"),
         "a file was changed": lambda folder: (folder / "a.npy").write_bytes(b"abd"),
     }

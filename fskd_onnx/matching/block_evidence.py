@@ -240,13 +240,12 @@ def likeness(student: BlockGraph, teacher: BlockGraph) -> Floats:
     Those of nodes that cannot be partners are 0.
     """
     found = np.zeros((len(student.blocks), len(teacher.blocks)))
-    # A narrower network may have any width; it tells of a node's place where no node is left out.
-    is_narrower = bool({b.width for b in student.blocks} - {b.width for b in teacher.blocks})
-    tells = len(student.blocks) == len(teacher.blocks) or not is_narrower
+    # In a narrower network nodes have any width, and are as wide as others by chance.
+    width_tells = {b.width for b in student.blocks} <= {b.width for b in teacher.blocks}
     for i, one in enumerate(student.blocks):
         for j, other in enumerate(teacher.blocks):
             if one.signature.agrees(other.signature):
-                found[i, j] = _alike(one, other, tells)
+                found[i, j] = _alike(one, other, width_tells)
     return found
 
 

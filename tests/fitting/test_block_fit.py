@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from fskd_onnx.fitting import adapters, block_fit
+from fskd_onnx.fitting import block_fit, family
 from fskd_onnx.fitting.adapters import families_for, families_of
 from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
@@ -270,7 +270,7 @@ def test_a_few_targets_decide_for_all(
     monkeypatch.setattr(ridge, "RIDGES", (1e-3,))
     monkeypatch.setattr(block_fit, "_ITERATIONS", 1)
     whole = block.fit(epilogue, name)
-    monkeypatch.setattr(adapters, "_TESTED_TARGETS", 2)
+    monkeypatch.setattr(family, "_TESTED_TARGETS", 2)
     few = block.fit(epilogue, name)
     for one, other in zip(block.fused(few), block.fused(whole), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)

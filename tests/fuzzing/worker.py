@@ -221,7 +221,7 @@ def _judge(error: FskdError, case: Case, folder: Path) -> tuple[str, tuple[str, 
         cause = cause.__cause__ or cause.__context__
     if not any(name in message for name in (folder.name, *case)):
         return answer, (f"no file is named at {where(error)}", _shown(error))
-    if len(message.splitlines()) > 4 or len(message) > 20_000:
+    if len(message.splitlines()) > 1 or len(message) > 20_000:
         return answer, (f"many lines at {where(error)}", _shown(error))
     return f"{answer} {type(reason).__name__}", None
 
