@@ -43,6 +43,8 @@ def why_impossible(tensor: onnx.TensorProto) -> str | None:
             f"the tensor '{tensor.name}' is of type {tensor.data_type}, which the installed onnx "
             "does not know"
         )
+    if tensor.HasField("segment"):
+        return f"the tensor '{tensor.name}' is a segment of another one, which nothing puts together"
     if any(size < 0 for size in tensor.dims):
         return f"the tensor '{tensor.name}' is of shape {_shape(tensor)}, and no extent is negative"
     if uses_external_data(tensor) or not tensor.HasField("raw_data"):

@@ -29,6 +29,13 @@ def test_what_onnx_writes_passes(data_type: int, shape: tuple[int, ...]) -> None
             check_tensors([tensor])
 
 
+def test_a_part_of_a_tensor_is_refused() -> None:
+    tensor = numpy_helper.from_array(np.zeros(3, np.float32), "t")
+    tensor.segment.begin, tensor.segment.end = 0, 3
+    with pytest.raises(ValueError, match="the tensor 't' is a segment of another one"):
+        check_tensors([tensor])
+
+
 def external(**entries: object) -> onnx.TensorProto:
     tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[3])
     tensor.data_location = TensorProto.EXTERNAL
