@@ -44,7 +44,7 @@ def why_impossible(tensor: onnx.TensorProto) -> str | None:
             "does not know"
         )
     if tensor.HasField("segment"):
-        return f"the tensor '{tensor.name}' is a segment of another one, which nothing puts together"
+        return f"the tensor '{tensor.name}' is a segment of another one, not the whole"
     if any(size < 0 for size in tensor.dims):
         return f"the tensor '{tensor.name}' is of shape {_shape(tensor)}, and no extent is negative"
     if uses_external_data(tensor) or not tensor.HasField("raw_data"):
