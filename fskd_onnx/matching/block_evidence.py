@@ -109,7 +109,7 @@ class _Overlaps:
                     continue
                 if score < _CONCLUSIVE and _is_another_operand(one, teacher[j]):
                     continue
-                if _may_be_partners(one, teacher[j]) or _are_equal(one, teacher[j], score):
+                if may_be_partners(one, teacher[j]) or _are_equal(one, teacher[j], score):
                     scores[i, j] = score
         return scores
 
@@ -185,7 +185,7 @@ def _above_chance(found: float) -> float:
     return max(0.0, found - _CHANCE) / (1 - _CHANCE)
 
 
-def _may_be_partners(one: BlockContext, other: BlockContext) -> bool:
+def may_be_partners(one: BlockContext, other: BlockContext) -> bool:
     """Whether neither is an inner node of a block where the other is the end of one.
 
     A student's node in a chain is an inner node unless the teacher has such a chain as well.

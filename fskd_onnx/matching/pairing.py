@@ -17,7 +17,7 @@ paired with the teacher's block; the inner nodes have no partner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.matching.alignment import Alignment
-from fskd_onnx.matching.block_evidence import likeness, names_of, overlaps
+from fskd_onnx.matching.block_evidence import likeness, may_be_partners, names_of, overlaps
 from fskd_onnx.matching.block_graph import BlockContext, BlockGraph, find_block_graph
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.results import Evidence
@@ -130,20 +130,38 @@ class _Pairing:
         """Return the alignment that weights and surroundings give, beside the given pairs.
 
         Inner nodes of chains that only their surroundings speak for are partners where the nodes
-        behind them are.
+        behind them are. Where weights speak for one and the nodes behind it have no partner, as
+        when those only scale its channels, the end of the chain is the partner.
         """
         while True:
             alignment = Alignment(evidence, self._student.before, self._teacher.before)
             self._take_given(alignment)
-            apart = [
-                (pair.student, pair.teacher)
-                for pair in alignment.settle()
-                if self._overlaps[pair.student, pair.teacher] <= 0
-                and self._part_behind(alignment, pair.student, pair.teacher)
-            ]
+            apart = []
+            for pair in alignment.settle():
+                at = pair.student, pair.teacher
+                end = self._end_without_partner(alignment, *at)
+                if end is not None:
+                    evidence[end], self._overlaps[end] = evidence[at], self._overlaps[at]
+                    apart.append(at)
+                elif self._overlaps[at] <= 0 and self._part_behind(alignment, *at):
+                    apart.append(at)
             if not apart:
                 return alignment
             evidence[tuple(zip(*apart, strict=True))] = -np.inf
+
+    def _end_without_partner(
+        self, alignment: Alignment, one: int, other: int
+    ) -> tuple[int, int] | None:
+        """Return the pair of ends where one of two nodes is inner, and none behind it has one."""
+        if may_be_partners(self._student.blocks[one], self._teacher.blocks[other]):
+            return None
+        mine = _end_of_chain(self._student.chained, one, set(alignment.pairs))
+        theirs = _end_of_chain(
+            self._teacher.chained, other, {pair.teacher for pair in alignment.pairs.values()}
+        )
+        if mine is None or theirs is None or (mine, theirs) == (one, other):
+            return None
+        return mine, theirs
 
     def _part_behind(self, alignment: Alignment, one: int, other: int) -> bool:
         """Whether two nodes are read by nodes that are no partners, or sums that they are in."""
@@ -265,6 +283,15 @@ class _Pairing:
             if not between.any():
                 return str(self._student.blocks[i].linear.name)
         return None
+
+
+def _end_of_chain(chained: Mapping[int, int], number: int, paired: Collection[int]) -> int | None:
+    """Return the last node of the chain that a node is in, None if one behind it is paired."""
+    while number in chained:
+        number = chained[number]
+        if number in paired:
+            return None
+    return number
 
 
 def _are_joined(blocks: Iterable[BlockContext]) -> bool:
