@@ -36,6 +36,13 @@ FORMS: dict[str, tuple[list[list[Factor]], tuple[int, ...]]] = {
         ],
         (3, 3),
     ),
+    "like branches": (
+        [
+            [factor(6, 6, (3, 3), 6), factor(9, 6, (1, 1))],
+            [factor(12, 6, (3, 3), 6), factor(9, 12, (1, 1))],
+        ],
+        (3, 3),
+    ),
     "grouped": ([[factor(8, 6, (3,), 2), factor(9, 8, (1,))]], (3,)),
     "matrices": ([[factor(3, 6, ()), factor(9, 3, ())]], ()),
 }
@@ -50,6 +57,15 @@ def drawn(form: str, seed: int) -> Factorization:
     )
     # Branches of one tap see the middle of the window.
     starts = tuple(
-        tuple((size - 1) // 2 if number else 0 for size in window) for number in range(len(chains))
+        tuple((size - extent) // 2 for size, extent in zip(window, _extents(chain), strict=True))
+        for chain in chains
     )
     return Factorization(filled, starts, window)
+
+
+def _extents(chain: Sequence[Factor]) -> list[int]:
+    """Give the taps of a chain's kernel along each axis."""
+    return [
+        int(1 + sum(factor.offsets.max(axis=0)[axis] for factor in chain))
+        for axis in range(chain[0].offsets.shape[1])
+    ]

@@ -46,7 +46,7 @@ block's shape. A family that only shifts would be::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,8 @@ from numpy.typing import NDArray
 from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting.family import BlockRegressors, Family, Indices, tested_targets
 from fskd_onnx.linalg.backends import Array
-from fskd_onnx.linalg.factor_fit import Target, fit_factors
+from fskd_onnx.linalg.factor_fit import fit_factors
+from fskd_onnx.linalg.factor_step import Target
 from fskd_onnx.linalg.factorization import Factorization
 from fskd_onnx.linalg.moments import GramMoments, Moments, sum_moments
 from fskd_onnx.linalg.ridge import (
@@ -136,17 +137,20 @@ class Factors(Family):
     """New factors for a decomposed block, all of them.
 
     Attributes:
-        factors: of the block as it is.
+        factors: of the block as it is, or to start from.
         towards: (1, n, p) what the ridge pulls the composed kernel to.
+        is_warm: whether the factors were fitted to nearly the same moments.
     """
 
     factors: Factorization | None = None
     towards: Array | None = None
+    is_warm: bool = False
 
     name = AdapterName.FACTORS.value
     needs_patches = True
     keeps_zeros = False
     can_change_targets = True
+    most_repeats = 3  # further ones lower the error of the block, not that of the network
 
     @classmethod
     def of(cls, block: BlockRegressors) -> Factors:
@@ -171,7 +175,7 @@ class Factors(Family):
         gram = moments.centered_gram
         strength = relative_strength(gram, ridge)
         inverse = regular_solver(gram[0], strength)
-        regular, warm = gram[0] + strength * np.eye(len(gram[0])), False
+        regular, warm = gram[0] + strength * np.eye(len(gram[0])), self.is_warm
 
         def solve(moments: Moments) -> FactoredMap:
             nonlocal found, warm
@@ -185,30 +189,40 @@ class Factors(Family):
 
         return solve
 
+    def best_ridge(self, folds: Sequence[Moments], rows: Indices, tested: int | None) -> float:
+        """Choose the ridge as for any kernel."""
+        some = tested_targets(len(rows))
+        prior = AffineMap(self.prior if self.towards is None else self.towards, self.bias)
+        parts = [self.moments(fold.of_targets(some)) for fold in folds]
+        return cross_validate(parts, prior.of_targets(some), tested).ridge
+
     def cross_validate(
         self, folds: Sequence[Moments], rows: Indices, tested: int | None
     ) -> CrossValidation:
-        """Choose the ridge as for any kernel, and fit factors with it without the tested folds."""
+        """Choose the ridge, and fit factors with it without each of the tested folds."""
+        ridge = self.best_ridge(folds, rows, tested)
         parts = [self.moments(fold) for fold in folds]
-        some = tested_targets(len(rows))
-        prior = AffineMap(self.prior if self.towards is None else self.towards, self.bias)
-        subset = [part.of_targets(some) for part in parts]
-        found = cross_validate(subset, prior.of_targets(some), tested)
         everything = sum_moments(parts)
         held_out = parts[:tested]
         fits = []
         for part in held_out:
             rest = everything - part
-            fits.append(self.solver(rest.of_x, found.ridge)(rest))
+            fits.append(self.solver(rest.of_x, ridge)(rest))
         return CrossValidation(
             moments=everything,
-            ridge=found.ridge,
+            ridge=ridge,
             error_before=sum(part.error(self.unchanged) for part in held_out),
             error_after=sum(
                 part.error(fitted) for part, fitted in zip(held_out, fits, strict=True)
             ),
             energy=sum(part.target_energy for part in held_out),
+            without_first=fits[0],
         )
+
+    def from_adapter(self, adapter: AffineMap) -> Factors:
+        """Let fits start from the factors of an adapter."""
+        assert isinstance(adapter, FactoredMap)
+        return replace(self, factors=adapter.factors, is_warm=True)
 
     def fused_factors(self, adapter: AffineMap, factors: Factorization) -> Factorization:
         """Return the new factors."""

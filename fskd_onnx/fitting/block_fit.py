@@ -19,7 +19,6 @@ from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.constants import epsilon
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue
 
-_ITERATIONS = 5
 # A repetition that takes off less than this is the last one.
 _WORTH_REPEATING = 0.998
 # Errors of so many distances of the stored type to its next number are rounding, as are differences
@@ -120,11 +119,15 @@ def _fit_families(data: BlockData, families: Families, epilogue: Epilogue) -> Bl
     folds = data.moments(rows)
     candidates = [family.of(data.regressors) for family in families]
     # All families on the same folds, or their errors are not to be compared.
-    tested = folds_to_test(max(candidate.prior.shape[2] for candidate in candidates))
+    # Factors are searched for in steps, so that a second held-out fold costs as much as the fit.
+    costly = data.regressors.factors is not None
+    tested = 1 if costly else folds_to_test(max(c.prior.shape[2] for c in candidates))
     family, plain = min(
         ((candidate, candidate.cross_validate(folds, rows, tested)) for candidate in candidates),
         key=lambda pair: pair[1].error_after,
     )
+    if plain.without_first is not None:
+        family = family.from_adapter(plain.without_first)
     best = _Candidate(False, [fold.of_y for fold in folds], plain.ridge)
     before, scale = plain.error_before, _scale(plain.energy, folds)
     if epilogue == NO_EPILOGUE:
@@ -211,10 +214,12 @@ def _refine(
     starts = [(False, folds, plain.ridge)]
     if data.residual:
         behind = _join(folds, data.cross_moments(rows, residual=True))
-        starts.append((True, behind, family.cross_validate(behind, rows, tested).ridge))
+        starts.append((True, behind, family.best_ridge(behind, rows, tested)))
     for residual, moments, ridge in starts:
         steps = _repeat(data, moments, family, ridge, epilogue, rows)
-        for repeats, (fitted, targets) in enumerate(itertools.islice(steps, _ITERATIONS + 1)):
+        for repeats, (fitted, targets) in enumerate(
+            itertools.islice(steps, family.most_repeats + 1)
+        ):
             error = data.error(family.as_block_map(fitted), epilogue, rows)
             enough = error > _WORTH_REPEATING * best.error
             if error < best.error:

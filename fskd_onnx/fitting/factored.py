@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fskd_onnx.linalg.factor_fit import Target, fit_factors
+from fskd_onnx.linalg.factor_fit import fit_factors
+from fskd_onnx.linalg.factor_step import Target
 from fskd_onnx.linalg.factorization import Factor, Factorization
 from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.factored_blocks import FactoredBlock

@@ -73,6 +73,7 @@ class Family(ABC):
         keeps_zeros: whether it can leave the zeros of a sparse kernel alone.
         can_change_targets: whether it can make up for channels that the block's own weights do not
             read, so that the block may aim at other channels than those that it was pruned to.
+        most_repeats: how often a fit is repeated with targets that allow for the activation behind.
     """
 
     prior: Array
@@ -85,6 +86,7 @@ class Family(ABC):
     needs_patches: ClassVar[bool]
     keeps_zeros: ClassVar[bool]
     can_change_targets: ClassVar[bool]
+    most_repeats: ClassVar[int] = 5
 
     @classmethod
     @abstractmethod
@@ -155,6 +157,14 @@ class Family(ABC):
         rows = rows[some]
         support = None if self.support is None else self.support[:, rows]
         return cross_validate(parts, self.unchanged.of_targets(rows), tested, support)
+
+    def best_ridge(self, folds: Sequence[Moments], rows: Indices, tested: int | None) -> float:
+        """Return the ridge that ``cross_validate`` chooses."""
+        return self.cross_validate(folds, rows, tested).ridge
+
+    def from_adapter(self, adapter: AffineMap) -> Family:
+        """Return the family, such that what it solves for by steps starts from an adapter."""
+        return self
 
     def moments(self, gathered: Moments) -> Moments:
         """Return moments of the family's regressors, from those of the gathered ones."""

@@ -8,60 +8,31 @@ C' the centred moments of P and of the targets, the ridge towards a prior W0 inc
 
 The ridge acts on W, so that how a product is scaled between its factors makes no difference. The
 objective is quadratic in each factor alone. What is before a factor, L, turns patches into what the
-factor and all behind it see of its input, z = T P, with moments T G T' and C T'; what is behind it
-is R. So a factor f solves  min tr(K Gz K') - 2 tr(K Cz'),  K = R * f::
-
-    the last factors    R = I     one system for all chains together: ordinary regression on z
-    R of one tap                  f = (R'R)^-1 R' Cz Gz^-1
-    else                          conjugate gradients, preconditioned by (sum of R'R) x (mean of Gz)
-
-Sweeps over all factors go on as long as they gain. Of two factors of which the last has one tap, as
-two matrices have, the best pair is known at once: with B = C' G'^-1 the solution without a limit of
-rank and U the first eigenvectors of B C'', it is W = U U' B (reduced-rank regression, Izenman
-1975).
+factor and all behind it see of its input, z = T P, with moments T G T' and C T'. The last factors
+of all chains are one ordinary regression on z; for others see ``linalg.factor_step``. Sweeps over
+all factors go on as long as they gain. Like pairs that are summed are one pair with the inner
+channels of all. Of two factors of which the last has one tap, as two matrices have, the best pair
+is known at once: with B = C' G'^-1 the solution without a limit of rank and U the first
+eigenvectors of B C'', it is W = U U' B (reduced-rank regression, Izenman 1975).
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from fskd_onnx.linalg.backends import Array, backend
-from fskd_onnx.linalg.factorization import Factor, Factorization, meeting, product_of
+from fskd_onnx.linalg.backends import Array
+from fskd_onnx.linalg.factor_step import Target, inverse_of, regular, regular_all, solve_factor
+from fskd_onnx.linalg.factorization import Factorization, apart, product_of, side_by_side
 
-_SWEEPS, _FIRST_SWEEPS = 4, 12
+_SWEEPS, _FIRST_SWEEPS = 1, 6
 # A sweep that takes off less than this part of what is left is the last one.
 _WORTH_A_SWEEP = 1e-3
-_STEPS = 10
-# Conjugate gradients stop where the residual is this part of what it was.
-_SOLVED = 1e-4
-# Relative to the mean diagonal; keeps systems of dead channels regular.
-_JITTER = 1e-9
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a factorization is fitted to.
-
-    Attributes:
-        gram: (p, p) G' of the module's docstring.
-        cross: (n, p) C'.
-        energy: of the targets, so that the objective and this are an error, 0 at least.
-    """
-
-    gram: Array
-    cross: Array
-    energy: float
-
-    def error(self, kernel: Array) -> float:
-        """Return the error of a kernel, (n, p)."""
-        return self.energy + float(np.sum((kernel @ self.gram - 2.0 * self.cross) * kernel))
-
-    def seen_by(self, patches: Array) -> Target:
-        """Return the same for a map of what is seen of the patches."""
-        return Target(patches @ self.gram @ patches.T, self.cross @ patches.T, self.energy)
+# Relative to the largest; what is less is no direction at all.
+_NOTHING = 1e-9
 
 
 def fit_factors(
@@ -75,11 +46,14 @@ def fit_factors(
         solve: R -> R inverse(G').
         warm: whether the start was fitted to nearly the same moments.
     """
+    if (wide := side_by_side(start)) is not None:
+        return apart(fit_factors(wide, target, solve, warm=warm), start)
     if _is_low_rank(start):
         return _reduced_rank(start, target.cross, solve)
     found, error = start, target.error(start.kernel)
+    last = _with_best_last(start, target)
     for _ in range(_SWEEPS if warm else _FIRST_SWEEPS):
-        new = _sweep(found, target)
+        new = last = _sweep(last, target)
         before, error = error, target.error(new.kernel)
         if not error < before:
             break
@@ -108,7 +82,7 @@ def _reduced_rank(
     rank = len(first.weights)
     chosen = np.argsort(values)[::-1][:rank]
     scale = np.sqrt(np.sqrt(np.maximum(values[chosen], 0.0)))
-    scale = np.where(scale > _JITTER * scale.max(initial=0.0), scale, 1.0)
+    scale = np.where(scale > _NOTHING * scale.max(initial=0.0), scale, 1.0)
     left, right = vectors[:, chosen] * scale, vectors[:, chosen].T / scale[:, np.newaxis]
     weights = (right @ unlimited).reshape(len(right), -1, block.taps)
     placed = np.zeros((rank, *first.weights.shape[1:]))
@@ -120,15 +94,14 @@ def _reduced_rank(
 
 
 def _sweep(block: Factorization, target: Target) -> Factorization:
-    """Solve for every factor, the last ones first: they make up for what is in front of them."""
-    block = _with_best_last(block, target)
+    """Solve for every factor, where the last ones are solved for; these once more at the end."""
     for number, chain in enumerate(block.chains):
         for index in reversed(range(len(chain) - 1)):
             others = block.kernel - block.of_chain(number) if len(block.chains) > 1 else None
             cross = target.cross if others is None else target.cross - others @ target.gram
             seen = _seen(block, number, index, replace(target, cross=cross))
             behind = product_of(block.chains[number][index + 1 :])
-            new = _solve(block.chains[number][index], behind, seen)
+            new = solve_factor(block.chains[number][index], behind, seen)
             block = block.replaced(number, index, new)
     return _with_best_last(block, target)
 
@@ -145,120 +118,24 @@ def _seen(block: Factorization, number: int, index: int, target: Target) -> Targ
 
 
 def _with_best_last(block: Factorization, target: Target) -> Factorization:
-    seen, mask = target.seen_by(block.last_patches), block.last_mask
-    gram = _regular(seen.gram)
+    """Solve for the last factors, each channel on what it sees."""
+    patches, mask = block.last_patches, block.last_mask
     if mask is None:
-        return block.with_last(_inverse(gram)(seen.cross))
-    matrix = np.zeros(seen.cross.shape)
-    patterns, members = np.unique(mask, axis=0, return_inverse=True)
-    for number, pattern in enumerate(patterns):
-        rows = np.ix_(members.reshape(-1) == number, pattern)
-        matrix[rows] = _inverse(gram[np.ix_(pattern, pattern)])(seen.cross[rows])
+        whole = target.seen_by(patches)
+        return block.with_last(inverse_of(regular(whole.gram))(whole.cross))
+    matrix, seen = np.zeros(mask.shape), patches @ target.gram
+    channels: defaultdict[bytes, list[int]] = defaultdict(list)
+    for channel, seen_by_it in enumerate(mask):
+        channels[seen_by_it.tobytes()].append(channel)
+    # Systems of one size are solved together.
+    sizes: defaultdict[tuple[int, int], list[list[int]]] = defaultdict(list)
+    for members in channels.values():
+        sizes[len(members), int(mask[members[0]].sum())].append(members)
+    for alike in sizes.values():
+        rows = np.array(alike)
+        places = np.array([np.flatnonzero(mask[members[0]]) for members in alike])
+        grams = regular_all(seen[places] @ patches[places].swapaxes(1, 2))
+        cross = patches[places] @ target.cross[rows].swapaxes(1, 2)
+        solved = np.linalg.solve(grams, cross).swapaxes(1, 2)
+        matrix[rows[:, :, np.newaxis], places[:, np.newaxis]] = solved
     return block.with_last(matrix)
-
-
-def _solve(factor: Factor, behind: Factor, seen: Target) -> Factor:
-    """Return the best factor, given what is behind it."""
-    (n, m, r), (_, q, a) = behind.weights.shape, factor.weights.shape
-    offsets, scatter = meeting(behind.offsets, factor.offsets)
-    rows = behind.weights.transpose(0, 2, 1).reshape(n * r, m)
-    inner = np.einsum("nmr,nkr->mk", behind.weights, behind.weights, optimize=True)
-    gram = _regular(seen.gram)
-    if r == 1 and factor.groups == 1:
-        right = _inverse(_regular(inner))((rows.T @ seen.cross).T).T
-        return replace(factor, weights=_inverse(gram)(right).reshape(m, q, a))
-    places = scatter.reshape(r, a, len(offsets)).argmax(axis=2)
-
-    def forward(f: Array) -> Array:
-        parts = (rows @ f.reshape(m, q * a)).reshape(n, r, q, a).swapaxes(1, 2)
-        return np.asarray(parts.reshape(n * q, r * a) @ scatter).reshape(n, -1)
-
-    def adjoint(k: Array) -> Array:
-        parts = (k.reshape(n * q, -1) @ scatter.T).reshape(n, q, r, a).swapaxes(1, 2)
-        return (rows.T @ parts.reshape(n * r, q * a)).reshape(m, q, a)
-
-    mask = factor.mask[..., np.newaxis]
-    apart = gram.reshape(q, len(offsets), q, len(offsets))
-    mean = sum(apart[:, taps][:, :, :, taps] for taps in places) / r
-    precondition = _preconditioner(factor.groups, _regular(inner), np.asarray(mean))
-    solution = _conjugate_gradients(
-        lambda f: adjoint(forward(f) @ gram) * mask,
-        adjoint(seen.cross) * mask,
-        factor.weights,
-        precondition,
-    )
-    return replace(factor, weights=solution)
-
-
-def _preconditioner(groups: int, inner: Array, gram: Array) -> Callable[[Array], Array]:
-    """Return the inverse of (inner x gram), group by group.
-
-    Args:
-        groups: of the factor.
-        inner: (m, m).
-        gram: (q, taps, q, taps).
-    """
-    m, (q, taps, _, _) = len(inner), gram.shape
-    rows, columns = m // groups, q // groups * taps
-    blocks = np.einsum("gqtgps->gqtps", gram.reshape(groups, q // groups, taps, groups, -1, taps))
-    of_inputs = _regular_all(blocks.reshape(groups, columns, columns))
-    of_outputs = np.einsum("gmgk->gmk", inner.reshape(groups, rows, groups, rows))
-    inverses = np.linalg.inv(of_outputs), np.linalg.inv(of_inputs)
-
-    def apply(f: Array) -> Array:
-        own = np.arange(groups)
-        parts = f.reshape(groups, rows, groups, q // groups, taps)[own, :, own]
-        solved = inverses[0] @ parts.reshape(groups, rows, columns) @ inverses[1]
-        result = np.zeros((groups, rows, groups, q // groups, taps))
-        result[own, :, own] = solved.reshape(groups, rows, -1, taps)
-        return result.reshape(m, q, taps)
-
-    return apply
-
-
-def _conjugate_gradients(
-    multiply: Callable[[Array], Array],
-    right: Array,
-    start: Array,
-    precondition: Callable[[Array], Array],
-) -> Array:
-    """Return a few steps towards the solution of a symmetric positive system."""
-    solution = start.copy()
-    residual = right - multiply(solution)
-    towards = direction = precondition(residual)
-    size = first = float(np.vdot(residual, towards))
-    for _ in range(_STEPS):
-        if not size > _SOLVED**2 * first:
-            break
-        image = multiply(direction)
-        curvature = float(np.vdot(direction, image))
-        if not curvature > 0:
-            break
-        solution += size / curvature * direction
-        residual = residual - size / curvature * image
-        towards = precondition(residual)
-        before, size = size, float(np.vdot(residual, towards))
-        direction = towards + size / before * direction
-    return solution
-
-
-def _regular(gram: Array) -> Array:
-    regular: Array = _regular_all(gram[np.newaxis])[0]
-    return regular
-
-
-def _regular_all(grams: Array) -> Array:
-    """Return (groups, m, m) matrices that have an inverse."""
-    size = grams.shape[1]
-    mean = np.einsum("gii->g", grams) / size
-    shift = np.where(mean > 0, _JITTER * mean, 1.0)
-    regular: Array = grams + shift[:, np.newaxis, np.newaxis] * np.eye(size)
-    return regular
-
-
-def _inverse(gram: Array) -> Callable[[Array], Array]:
-    solve = backend().cholesky(gram)
-    if solve is not None:
-        return solve
-    inverse = backend().pseudo_inverse(gram)
-    return lambda right: np.asarray(right @ inverse)

@@ -76,12 +76,16 @@ class Factor:
 def meeting(one: Indices, other: Indices) -> tuple[Indices, Array]:
     """Return the sums of two sets of offsets, and which pairs (of both, flat) give each."""
     sums = (one[:, np.newaxis] + other).reshape(len(one) * len(other), -1)
-    if not sums.shape[1]:
-        return np.zeros((1, 0), np.intp), np.ones((len(sums), 1))
-    offsets, where = np.unique(sums, axis=0, return_inverse=True)
-    scatter = np.zeros((len(sums), len(offsets)))
-    scatter[np.arange(len(sums)), where.reshape(-1)] = 1.0
-    return offsets, scatter
+    least = sums.min(axis=0)
+    extents = tuple(sums.max(axis=0) - least + 1)
+    # Numbers are sorted in no time where rows are not.
+    flat = np.ravel_multi_index(tuple((sums - least).T), extents) if extents else np.zeros(1, int)
+    found, where = np.unique(flat, return_inverse=True)
+    scatter = np.zeros((len(sums), len(found)))
+    scatter[np.arange(len(sums)), where] = 1.0
+    if not extents:
+        return np.zeros((1, 0), np.intp), scatter
+    return np.stack(np.unravel_index(found, extents), axis=1) + least, scatter
 
 
 Chain = tuple[Factor, ...]
@@ -194,6 +198,60 @@ class Factorization:
             new = replace(last, weights=part.reshape(last.weights.shape))
             found = found.replaced(number, len(self.chains[number]) - 1, new)
         return found
+
+
+def side_by_side(block: Factorization) -> Factorization | None:
+    """Return a sum of pairs as one pair, their inner channels side by side, group by group.
+
+    Returns:
+        None where there is one chain, or where the chains are not alike.
+    """
+    if len(block.chains) == 1 or any(len(chain) != 2 for chain in block.chains):
+        return None
+    firsts, lasts = zip(*block.chains, strict=True)
+    groups = firsts[0].groups
+    alike = len(set(block.starts)) == 1 and all(
+        one.groups == factors[0].groups and np.array_equal(one.offsets, factors[0].offsets)
+        for factors in (firsts, lasts)
+        for one in factors
+    )
+    if not alike or lasts[0].groups > 1:
+        return None
+    first = np.concatenate([_by_group(f.weights, groups, 0) for f in firsts], axis=1)
+    last = np.concatenate([_by_group(f.weights, groups, 1) for f in lasts], axis=2)
+    pair = (
+        replace(firsts[0], weights=first.reshape(-1, *firsts[0].weights.shape[1:])),
+        replace(lasts[0], weights=last.reshape(len(last), -1, last.shape[-1])),
+    )
+    return Factorization((pair,), block.starts[:1], block.window)
+
+
+def apart(wide: Factorization, like: Factorization) -> Factorization:
+    """Return the pairs of which ``side_by_side`` has made one.
+
+    Args:
+        wide: the one.
+        like: the block that it was made from.
+    """
+    first, last = wide.chains[0]
+    each = [len(chain[0].weights) // first.groups for chain in like.chains]
+    ends = np.cumsum(each)[:-1]
+    firsts = np.split(_by_group(first.weights, first.groups, 0), ends, axis=1)
+    lasts = np.split(_by_group(last.weights, first.groups, 1), ends, axis=2)
+    chains = tuple(
+        tuple(
+            replace(factor, weights=part.reshape(factor.weights.shape))
+            for factor, part in zip(chain, parts, strict=True)
+        )
+        for chain, *parts in zip(like.chains, firsts, lasts, strict=True)
+    )
+    return replace(like, chains=chains)
+
+
+def _by_group(weights: Array, groups: int, axis: int) -> Array:
+    """Return weights with one axis divided into groups and the channels of each."""
+    shape = weights.shape
+    return weights.reshape(*shape[:axis], groups, -1, *shape[axis + 1 :])
 
 
 def product_of(factors: Sequence[Factor]) -> Factor:

@@ -119,6 +119,8 @@ class CrossValidation:
         error_before: ||prior X + shift - Y||^2 over the tested folds.
         error_after: the same of maps that are fitted without the fold that they are tested on.
         energy: ||Y - mean||^2 over the same folds.
+        without_first: a map that is fitted without the first fold, to all targets; None where no
+            such map is at hand.
     """
 
     moments: Moments
@@ -126,6 +128,7 @@ class CrossValidation:
     error_before: float
     error_after: float
     energy: float
+    without_first: AffineMap | None = None
 
 
 def folds_to_test(unknowns: int) -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from fskd_onnx.fitting import block_fit, family
+from fskd_onnx.fitting import family
 from fskd_onnx.fitting.adapters import families_for, families_of
 from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
@@ -268,7 +268,7 @@ def test_a_few_targets_decide_for_all(
     block.of_student["v"] = block.of_teacher["v"] + block.p @ np.ones((SEEN, WIDTH))
     # What is left to choose is clear, so that both choose the same.
     monkeypatch.setattr(ridge, "RIDGES", (1e-3,))
-    monkeypatch.setattr(block_fit, "_ITERATIONS", 1)
+    monkeypatch.setattr(family.Family, "most_repeats", 1)
     whole = block.fit(epilogue, name)
     monkeypatch.setattr(family, "_TESTED_TARGETS", 2)
     few = block.fit(epilogue, name)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fskd_onnx.linalg.backends import Array
-from fskd_onnx.linalg.factor_fit import Target, fit_factors
+from fskd_onnx.linalg.factor_fit import fit_factors
+from fskd_onnx.linalg.factor_step import Target
 from fskd_onnx.linalg.factorization import Factorization
 from tests.factors import FORMS, drawn, factor
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fskd_onnx.linalg.factorization import apart, side_by_side
 from tests.factors import CHANNELS, FORMS, WIDTH, drawn, factor
 
 
@@ -30,3 +31,17 @@ def test_a_product_meets_where_offsets_add_up() -> None:
     for n, c in itertools.product(range(4), range(3)):
         expected = sum(np.convolve(second.weights[n, m], first.weights[m, c]) for m in range(2))
         np.testing.assert_allclose(product.weights[n, c], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_like_pairs_that_are_summed_are_one_pair(form: str) -> None:
+    block = drawn(form, 1)
+    wide = side_by_side(block)
+    assert (wide is not None) == (form == "like branches")
+    if wide is not None:
+        assert len(wide.chains) == 1
+        np.testing.assert_allclose(wide.kernel, block.kernel, atol=1e-12)
+        again = apart(wide, block)
+        for one, other in zip(again.chains, block.chains, strict=True):
+            for mine, theirs in zip(one, other, strict=True):
+                np.testing.assert_array_equal(mine.weights, theirs.weights)
