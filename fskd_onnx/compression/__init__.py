@@ -1,0 +1,1 @@
+"""A smaller student from a teacher: costs, errors, a choice, a plan."""
