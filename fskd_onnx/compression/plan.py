@@ -12,46 +12,18 @@ are for people; they are not read, since whoever edits a width does not edit the
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fskd_onnx.compress_results import Plan, UnitKind, UnitPlan
 from fskd_onnx.compression.plan_entry import LEFT_WHOLE, EntryCheck
+from fskd_onnx.compression.plan_json import PLAN_VERSION, plan_to_json
 from fskd_onnx.compression.plan_limits import PlanLimits
 from fskd_onnx.errors import PlanError
 from fskd_onnx.printable import shortened
 from fskd_onnx.serialization.input_files import open_regular
 
-PLAN_VERSION = 1
-"""Counts the changes of the keys of a plan."""
-
-
-def unit_to_json(unit: UnitPlan) -> dict[str, object]:
-    """Return the record of a unit as JSON has it: one size as a number, several as a list."""
-    error = unit.error
-    return {
-        "unit": unit.unit,
-        "kind": unit.kind.value,
-        "method": unit.method,
-        "before": _plain(unit.before),
-        "after": _plain(unit.after),
-        "kept": None if unit.kept is None else list(unit.kept),
-        "macs_before": unit.macs_before,
-        "macs_after": unit.macs_after,
-        "parameters_before": unit.parameters_before,
-        "parameters_after": unit.parameters_after,
-        "error": None if error is None or not math.isfinite(error) else error,
-        "reason": unit.reason,
-    }
-
-
-def plan_to_json(plan: Plan) -> str:
-    """Return a plan as the text of a file: ASCII that ends with a newline."""
-    units = [unit_to_json(unit) for unit in plan.units]
-    document = {"plan_version": PLAN_VERSION, "teacher": plan.teacher, "units": units}
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+__all__ = ["PlanLimits", "plan_to_json", "read_plan"]
 
 
 def read_plan(path: str | Path, teacher: str, limits: PlanLimits) -> Plan:
@@ -110,10 +82,3 @@ def _read_json(path: str | Path) -> Any:
     except ValueError as error:
         what = str(error).split(";")[0]  # what follows is for those who write programs
         raise PlanError(f"{path}: is not JSON: {what}") from error
-
-
-def _plain(sizes: Sequence[int]) -> int | list[int] | None:
-    """Return sizes as JSON has them."""
-    if not sizes:
-        return None
-    return sizes[0] if len(sizes) == 1 else list(sizes)
