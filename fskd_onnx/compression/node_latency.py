@@ -10,11 +10,10 @@ device does, as on a GPU, each node runs alone, and the time of a run is what co
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,103 +24,21 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from fskd_onnx.passes.analysis.linear import Linear
+from fskd_onnx.compression.linear_case import LinearCase
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.session_run import named_errors
 from fskd_onnx.serialization.temporary import TemporaryFolder
+
+Floats = NDArray[np.float64]
 
 _OPSET, _IR = 17, 8
 # Of each model: nodes, and elements of what they read.
 _MOST_NODES, _MOST_ELEMENTS = 24, 2**25
 _WARM_UP, _RUNS = 2, 9
+# Seconds: half of the smallest step of the profile.
+_LEAST = 5e-7
 # Elements of noise that larger tensors repeat.
 _NOISE = 2**14
-_RESERVED = ("group", "kernel_shape")
-
-
-@dataclass(frozen=True)
-class LinearCase:
-    """All of a linear node and its input that its time depends on.
-
-    Attributes:
-        op: its operator.
-        inputs: number of input channels.
-        outputs: number of output channels.
-        groups: number of groups.
-        kernel: spatial extents of the kernel; () for none.
-        others: extents of the input but for its channels, the samples first.
-        dtype: name of the element type.
-        has_bias: whether it has a bias of its own.
-        attributes: what else the node states, by name.
-    """
-
-    op: str
-    inputs: int
-    outputs: int
-    groups: int
-    kernel: tuple[int, ...]
-    others: tuple[int, ...]
-    dtype: str
-    has_bias: bool
-    attributes: tuple[tuple[str, Any], ...] = ()
-
-    @staticmethod
-    def of(view: Linear, shape: Sequence[int]) -> LinearCase:
-        """Return the case of a node.
-
-        Args:
-            view: the node.
-            shape: of its input in a run.
-        """
-        groups, n, p = view.shape
-        axis = view.channel_axis % len(shape)
-        stated = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in view.node.attrs.items()
-            if name not in _RESERVED
-        }
-        return LinearCase(
-            view.op,
-            groups * p // math.prod(view.kernel_shape),
-            groups * n,
-            groups,
-            view.kernel_shape,
-            (*shape[:axis], *shape[axis + 1 :]),
-            view.dtype.name,
-            has_bias=view.bias_constant is not None and view.bias_node is None,
-            attributes=tuple(sorted(stated.items())),
-        )
-
-    def with_widths(self, inputs: int | None = None, outputs: int | None = None) -> LinearCase:
-        """Return the case of the node with other numbers of channels.
-
-        A depthwise node keeps one channel in each group.
-        """
-        read, made = inputs or self.inputs, outputs or self.outputs
-        groups = read if self.groups == self.inputs > 1 else self.groups
-        return replace(self, inputs=read, outputs=made, groups=groups)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of the input."""
-        axis = len(self.others) if self.op == "MatMul" else 1
-        return (*self.others[:axis], self.inputs, *self.others[axis:])
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the weight as the operator stores it."""
-        if self.op == "Conv":
-            return (self.outputs, self.inputs // self.groups, *self.kernel)
-        if self.op == "ConvTranspose":
-            return (self.inputs, self.outputs // self.groups, *self.kernel)
-        outputs_first = self.op == "Gemm" and dict(self.attributes).get("transB", 0)
-        sizes = (self.outputs, self.inputs) if outputs_first else (self.inputs, self.outputs)
-        return sizes
-
-    @property
-    def elements(self) -> int:
-        """Number of elements that the node reads."""
-        return math.prod(self.input_shape) + math.prod(self.weight_shape)
 
 
 class NodeLatency:
@@ -161,6 +78,49 @@ class NodeLatency:
                 self._measure(together)
             self.spent += time.perf_counter() - start
         return [self._known.get(case) for case in cases]
+
+    def by_widths(
+        self, case: LinearCase, inputs: Sequence[int], outputs: Sequence[int]
+    ) -> Floats | None:
+        """Return how long a node takes with any of some numbers of input and output channels.
+
+        Time is taken as a product of what it depends on by the inputs and by the outputs, each
+        measured while the other is whole::
+
+            t(i, o) = t(i, O) t(I, o) / t(I, O)
+
+        Both are staircases, since kernels work on blocks of channels. What the limit of time leaves
+        out lies on straight lines between what was measured, from 0 on.
+
+        Args:
+            case: of the whole node; not a depthwise one, whose inputs are its outputs.
+            inputs: numbers of input channels.
+            outputs: numbers of output channels.
+
+        Returns:
+            Seconds, (inputs, outputs); None where the limit came before the whole node.
+
+        Raises:
+            ModelError: ONNX Runtime cannot run one of them.
+        """
+        (whole,) = self.seconds([case])
+        if whole is None:
+            return None
+        by_inputs = [case.with_widths(inputs=width) for width in inputs]
+        by_outputs = [case.with_widths(outputs=width) for width in outputs]
+        return np.outer(
+            self._line(by_inputs, inputs, {0: 0.0, case.inputs: whole}),
+            self._line(by_outputs, outputs, {0: 0.0, case.outputs: whole}) / whole,
+        )
+
+    def _line(
+        self, cases: Sequence[LinearCase], widths: Sequence[int], known: Mapping[int, float]
+    ) -> Floats:
+        """Return how long nodes of some widths take, from those that are measured or known."""
+        measured = zip(widths, self.seconds(cases), strict=True)
+        found = {**known, **{width: one for width, one in measured if one is not None}}
+        at = sorted(found)
+        return np.interp(widths, at, [found[width] for width in at])
 
     def _measure(self, cases: Sequence[LinearCase]) -> None:
         model = _model(cases)
@@ -240,7 +200,7 @@ def _profiled(
         owner = next((name for name in names if event["name"].startswith(name)), None)
         if owner is not None:
             found[owner].append(event["dur"] / 1e6)
-    return [median(found[name][_WARM_UP:]) for name in names]
+    return [max(median(found[name][_WARM_UP:]), _LEAST) for name in names]
 
 
 def _timed(

@@ -75,8 +75,11 @@ class EntryCheck:
         """Read an entry of a unit that stays whole."""
         reason = entry.get("reason")
         unit = self.limits.whole(kind, name, str(reason) if reason else LEFT_WHOLE)
-        before, after = (self._sizes(entry, key, name, unit.before) for key in ("before", "after"))
-        if kind != UnitKind.FACTORS and (before != unit.before or after != unit.before):
+        if kind == UnitKind.FACTORS:
+            return unit
+        self._check_before(entry, name, unit.before)
+        after = self._sizes(entry, "after", name, unit.before)
+        if after != unit.before:
             raise PlanError(
                 f"{self.file}: '{name}' names no method and yet a size of {_shown(after)} of "
                 f"{_shown(unit.before)}; name the method, or correct the size"
@@ -92,12 +95,8 @@ class EntryCheck:
         limits: UnitLimits,
     ) -> UnitPlan:
         """Read an entry of a unit of which something goes."""
-        before = self._sizes(entry, "before", name, limits.before)
-        if before != limits.before:
-            raise PlanError(
-                f"{self.file}: is for a unit '{name}' of size {_shown(before)}, and the teacher's "
-                f"has {_shown(limits.before)}; it is the plan of another network"
-            )
+        before = limits.before
+        self._check_before(entry, name, before)
         after = self._sizes(entry, "after", name, None)
         least = 0 if kind == UnitKind.BLOCK else 1
         if len(after) != len(before) or not all(
@@ -116,6 +115,15 @@ class EntryCheck:
         return UnitPlan(
             name, kind, method, before, after, kept, reason=str(reason) if reason else ""
         )
+
+    def _check_before(self, entry: Mapping[str, Any], name: str, expected: tuple[int, ...]) -> None:
+        """Check that an entry is of a unit of the teacher's size."""
+        before = self._sizes(entry, "before", name, expected)
+        if before != expected:
+            raise PlanError(
+                f"{self.file}: is for a unit '{name}' of size {_shown(before)}, and the teacher's "
+                f"has {_shown(expected)}; it is the plan of another network"
+            )
 
     def _sizes(
         self, entry: Mapping[str, Any], key: str, name: str, default: tuple[int, ...] | None

@@ -11,10 +11,10 @@ import pytest
 
 from fskd_onnx.compression import node_latency
 from fskd_onnx.compression.costs import run_shapes
-from fskd_onnx.compression.node_latency import LinearCase, NodeLatency
+from fskd_onnx.compression.linear_case import LinearCase
+from fskd_onnx.compression.node_latency import NodeLatency
 from fskd_onnx.errors import ModelError
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
-from fskd_onnx.passes.analysis.shapes import infer_shapes
 from fskd_onnx.runtime.providers import open_runtime
 from fskd_onnx.serialization.interface import input_specs
 from tests.networks import NETWORKS
@@ -23,24 +23,21 @@ RUNTIME = open_runtime(["cpu"])
 
 
 def cases_of(model: onnx.ModelProto) -> dict[str, LinearCase]:
-    graph, specs = gs.import_onnx(model), input_specs(model)
+    specs = input_specs(model)
     is_open = any(None in spec.sample_shape for spec in specs)
-    shapes = infer_shapes(graph, run_shapes(specs, {"x": (3, 9, 7)} if is_open else None)[0])
-    found = {}
-    for view in find_linear(graph):
-        assert isinstance(view, Linear)
-        shape = shapes[view.input.name]
-        case = LinearCase.of(view, [extent for extent in shape if extent is not None])
-        assert (case.input_shape, case.weight_shape) == (shape, tuple(view.weight.shape))
-        found[view.name] = case
-    return found
+    shapes, _ = run_shapes(specs, {"x": (3, 9, 7)} if is_open else None)
+    return LinearCase.find(gs.import_onnx(model), shapes)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_narrower_nodes_are_those_of_a_student(name: str) -> None:
-    student = cases_of(NETWORKS[name].student())
-    for key, case in cases_of(NETWORKS[name].teacher()).items():
-        narrow = student[key]
+    teacher, student = NETWORKS[name].teacher(), cases_of(NETWORKS[name].student())
+    views = {view.name: view for view in find_linear(gs.import_onnx(teacher))}
+    assert views.keys() == student.keys()
+    for key, case in cases_of(teacher).items():
+        view, narrow = views[key], student[key]
+        assert isinstance(view, Linear)
+        assert case.weight_shape == tuple(view.weight.shape)
         assert case.with_widths(narrow.inputs, narrow.outputs) == narrow
         assert case.with_widths() == case
 
@@ -69,6 +66,33 @@ def test_nothing_is_measured_past_the_limit() -> None:
     nodes = NodeLatency(RUNTIME, limit=0)
     assert nodes.seconds(cases) == [None] * len(cases)
     assert nodes.spent == 0
+
+
+def test_time_by_widths_is_a_product_of_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = LinearCase("Conv", 8, 16, 1, (3, 3), (1, 5, 5), "float32", has_bias=False)
+    asked: list[LinearCase] = []
+
+    def profiled(*_: object) -> list[float]:
+        return [one.inputs * (one.outputs + 1) for one in asked[-1:]]
+
+    monkeypatch.setattr(node_latency, "_MOST_NODES", 1)
+    monkeypatch.setattr(node_latency, "_model", lambda cases: asked.extend(cases))
+    monkeypatch.setattr(node_latency, "_profiled", profiled)
+    found = NodeLatency(RUNTIME).by_widths(case, [2, 8], [4, 10, 16])
+    assert found is not None
+    np.testing.assert_allclose(found, np.outer([2, 8], [5, 11, 17]))
+    assert [(one.inputs, one.outputs) for one in asked] == [(8, 16), (2, 16), (8, 4), (8, 10)]
+
+
+def test_times_that_the_limit_leaves_out_lie_on_straight_lines() -> None:
+    case = LinearCase("Conv", 8, 16, 1, (3, 3), (1, 5, 5), "float32", has_bias=False)
+    nodes = NodeLatency(RUNTIME, limit=1e-9)
+    (whole,) = nodes.seconds([case])  # the first is measured in any case
+    found = nodes.by_widths(case, [2, 4, 8], [4, 16])
+    assert found is not None
+    assert whole is not None
+    np.testing.assert_allclose(found, whole * np.outer([0.25, 0.5, 1], [0.25, 1]))
+    assert NodeLatency(RUNTIME, limit=0).by_widths(case, [2], [4]) is None
 
 
 def test_many_cases_go_into_several_models() -> None:

@@ -12,37 +12,8 @@ import pytest
 
 from fskd_onnx.compress_results import Plan, UnitKind, UnitPlan
 from fskd_onnx.compression.plan import plan_to_json, read_plan
-from fskd_onnx.compression.plan_limits import PlanLimits, UnitLimits
 from fskd_onnx.errors import PlanError
-
-LIMITS = PlanLimits(
-    widths={
-        "conv1": UnitLimits((8,)),
-        "grouped": UnitLimits((8,), groups=2),
-        "last": UnitLimits((10,), reason="an output of the network carries them"),
-    },
-    factors={
-        "conv1": {
-            "spatial-svd": UnitLimits((24,)),
-            "tucker": UnitLimits((3, 8)),
-            "decouple": UnitLimits((9,), reason="its kernel sees one position"),
-        },
-        "fc": {"channel-svd": UnitLimits((10,))},
-    },
-    blocks={"add1": UnitLimits((1,))},
-)
-
-PLAN = Plan(
-    "teacher.onnx",
-    (
-        UnitPlan("conv1", UnitKind.WIDTH, "l1", (8,), (4,), (0, 2, 3, 7)),
-        UnitPlan("grouped", UnitKind.WIDTH, "thinet", (8,), (4,), (1, 2, 4, 7)),
-        UnitPlan("last", UnitKind.WIDTH, "", (10,), (10,), reason=LIMITS.widths["last"].reason),
-        UnitPlan("conv1", UnitKind.FACTORS, "tucker", (3, 8), (2, 4)),
-        UnitPlan("fc", UnitKind.FACTORS, "", (), (), reason="too little gain"),
-        UnitPlan("add1", UnitKind.BLOCK, "drop-block", (1,), (0,)),
-    ),
-)
+from tests.compression.plans import LIMITS, PLAN
 
 
 def read(folder: Path, text: str) -> Plan:
@@ -125,7 +96,7 @@ def test_a_width_may_be_edited_without_channels(tmp_path: Path) -> None:
         (0, {"after": [4, 4]}, "size of 'conv1' must be between"),
         (3, {"after": 2}, "size of 'conv1' must be between 1 and .3, 8., not 2"),
         (0, {"method": ""}, "'conv1' names no method and yet a size of 4 of 8"),
-        (2, {"before": 12}, "'last' names no method and yet a size"),
+        (2, {"before": 12}, "of size 12, and the teacher's has 10; it is the plan of another"),
         (0, {"after": 3}, "keeps 4 channels of 'conv1' and gives it a size of 3; correct one"),
         (0, {"kept": [0, 1, 2, 8]}, "keeps the channel 8 of 'conv1', which has 0 to 7"),
         (0, {"kept": [0, 1, 2, 2]}, "channels that 'conv1' keeps must ascend"),
