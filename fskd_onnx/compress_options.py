@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -94,6 +94,10 @@ class Reduction:
     def budget(self) -> float:
         """Fraction of the teacher's cost that may be left."""
         return 1 - self.fraction
+
+    def __str__(self) -> str:
+        """Return the text that says this."""
+        return f"{self.what}={100 * self.fraction:.10g}%"
 
     @staticmethod
     def read(text: object) -> Reduction:
@@ -249,6 +253,14 @@ class CompressOptions:
     def reduction(self) -> Reduction:
         """What is taken off; without effect beside ``max_drop`` and ``plan``."""
         return DEFAULT_REDUCTION if self.reduce is None else Reduction.read(self.reduce)
+
+    def named(self) -> dict[str, object]:
+        """Return the options by name, for a report: those that hold, and each once."""
+        found = asdict(self)
+        del found["fit"]["run"]
+        if self.max_drop is None and self.plan is None:
+            found["reduce"] = str(self.reduction)
+        return found
 
     def allows(self, method: str) -> bool:
         """Return whether a method may be used."""

@@ -19,6 +19,8 @@ from fskd_onnx.compress_options import (
 from fskd_onnx.errors import OptionError
 from fskd_onnx.options import FitOptions, RunOptions
 
+RUN = RunOptions(seed=3)
+
 
 @pytest.mark.parametrize(
     ("text", "reduction"),
@@ -35,6 +37,18 @@ def test_reductions(text: str, reduction: Reduction) -> None:
     assert reduction.budget == 1 - reduction.fraction
 
 
+def test_options_of_a_report_are_those_that_hold() -> None:
+    options = CompressOptions(run=RUN, fit=FitOptions(adapter="kernel")).named()
+    assert options["reduce"] == "macs=50%"
+    assert isinstance(options["fit"], dict)
+    assert options["fit"]["adapter"] == "kernel"
+    assert "run" not in options["fit"]
+    assert isinstance(options["run"], dict)
+    assert options["run"]["seed"] == 3
+    assert CompressOptions(max_drop=0.01).named()["reduce"] is None
+    assert CompressOptions(reduce="latency = 12.5").named()["reduce"] == "latency=12.5%"
+
+
 def test_half_of_the_multiply_adds_go_unless_told() -> None:
     assert CompressOptions().reduction == DEFAULT_REDUCTION == Reduction(CostName.MACS, 0.5)
 
@@ -43,9 +57,6 @@ def test_half_of_the_multiply_adds_go_unless_told() -> None:
 def test_what_is_no_percentage(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         read_percent(text)
-
-
-RUN = RunOptions(seed=3)
 
 
 def _each(name: str, values: Sequence[object], words: str) -> list[tuple[dict[str, Any], str]]:

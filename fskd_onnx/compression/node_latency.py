@@ -4,7 +4,8 @@ Nodes of several shapes are put side by side into one model, and the runtime's o
 long each of them took. So neither the call of the runtime counts nor what only a node on its own
 needs: the runtime stores the channels of convolutions in blocks, and puts the order of inputs and
 outputs right at the ends of a network, not at each node. Where the profile does not hold what a
-device does, as on a GPU, each node runs alone, and the time of a run is what counts.
+device does, as on a GPU, each node runs alone, and the time of a run is what counts. The least time
+of several runs is taken, since whatever else the machine does only adds to it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 _OPSET, _IR = 17, 8
 # Of each model: nodes, and elements of what they read.
 _MOST_NODES, _MOST_ELEMENTS = 24, 2**25
-_WARM_UP, _RUNS = 2, 9
+_WARM_UP, _RUNS = 2, 15
 # Seconds: half of the smallest step of the profile.
 _LEAST = 5e-7
 # Elements of noise that larger tensors repeat.
@@ -183,7 +183,7 @@ def _noise(shape: Sequence[int], dtype: str) -> NDArray[Any]:
 def _profiled(
     runtime: Runtime, model: onnx.ModelProto, feeds: dict[str, NDArray[Any]], names: Sequence[str]
 ) -> list[float]:
-    """Return the median seconds of each node of a model, by the profile of the runtime."""
+    """Return the least seconds of each node of a model, by the profile of the runtime."""
     folder = TemporaryFolder()
     try:
         session = runtime.session(model, folder.path / "profile")
@@ -200,13 +200,13 @@ def _profiled(
         owner = next((name for name in names if event["name"].startswith(name)), None)
         if owner is not None:
             found[owner].append(event["dur"] / 1e6)
-    return [max(median(found[name][_WARM_UP:]), _LEAST) for name in names]
+    return [max(min(found[name][_WARM_UP:]), _LEAST) for name in names]
 
 
 def _timed(
     session: onnxruntime.InferenceSession, feeds: dict[str, NDArray[Any]], device: str
 ) -> float:
-    """Return the median seconds of a run whose input and output stay on a device."""
+    """Return the least seconds of a run whose input and output stay on a device."""
     binding = session.io_binding()
     for name, value in feeds.items():
         binding.bind_ortvalue_input(
@@ -219,4 +219,4 @@ def _timed(
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         taken.append(time.perf_counter() - start)
-    return median(taken[_WARM_UP:])
+    return min(taken[_WARM_UP:])

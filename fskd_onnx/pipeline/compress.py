@@ -8,7 +8,7 @@ from fskd_onnx.errors import FskdError
 from fskd_onnx.option_checks import given
 from fskd_onnx.pipeline.networks import LoadedModel
 from fskd_onnx.samples.sources import SampleSource
-from fskd_onnx.serialization.model_files import ModelSource
+from fskd_onnx.serialization.model_files import ModelSource, check_source
 
 
 def compress(
@@ -28,6 +28,7 @@ def compress(
         TargetError: the target cannot be reached.
         FskdError: a file, the samples or the machine cannot be used.
     """
+    check_source(teacher, "teacher")
     chosen = given(options, "options", CompressOptions)
     if samples is None:
         chosen.check_without_samples()

@@ -160,6 +160,14 @@ def test_what_needs_samples_is_refused_without(options: list[str]) -> None:
     assert "needs samples" in result.stderr.replace("need samples", "needs samples")
 
 
+def test_a_missing_teacher_is_one_line(tmp_path: Path) -> None:
+    result = invoke("compress", tmp_path / "missing.onnx", "--report", tmp_path / "r.json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {tmp_path}/missing.onnx: there is no such file")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("option", ["-o", "--save-plan", "--report", "--log-file"])
 def test_an_output_that_is_an_input_is_wrong_usage(tmp_path: Path, option: str) -> None:
     plan = tmp_path / "plan.json"
