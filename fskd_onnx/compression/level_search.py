@@ -6,13 +6,14 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-TINY = 1e-300
+TINY = 1e-200
 """In place of a cost of zero that something is divided by."""
 
 # Exchanges that are tried before none is found.
@@ -34,6 +35,37 @@ class CostTerm:
     cost: Callable[[tuple[int, ...]], float]
 
 
+class _Line:
+    """A term as one of its units sees it: the cost of each level, while the others stay."""
+
+    def __init__(self, term: CostTerm, place: int, count: int) -> None:
+        """Ask nothing yet.
+
+        Args:
+            term: the term.
+            place: of the unit among those of the term.
+            count: number of the unit's levels.
+        """
+        self._term, self._place, self._count = term, place, count
+        others = (*term.units[:place], *term.units[place + 1 :])
+        # One level comes as it is, several as a tuple: either is a key.
+        self._key = itemgetter(*others) if others else None
+        self._only = len(others) == 1
+        self._known: dict[object, Floats] = {}
+
+    def __call__(self, levels: Sequence[int]) -> Floats:
+        """Return the costs, which are asked for once."""
+        key = () if self._key is None else self._key(levels)
+        found = self._known.get(key)
+        if found is None:
+            others = (key,) if self._only else key
+            front, back = others[: self._place], others[self._place :]
+            cost = self._term.cost
+            found = np.array([cost((*front, level, *back)) for level in range(self._count)], float)
+            self._known[key] = found
+        return found
+
+
 class LevelSearch:
     """Levels, their costs, and steps from one choice to a better one."""
 
@@ -48,18 +80,18 @@ class LevelSearch:
         self.errors = [np.asarray(list(levels), np.float64) for levels in errors]
         if not all(len(levels) and np.isfinite(levels).all() for levels in self.errors):
             raise ValueError("each unit needs a level, and errors that are finite")
-        self._fixed = math.fsum(term.cost(()) for term in terms if not term.units)
-        self._terms = [term for term in terms if term.units]
         self.budget = budget + _ROUNDING * abs(budget)
-        self._of_unit: list[list[tuple[int, int]]] = [[] for _ in errors]
-        for number, term in enumerate(self._terms):
+        self._fixed = math.fsum(term.cost(()) for term in terms if not term.units)
+        self._firsts: list[tuple[int, _Line]] = []
+        self._of_unit: list[list[_Line]] = [[] for _ in errors]
+        self.beside: list[set[int]] = [set() for _ in errors]
+        for term in terms:
             for place, unit in enumerate(term.units):
-                self._of_unit[unit].append((number, place))
-        self.beside = [
-            {unit for number, _ in of_unit for unit in self._terms[number].units}
-            for of_unit in self._of_unit
-        ]
-        self._known: dict[tuple[int, int, tuple[int, ...]], Floats] = {}
+                line = _Line(term, place, len(self.errors[unit]))
+                self._of_unit[unit].append(line)
+                self.beside[unit].update(term.units)
+                if place == 0:
+                    self._firsts.append((unit, line))
 
     def error(self, levels: Sequence[int]) -> float:
         """Return the error of all units."""
@@ -68,33 +100,17 @@ class LevelSearch:
 
     def cost(self, levels: Sequence[int]) -> float:
         """Return the cost of all terms."""
-        return self._fixed + math.fsum(
-            float(self._costs(number, 0, levels)[levels[term.units[0]]])
-            for number, term in enumerate(self._terms)
-        )
+        return self._fixed + math.fsum(line(levels)[levels[unit]] for unit, line in self._firsts)
 
     def is_within(self, levels: Sequence[int]) -> bool:
         """Whether levels cost no more than the budget."""
         return self.cost(levels) <= self.budget
 
-    def _costs(self, number: int, place: int, levels: Sequence[int]) -> Floats:
-        """Return the cost of a term for each level of one of its units, while the others stay."""
-        term = self._terms[number]
-        others = tuple(levels[unit] for at, unit in enumerate(term.units) if at != place)
-        key = number, place, others
-        found = self._known.get(key)
-        if found is None:
-            count = len(self.errors[term.units[place]])
-            front, back = others[:place], others[place:]
-            found = np.array([term.cost((*front, level, *back)) for level in range(count)], float)
-            self._known[key] = found
-        return found
-
     def profile(self, unit: int, levels: Sequence[int]) -> Floats:
         """Return what the terms of a unit cost for each of its levels, while the others stay."""
         total = np.zeros(len(self.errors[unit]))
-        for number, place in self._of_unit[unit]:
-            total += self._costs(number, place, levels)
+        for line in self._of_unit[unit]:
+            total += line(levels)
         return total
 
     def descend(self, start: Sequence[int], weight: float, multiplier: float) -> list[int]:
