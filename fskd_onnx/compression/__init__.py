@@ -1,1 +1,1 @@
-"""A smaller student from a teacher: costs, errors, a choice, a plan."""
+"""A student from a teacher alone: costs, errors, choices, plan."""

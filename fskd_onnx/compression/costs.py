@@ -53,8 +53,8 @@ class NodeCost:
 
 
 @dataclass(frozen=True)
-class LinearShape:
-    """The extents of a linear node that its cost depends on.
+class WidthCost:
+    """What a linear node costs, by the numbers of its channels.
 
     Attributes:
         inputs: number of input channels.
@@ -96,14 +96,15 @@ class NetworkCosts:
     Attributes:
         linears: of each linear node that can be viewed, by its name.
         others: of each other node that costs anything, by the name of its first output.
-        shapes: extents of the linear nodes, by name; none where they depend on the data.
+        by_width: of each linear node whose extents do not depend on the data, what it costs by the
+            numbers of its channels, by its name.
         not_counted: nodes whose multiply-adds are not in the sum, with the reason, by name.
         total: of the network.
     """
 
     linears: Mapping[str, NodeCost]
     others: Mapping[str, NodeCost]
-    shapes: Mapping[str, LinearShape]
+    by_width: Mapping[str, WidthCost]
     not_counted: Mapping[str, str]
     total: NodeCost
 
@@ -150,7 +151,7 @@ def count_costs(
     extents = _Extents(infer_shapes(graph, inputs))
     linears: dict[str, NodeCost] = {}
     others: dict[str, NodeCost] = {}
-    shapes: dict[str, LinearShape] = {}
+    by_width: dict[str, WidthCost] = {}
     not_counted: dict[str, str] = {}
     viewed = find_linear(graph)
     refused = {id(view.node): view.name for view in viewed if isinstance(view, Refusal)}
@@ -162,15 +163,15 @@ def count_costs(
         parts.update(map(id, nodes))
         macs = 0
         try:
-            shapes[view.name] = _linear_shape(view, extents, samples)
-            macs = shapes[view.name].cost().macs
+            by_width[view.name] = _width_cost(view, extents, samples)
+            macs = by_width[view.name].cost().macs
         except _OpenError:
             not_counted[view.name] = _OPEN
         linears[view.name] = NodeCost(macs, _parameters(nodes))
     for node in graph.nodes:
         if id(node) in parts or any(map(constants.cast_of, node.outputs)):
             continue
-        key = next(tensor.name for tensor in node.outputs if tensor.name)
+        key = next((tensor.name for tensor in node.outputs if tensor.name), "")
         macs = 0
         try:
             if is_standard(node, *_FORMULAS):
@@ -183,12 +184,12 @@ def count_costs(
             others[key] = cost
     total = sum(cost.macs for cost in (*linears.values(), *others.values()))
     return NetworkCosts(
-        linears, others, shapes, not_counted, NodeCost(total, _parameters(graph.nodes))
+        linears, others, by_width, not_counted, NodeCost(total, _parameters(graph.nodes))
     )
 
 
-def _linear_shape(view: Linear, extents: _Extents, samples: int) -> LinearShape:
-    """Return the extents of a linear node.
+def _width_cost(view: Linear, extents: _Extents, samples: int) -> WidthCost:
+    """Return what a linear node costs by the numbers of its channels.
 
     Positions that all samples share count for one of them as their share, rounded up.
     """
@@ -200,7 +201,7 @@ def _linear_shape(view: Linear, extents: _Extents, samples: int) -> LinearShape:
     else:
         positions = extents.elements(view.node.outputs[0]) // outputs
     has_bias = view.bias_constant is not None
-    return LinearShape(inputs, outputs, groups, taps, -(-positions // samples), has_bias)
+    return WidthCost(inputs, outputs, groups, taps, -(-positions // samples), has_bias)
 
 
 def _parameters(nodes: Sequence[gs.Node]) -> int:

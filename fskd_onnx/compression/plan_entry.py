@@ -106,7 +106,7 @@ class EntryCheck:
                 f"{self.file}: the size of '{name}' must be between {least} and {_shown(before)}, "
                 f"not {_shown(after)}"
             )
-        if kind != UnitKind.FACTORS and after == before:
+        if after == before:
             return self.limits.whole(kind, name, LEFT_WHOLE)
         kept = None
         if kind == UnitKind.WIDTH:
@@ -175,6 +175,11 @@ class EntryCheck:
         if any(in_group[group] != width // groups for group in range(groups)):
             raise PlanError(
                 f"{self.file}: '{name}' has {groups} groups, which must keep equally many channels"
+            )
+        gone = next((part for part in limits.parts if not set(part) & set(channels)), None)
+        if gone is not None:
+            raise PlanError(
+                f"{self.file}: one of the channels {_shown(gone)} of '{name}' has to stay; keep one"
             )
         return tuple(channels)
 

@@ -16,11 +16,13 @@ class UnitLimits:
         before: as in ``UnitPlan``.
         groups: of channels, the number of equal runs that keep equally many each.
         reason: why it has to stay whole; "" where it does not.
+        parts: sets of channels, of each of which one at least has to stay.
     """
 
     before: tuple[int, ...]
     groups: int = 1
     reason: str = ""
+    parts: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from fskd_onnx.compression.plan_limits import PlanLimits, UnitLimits
 
 LIMITS = PlanLimits(
     widths={
-        "conv1": UnitLimits((8,)),
+        "conv1": UnitLimits((8,), parts=((0, 1), (2, 3, 4, 5, 6, 7))),
         "grouped": UnitLimits((8,), groups=2),
         "last": UnitLimits((10,), reason="an output of the network carries them"),
     },

@@ -57,11 +57,11 @@ def test_linear_nodes(text: str, cost: NodeCost) -> None:
     costs = costs_of(text)
     assert list(costs.linears.values()) == [cost]
     assert costs.total == cost
-    (shape,) = costs.shapes.values()
+    (shape,) = costs.by_width.values()
     assert shape.cost() == cost
 
 
-def test_attention_and_recurrent_nodes_count_and_have_no_shape() -> None:
+def test_attention_and_recurrent_nodes_count_and_have_no_widths() -> None:
     costs = costs_of(
         """g (float[N,6,4] q, float[N,4,6] k) => (float[N,6,6] y) { y = MatMul (q, k) }"""
     )
@@ -100,7 +100,7 @@ def test_what_cannot_be_counted_is_named() -> None:
     )
     assert costs.not_counted == {"c": "its extents depend on the data"}
     assert costs.linears["c"] == NodeCost(0, 12)
-    assert not costs.shapes
+    assert not costs.by_width
 
 
 def test_open_extents_come_from_the_samples() -> None:
@@ -110,11 +110,11 @@ def test_open_extents_come_from_the_samples() -> None:
     shapes, samples = run_shapes(input_specs(model), {"x": (3, 9, 7)})
     assert (shapes, samples) == ({"x": (1, 3, 9, 7)}, 1)
     costs = count_costs(gs.import_onnx(model), shapes, samples)
-    assert [shape.positions for shape in costs.shapes.values()] == [5 * 7, 4 * 6]
+    assert [shape.positions for shape in costs.by_width.values()] == [5 * 7, 4 * 6]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_shapes_tell_what_narrower_nodes_cost(name: str) -> None:
+def test_widths_tell_what_narrower_nodes_cost(name: str) -> None:
     network = NETWORKS[name]
     full, narrow = (
         count_costs(gs.import_onnx(model), *run_shapes(input_specs(model), sizes))
@@ -123,10 +123,10 @@ def test_shapes_tell_what_narrower_nodes_cost(name: str) -> None:
             for model in (network.teacher(), network.student())
         )
     )
-    assert full.shapes.keys() == narrow.shapes.keys()
+    assert full.by_width.keys() == narrow.by_width.keys()
     assert full.total.parameters == count_parameters(network.teacher())
-    for key, shape in full.shapes.items():
-        student = narrow.shapes[key]
+    for key, shape in full.by_width.items():
+        student = narrow.by_width[key]
         assert shape.cost(student.inputs, student.outputs) == narrow.linears[key]
         assert shape.cost() == full.linears[key]
 

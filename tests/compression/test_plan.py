@@ -69,6 +69,8 @@ def test_a_width_may_be_edited_without_channels(tmp_path: Path) -> None:
     assert "conv1" not in plan.kept
     whole = read(tmp_path, edited(lambda units: units[0].update(after=8, kept=None)))
     assert not whole.units[0].is_reduced
+    full = read(tmp_path, edited(lambda units: units[3].update(after=[3, 8])))
+    assert full.units[3] == LIMITS.whole(UnitKind.FACTORS, "conv1", "the plan leaves it whole")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,7 @@ def test_a_width_may_be_edited_without_channels(tmp_path: Path) -> None:
         (0, {"kept": [0, 1, 2, 8]}, "keeps the channel 8 of 'conv1', which has 0 to 7"),
         (0, {"kept": [0, 1, 2, 2]}, "channels that 'conv1' keeps must ascend"),
         (0, {"kept": [3, 2, 1, 0]}, "channels that 'conv1' keeps must ascend"),
+        (0, {"kept": [2, 3, 4, 5]}, "one of the channels .0, 1. of 'conv1' has to stay; keep one"),
         (0, {"kept": "all"}, "'kept' of 'conv1' is not a list of channels or null"),
         (0, {"kept": [0.0, 1, 2, 3]}, "'kept' of 'conv1' is not a list"),
         (1, {"kept": [0, 1, 2, 4]}, "'grouped' has 2 groups, which must keep equally many"),
