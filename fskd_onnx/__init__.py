@@ -1,7 +1,8 @@
 """Make compressed neural networks accurate again, without training.
 
-The public names are `fit`, `match` and `compare`, which do what the commands of the same names do,
-`save_model`, the options and results of these functions, and the errors that they raise::
+The public names are `fit`, `compress`, `match` and `compare`, which do what the commands of the
+same names do, `save_model`, the options and results of these functions, and the errors that they
+raise::
 
     result = fit("teacher.onnx", "student.onnx", "samples", FitOptions(...))
     save_model(result.model, "fused.onnx", like="student.onnx")
@@ -13,6 +14,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fskd_onnx.compress_options import CompressOptions
+    from fskd_onnx.compress_results import CompressReport, CompressResult, Plan
     from fskd_onnx.errors import (
         FskdError,
         MatchError,
@@ -20,11 +23,14 @@ if TYPE_CHECKING:
         NoImprovementError,
         OptionError,
         OutOfMemoryError,
+        PlanError,
         PreprocessError,
         ProviderError,
         SamplesError,
+        TargetError,
     )
     from fskd_onnx.options import FitOptions, Preprocess, RunOptions
+    from fskd_onnx.pipeline.compress import compress
     from fskd_onnx.pipeline.fit import fit
     from fskd_onnx.pipeline.match import match
     from fskd_onnx.reporting.compare import compare
@@ -34,6 +40,9 @@ if TYPE_CHECKING:
 # The module of each public name.
 _HOME = {
     "Comparison": "results",
+    "CompressOptions": "compress_options",
+    "CompressReport": "compress_results",
+    "CompressResult": "compress_results",
     "FitOptions": "options",
     "FitReport": "results",
     "FitResult": "results",
@@ -44,12 +53,16 @@ _HOME = {
     "NoImprovementError": "errors",
     "OutOfMemoryError": "errors",
     "OptionError": "errors",
+    "Plan": "compress_results",
+    "PlanError": "errors",
     "Preprocess": "options",
     "PreprocessError": "errors",
     "ProviderError": "errors",
     "RunOptions": "options",
     "SamplesError": "errors",
+    "TargetError": "errors",
     "compare": "reporting.compare",
+    "compress": "pipeline.compress",
     "fit": "pipeline.fit",
     "match": "pipeline.match",
     "save_model": "serialization.model_files",
@@ -57,6 +70,9 @@ _HOME = {
 
 __all__ = [
     "Comparison",
+    "CompressOptions",
+    "CompressReport",
+    "CompressResult",
     "FitOptions",
     "FitReport",
     "FitResult",
@@ -67,12 +83,16 @@ __all__ = [
     "NoImprovementError",
     "OptionError",
     "OutOfMemoryError",
+    "Plan",
+    "PlanError",
     "Preprocess",
     "PreprocessError",
     "ProviderError",
     "RunOptions",
     "SamplesError",
+    "TargetError",
     "compare",
+    "compress",
     "fit",
     "match",
     "save_model",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from fskd_onnx.printable import printable
 
 if TYPE_CHECKING:
+    from fskd_onnx.compress_results import Plan
     from fskd_onnx.results import FitReport
 
 
@@ -57,6 +58,10 @@ class MatchError(FskdError):
     """Teacher and student have no block in common, or a pair is impossible."""
 
 
+class PlanError(FskdError):
+    """A plan cannot be read, or is not one for this teacher."""
+
+
 class OutOfMemoryError(FskdError, MemoryError):
     """The machine has not enough memory, even where fewer samples run at once.
 
@@ -83,6 +88,21 @@ class NoImprovementError(FskdError):
         """Keep the report of the fit."""
         super().__init__(message)
         self.report = report
+
+
+class TargetError(FskdError):
+    """A compression cannot reach its target.
+
+    Attributes:
+        plan: the one that comes closest; None where there is none.
+    """
+
+    exit_status: ClassVar[int] = 3
+
+    def __init__(self, message: str, plan: Plan | None = None) -> None:
+        """Keep the plan."""
+        super().__init__(message)
+        self.plan = plan
 
 
 def one_of(choices: Iterable[str]) -> str:

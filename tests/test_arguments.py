@@ -21,6 +21,7 @@ from fskd_onnx import (
     RunOptions,
     SamplesError,
     compare,
+    compress,
     fit,
     match,
 )
@@ -63,6 +64,18 @@ def test_what_is_no_model_is_refused_by_its_role(
         ModelError, match=rf"^the student cannot be read from a {word}; give a path"
     ):
         function(MODEL, model, SAMPLES)
+
+
+@pytest.mark.parametrize("teacher", [None, 7, b"teacher.onnx", SAMPLES])
+def test_a_compression_starts_from_a_model(teacher: Any) -> None:
+    with pytest.raises(ModelError, match=r"^the teacher cannot be read from a "):
+        compress(teacher)
+
+
+@pytest.mark.parametrize("options", [7, RunOptions(), FitOptions(), {}])
+def test_options_of_a_compression_are_of_their_own_type(options: Any) -> None:
+    with pytest.raises(OptionError, match=r"^options must be CompressOptions\(\.\.\.\), not "):
+        compress(MODEL, SAMPLES, options)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

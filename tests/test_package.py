@@ -95,10 +95,11 @@ def stage(module: str) -> str:
 
 
 STAGES = (
-    *("results", "printable", "errors", "option_checks", "options", "progress", "timing"),
+    *("results", "compress_results", "printable", "errors", "option_checks"),
+    *("options", "compress_options", "progress", "timing"),
     *("passes.errors", "passes.analysis", "passes"),
     *("serialization", "samples", "runtime", "linalg"),
-    *("matching", "fitting", "reporting", "pipeline", "cli"),
+    *("matching", "fitting", "compression", "reporting", "pipeline", "cli"),
     "",  # the package itself, which offers names of all stages
     "__main__",
 )

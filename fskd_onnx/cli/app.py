@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
 
 from fskd_onnx.cli.commands import COMMANDS
 from fskd_onnx.cli.exit_status import exits_with_status
+from fskd_onnx.cli.fit_settings import FitSettings, read_fit_settings
 from fskd_onnx.cli.memory_limit import prepare_for_memory_limit
-from fskd_onnx.cli.shared_options import read_shared_options
+from fskd_onnx.cli.shared_options import SharedOptions, read_shared_options
 
 app = typer.Typer(
     help="Make compressed neural networks accurate again, without training.",
@@ -49,26 +51,41 @@ def _top(
     """Make compressed neural networks accurate again, without training."""
 
 
-def _with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command that also takes the options that all commands share.
+# What reads the options of each group, in the order of the help.
+_READERS: Mapping[object, Callable[..., Any]] = MappingProxyType(
+    {FitSettings: read_fit_settings, SharedOptions: read_shared_options}
+)
+
+
+def _with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that takes the options of its groups in the place of these.
 
     Args:
-        command: a function of `COMMANDS`: its first parameter takes `SharedOptions`, its other
-            parameters are its own arguments and options.
+        command: a function of `COMMANDS`: some parameters take a group of options, its others are
+            its own arguments and options.
     """
-    _, *own = inspect.signature(command, eval_str=True).parameters.values()
-    shared = inspect.signature(read_shared_options, eval_str=True).parameters
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    grouped = {p.annotation: p.name for p in parameters if isinstance(p.annotation, type)}
+    readers = {grouped[group]: read for group, read in _READERS.items() if group in grouped}
+    own = [parameter for parameter in parameters if parameter.name not in readers]
+    options = {
+        name: inspect.signature(read, eval_str=True).parameters for name, read in readers.items()
+    }
 
-    def with_shared(**arguments: Any) -> None:
+    def with_groups(**arguments: Any) -> None:
         with exits_with_status():
-            options = read_shared_options(**{name: arguments.pop(name) for name in shared})
+            groups = {
+                name: read(**{option: arguments.pop(option) for option in options[name]})
+                for name, read in readers.items()
+            }
             prepare_for_memory_limit()
-            command(options, **arguments)
+            command(**groups, **arguments)
 
-    with_shared.__doc__ = command.__doc__
-    with_shared.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]
-    return with_shared
+    taken = [option for group in options.values() for option in group.values()]
+    with_groups.__doc__ = command.__doc__
+    with_groups.__signature__ = inspect.Signature([*own, *taken])  # type: ignore[attr-defined]
+    return with_groups
 
 
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_with_shared_options(_command))
+    app.command(_name)(_with_groups(_command))

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import typer
 
+from fskd_onnx.compress_options import read_percent
+
 T = TypeVar("T")
 
 
@@ -46,6 +48,15 @@ def numbers(text: str) -> tuple[float, ...]:
         ValueError: one of them is not a number.
     """
     return tuple(map(float, text.split(",")))
+
+
+def ratio(text: str) -> float:
+    """Return a fraction, as in ``0.8``, or as in ``80%``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return read_percent(text) if "%" in text else float(text)
 
 
 def image_size(text: str) -> int | tuple[int, int]:

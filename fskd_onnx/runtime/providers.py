@@ -43,19 +43,26 @@ class Runtime:
         device: where tensors between runs are kept, as ONNX Runtime calls it.
         as_written: whether nodes run as the file has them, none merged with another: slower, and
             errors name nodes that the file has.
+        as_users_run: whether sessions have the options that they have where nobody sets any, so
+            that they take as long as a user's.
     """
 
     providers: tuple[str, ...]
     device: str
     as_written: bool = False
+    as_users_run: bool = False
 
-    def session(self, model: onnx.ModelProto | Separated) -> onnxruntime.InferenceSession:
+    def session(
+        self, model: onnx.ModelProto | Separated, profile: Path | None = None
+    ) -> onnxruntime.InferenceSession:
         """Make a session of a model; what it lies in, in memory, need not outlive the call.
 
         Dropouts run as inference, whatever mode the model states.
 
         Args:
             model: whole, of any size, or without its large weights.
+            profile: beginning of the name of a file that the runtime writes times of nodes to; None
+                for no such file.
 
         Raises:
             Exception: whatever the runtime raises; callers know which file it is about.
@@ -67,7 +74,10 @@ class Runtime:
         )
         run_as_inference(apart.model)
         weights = _on_loan(apart)
-        options = _options()
+        options = _options() if not self.as_users_run else _basic_options()
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         if self.as_written:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_external_initializers(list(weights), list(weights.values()))
@@ -83,15 +93,20 @@ class Runtime:
         return session
 
 
-def _options() -> onnxruntime.SessionOptions:
+def _basic_options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL  # errors are raised, and said in our words
+    options.add_session_config_entry(_EXTERNAL_DATA, str(external_data.ROOT))
+    return options
+
+
+def _options() -> onnxruntime.SessionOptions:
+    options = _basic_options()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # A fit makes a session per segment. With an arena each, every one of them would ask the
     # system for all of its memory anew, and that costs as much as running it.
     _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
-    options.add_session_config_entry(_EXTERNAL_DATA, str(external_data.ROOT))
     return options
 
 

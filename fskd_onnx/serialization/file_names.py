@@ -9,13 +9,23 @@ from pathlib import Path
 
 MODEL_SUFFIX = ".onnx"
 _FITTED_SUFFIX = f".fskd{MODEL_SUFFIX}"
+_SMALL_SUFFIX = f".small{MODEL_SUFFIX}"
 _DATA_SUFFIX = ".data"
 
 
 def fitted_path(student: Path) -> Path:
     """Return where the fitted student goes unless told: beside it, as in ``NAME.fskd.onnx``."""
-    stem = student.stem if student.suffix.lower() == MODEL_SUFFIX else student.name
-    return student.with_name(stem + _FITTED_SUFFIX)
+    return _beside(student, _FITTED_SUFFIX)
+
+
+def small_path(teacher: Path) -> Path:
+    """Return where a student goes unless told: beside its teacher, as in ``NAME.small.onnx``."""
+    return _beside(teacher, _SMALL_SUFFIX)
+
+
+def _beside(model: Path, suffix: str) -> Path:
+    stem = model.stem if model.suffix.lower() == MODEL_SUFFIX else model.name
+    return model.with_name(stem + suffix)
 
 
 def data_path(model: Path) -> Path:

@@ -55,13 +55,26 @@ def check_sources(teacher: ModelSource, student: ModelSource) -> None:
     Raises:
         ModelError: one is not.
     """
-    for role, source in (("teacher", teacher), ("student", student)):
-        path = source.__fspath__() if isinstance(source, os.PathLike) else source
-        if not isinstance(path, str | onnx.ModelProto):
-            raise ModelError(
-                f"the {role} cannot be read from a {type(source).__name__}; give a path or an "
-                "onnx.ModelProto"
-            )
+    check_source(teacher, "teacher")
+    check_source(student, "student")
+
+
+def check_source(source: ModelSource, role: str) -> None:
+    """Check that a model of a call is something that a model can be read from.
+
+    Args:
+        source: of the model.
+        role: what the model is in the call.
+
+    Raises:
+        ModelError: it is not.
+    """
+    path = source.__fspath__() if isinstance(source, os.PathLike) else source
+    if not isinstance(path, str | onnx.ModelProto):
+        raise ModelError(
+            f"the {role} cannot be read from a {type(source).__name__}; give a path or an "
+            "onnx.ModelProto"
+        )
 
 
 def load_model(source: ModelSource) -> onnx.ModelProto:

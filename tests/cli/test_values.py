@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fskd_onnx.cli.values import byte_count
+from fskd_onnx.cli.values import byte_count, ratio
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,14 @@ def test_sizes(text: str, size: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         byte_count(text)
+
+
+@pytest.mark.parametrize(("text", "fraction"), [("0.8", 0.8), ("80%", 0.8), ("1", 1.0)])
+def test_ratios(text: str, fraction: float) -> None:
+    assert ratio(text) == fraction
+
+
+@pytest.mark.parametrize("text", ["", "%", "80 percent", "a"])
+def test_what_is_no_ratio(text: str) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        ratio(text)

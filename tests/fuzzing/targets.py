@@ -19,6 +19,8 @@ from onnx import numpy_helper
 from PIL import Image
 
 from fskd_onnx import FitOptions, RunOptions, fit
+from fskd_onnx.compress_results import Plan
+from fskd_onnx.compression.plan import plan_to_json, read_plan
 from fskd_onnx.errors import SamplesError
 from fskd_onnx.matching.channels import match_models
 from fskd_onnx.matching.map_file import read_map
@@ -30,6 +32,7 @@ from fskd_onnx.samples.groups import load_groups
 from fskd_onnx.samples.labels import load_labels
 from fskd_onnx.samples.sources import load_samples
 from fskd_onnx.serialization.interface import InputSpec
+from tests.compression.plans import LIMITS, PLAN
 from tests.forms import GROUPS
 from tests.fuzzing.mutation import Case
 from tests.networks import NETWORKS
@@ -168,7 +171,7 @@ def _read_images(folder: Path) -> None:
     load_samples(file, [_IMAGE], Preprocess(preset="raw", resize=6, crop=(4, 5)))
 
 
-# --- labels, groups, maps ---
+# --- labels, groups, maps, plans ---
 
 
 def _labels() -> Iterator[Case]:
@@ -210,6 +213,17 @@ def _maps() -> Iterator[Case]:
     yield {"map.json": b'{"pairs": []}'}
 
 
+def _plans() -> Iterator[Case]:
+    yield {"plan.json": plan_to_json(PLAN).encode()}
+    some = Plan(PLAN.teacher, PLAN.units[:2])
+    yield {"plan.json": plan_to_json(some).encode()}
+    yield {"plan.json": b'{"units": []}'}
+
+
+def _read_plan(folder: Path) -> None:
+    read_plan(folder / "plan.json", PLAN.teacher, LIMITS)
+
+
 def _read_map(folder: Path) -> None:
     graphs = _networks()
     match_models(*graphs, read_map(folder / "map.json", *graphs))
@@ -240,6 +254,7 @@ TARGETS: Mapping[str, Target] = {
     "labels": Target(_labels, lambda folder: load_labels(_only(folder), COUNT)),
     "groups": Target(_groups, lambda folder: load_groups(str(_only(folder)), COUNT)),
     "maps": Target(_maps, _read_map, share=2.0),
+    "plans": Target(_plans, _read_plan),
 }
 """All that is fuzzed, by name."""
 

@@ -6,6 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from fskd_onnx.compress_results import (
+    Change,
+    CompressReport,
+    CompressSeconds,
+    CompressTotals,
+    Plan,
+    UnitKind,
+    UnitPlan,
+)
 from fskd_onnx.results import (
     Agreement,
     BlockPair,
@@ -77,4 +86,48 @@ MATCHING = Matching(
         BlockPair(LONG, "Conv", LONG, None, 8, Evidence.ACTIVATIONS, 0.5, ""),
         BlockPair("odd[1]", "Gemm", None, (), None, Evidence.NONE, 0.0, "no counterpart"),
     )
+)
+
+PLAN = Plan(
+    teacher="teacher.onnx",
+    units=(
+        UnitPlan(
+            *("conv1", UnitKind.WIDTH, "thinet", (64,), (24,), tuple(range(24))),
+            macs_before=31_021_952,
+            macs_after=11_600_000,
+            parameters_before=36_928,
+            parameters_after=5_208,
+            error=0.001234,
+            reason="the last multiple of 8 that fits",
+        ),
+        UnitPlan(
+            *(LONG, UnitKind.WIDTH, "", (10,), (10,)),
+            macs_before=640,
+            macs_after=640,
+            parameters_before=650,
+            parameters_after=650,
+            reason="an output of the network carries them",
+        ),
+        UnitPlan("conv1", UnitKind.FACTORS, "tucker", (3, 24), (3, 8), error=float("nan")),
+        UnitPlan("odd[1]", UnitKind.FACTORS, "", (), (), reason="its kernel sees one position"),
+        UnitPlan("add1", UnitKind.BLOCK, "drop-block", (1,), (0,), error=0.0),
+        UnitPlan("add2", UnitKind.BLOCK, "", (1,), (1,)),
+    ),
+)
+
+COMPRESSION = CompressReport(
+    teacher="teacher.onnx",
+    output="teacher.small.onnx",
+    options={"reduce": "macs=50%", "methods": ("auto",)},
+    plan=PLAN,
+    totals=CompressTotals(
+        macs=Change(31_021_952, 15_400_000),
+        parameters=Change(271_402, 99_999),
+        bytes=Change(1_100_000, 410_000),
+        latency=Change(1.0, 0.625),
+    ),
+    fit=REPORT,
+    seconds=CompressSeconds(total=20.5, analysis=5, plan=1.25, rewrite=0, latency=2, fit=12.25),
+    versions={"onnx": "1.23.2"},
+    notes=("conv9: has half of the multiply-adds and is no faster",),
 )

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from fskd_onnx.reporting.json_format import SCHEMA_VERSION, matching_to_json, to_json
-from tests.reporting.records import MATCHING, REPORT, block
+from tests.reporting.records import COMPRESSION, MATCHING, REPORT, block
 
 
 def test_the_keys_are_those_of_the_contract() -> None:
@@ -107,3 +107,49 @@ def test_what_is_left_out_is_listed_where_there_is_some() -> None:
     document = json.loads(to_json(report))
     assert document["samples"]["left_out"] == ["x.npy, sample 3"]
     assert document["blocks"][0]["note"] == "odd"
+
+
+def test_compressions_for_machines() -> None:
+    text = to_json(COMPRESSION)
+    assert text.isascii()
+    document = json.loads(text)
+    assert list(document) == [
+        "schema_version",
+        "teacher",
+        "output",
+        "options",
+        "units",
+        "totals",
+        "fit",
+        "seconds",
+        "versions",
+        "notes",
+    ]
+    assert document["units"][0] == {
+        "unit": "conv1",
+        "method": "thinet",
+        "before": 64,
+        "after": 24,
+        "macs_before": 31_021_952,
+        "macs_after": 11_600_000,
+        "parameters_before": 36_928,
+        "parameters_after": 5_208,
+        "error": 0.001234,
+        "reason": "the last multiple of 8 that fits",
+    }
+    assert [unit["after"] for unit in document["units"]] == [24, 10, [3, 8], None, 0, 1]
+    assert document["units"][2]["error"] is None
+    assert document["totals"] == {
+        "macs": {"before": 31_021_952, "after": 15_400_000},
+        "parameters": {"before": 271_402, "after": 99_999},
+        "bytes": {"before": 1_100_000, "after": 410_000},
+        "latency_ratio": {"before": 1.0, "after": 0.625},
+    }
+    assert document["fit"] == json.loads(to_json(REPORT))
+    assert list(document["seconds"]) == ["total", "analysis", "plan", "rewrite", "latency", "fit"]
+
+
+def test_compressions_without_a_fit_or_notes() -> None:
+    document = json.loads(to_json(dataclasses.replace(COMPRESSION, fit=None, notes=())))
+    assert document["fit"] is None
+    assert "notes" not in document

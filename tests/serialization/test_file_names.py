@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from fskd_onnx.serialization.file_names import data_path, fitted_path, free_data_path
+from fskd_onnx.serialization.file_names import (
+    data_path,
+    fitted_path,
+    free_data_path,
+    small_path,
+)
 
 
 @pytest.mark.parametrize(
@@ -15,6 +20,11 @@ from fskd_onnx.serialization.file_names import data_path, fitted_path, free_data
 )
 def test_a_fitted_student_lies_beside_the_student(student: str, output: str) -> None:
     assert fitted_path(Path("d") / student) == Path("d") / output
+
+
+def test_a_student_lies_beside_its_teacher() -> None:
+    assert small_path(Path("d") / "t.ONNX") == Path("d") / "t.small.onnx"
+    assert small_path(Path("net.v1")) == Path("net.v1.small.onnx")
 
 
 def test_weights_lie_beside_their_model() -> None:
