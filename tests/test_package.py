@@ -98,7 +98,7 @@ STAGES = (
     *("results", "printable", "errors", "option_checks", "options", "progress", "timing"),
     *("passes.errors", "passes.analysis", "passes"),
     *("serialization", "samples", "runtime", "linalg"),
-    *("matching", "fitting", "reporting", "pipeline", "cli"),
+    *("matching", "fitting", "compression", "reporting", "pipeline", "cli"),
     "",  # the package itself, which offers names of all stages
     "__main__",
 )

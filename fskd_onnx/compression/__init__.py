@@ -1,0 +1,1 @@
+"""A student from a teacher alone: costs, errors, choices, plan."""
