@@ -59,7 +59,7 @@ def rank_curve(form: Form, linear: Linear, gram: Array, ranks: Sequence[Rank]) -
     shape = LinearShape.of(linear)
     kind = np.float32 if len(gram) > _LARGE else np.float64
     matrix: _Floats = linear.matrix[0].astype(kind)
-    moments: _Floats = gram.astype(kind)
+    moments: _Floats = gram.astype(kind, copy=False)
     gain = matrix @ moments
     energy = float(np.sum(gain * matrix, dtype=np.float64))
     if not energy > 0:
@@ -92,12 +92,9 @@ def _spatial(
     first = math.prod(taps[: LinearShape(n, c, tuple(taps)).first_axes])
     most, behind = max(rank for (rank,) in ranks), math.prod(taps) // first
     (columns,), _ = SpatialSvd.split(kernel, most)
-    by_taps = moments.reshape(c * first, behind, c * first, behind)
-    half = np.tensordot(columns, by_taps, 1).reshape(most * behind, c * first, behind)
-    seen = (half.swapaxes(1, 2) @ columns.T).swapaxes(1, 2)
-    cross = (gain.reshape(n, c * first, behind).swapaxes(1, 2) @ columns.T).swapaxes(1, 2)
-    size = most * behind
-    sums = _explained(seen.reshape(size, size), cross.reshape(n, size))
+    half = columns @ moments.reshape(c * first, -1)
+    seen = _seen_by(columns, half.reshape(most * behind, c * first, behind))
+    sums = _explained(seen, _seen_by(columns, gain.reshape(n, c * first, behind)))
     return [sums[rank * behind] for (rank,) in ranks]
 
 
@@ -124,10 +121,9 @@ def _tucker(kernel: _Floats, moments: _Floats, gain: _Floats, ranks: Sequence[Ra
     (into,), (core,), _ = Tucker.split(kernel, most, outer)
     taps = len(moments) // c
     # Moments of what the first node makes of the patches, and of the response with that.
-    half = (into @ moments.reshape(c, -1)).reshape(most * taps, c, taps)
-    narrow = (half.swapaxes(1, 2) @ into.T).swapaxes(1, 2).reshape(most * taps, most * taps)
-    narrow_gain = (gain.reshape(n, c, taps).swapaxes(1, 2) @ into.T).swapaxes(1, 2)
-    narrow_gain = narrow_gain.reshape(n, most * taps)
+    half = into @ moments.reshape(c, -1)
+    narrow = _seen_by(into, half.reshape(most * taps, c, taps))
+    narrow_gain = _seen_by(into, gain.reshape(n, c, taps))
     sums = {}
     for inner in {inner for inner, _ in ranks}:
         size, outer = inner * taps, max(behind for front, behind in ranks if front == inner)
@@ -141,6 +137,21 @@ def _tucker(kernel: _Floats, moments: _Floats, gain: _Floats, ranks: Sequence[Ra
 _EXPLAINED: Mapping[Form, _Curve] = MappingProxyType(
     {Form.SPATIAL_SVD: _spatial, Form.TUCKER: _tucker, Form.DECOUPLE: _decouple}
 )
+
+
+def _seen_by(columns: _Floats, moments: _Floats) -> _Floats:
+    """Return moments with what a node sees along one axis, in one large product.
+
+    Args:
+        columns: (r, x) what the node makes of that axis.
+        moments: (m, x, k).
+
+    Returns:
+        (m, r k).
+    """
+    m, x, k = moments.shape
+    product = moments.swapaxes(1, 2).reshape(m * k, x) @ columns.T
+    return product.reshape(m, k, -1).swapaxes(1, 2).reshape(m, -1)
 
 
 def _explained(seen: _Floats, cross: _Floats) -> list[float]:
