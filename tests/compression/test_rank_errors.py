@@ -88,6 +88,30 @@ def test_a_fit_leaves_no_more(form: Form, case: str) -> None:
     assert 0.0 < error < 0.9
 
 
+@pytest.mark.parametrize(("form", "case"), STATIC)
+def test_held_out_errors_are_those_of_the_same_solution_on_other_samples(
+    form: Form, case: str
+) -> None:
+    rank, ridge = FORMS[form][1], 0.01
+    linear, factors = chain(form, case, rank)
+    columns, others = (patches(linear.shape[2], count, seed=2) for count in (30, 500))
+    gram = columns @ columns.T
+    ridged = gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
+    weights = linear.matrix[0]
+    if form == Form.CHANNEL_SVD:
+        vectors = np.linalg.eigh(weights @ ridged @ weights.T)[1][:, -rank[0] :]
+        kernel = vectors @ vectors.T @ weights
+    else:
+        seen = factors.last_patches
+        last = np.linalg.solve(seen @ ridged @ seen.T, seen @ ridged @ weights.T).T
+        kernel = last @ seen
+    expected = np.sum(((weights - kernel) @ others) ** 2) / np.sum((weights @ others) ** 2)
+    (found,) = rank_curve(form, linear, gram, [rank], ridge=ridge, held_out=others @ others.T)
+    assert found == pytest.approx(float(expected), rel=1e-5)
+    (in_sample,) = rank_curve(form, linear, gram, [rank])
+    assert in_sample < found
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(STATIC), st.integers(1, 60), st.integers(0, 99), st.floats(1e-6, 1e6))
 def test_errors_fall_with_the_rank_and_do_not_depend_on_scale(
@@ -143,3 +167,11 @@ def test_moments_of_the_response_give_the_same_as_those_of_patches() -> None:
         rank_curve(Form.CHANNEL_SVD, linear, columns @ columns.T, ranks),
         atol=1e-12,
     )
+
+
+def test_moments_that_are_not_finite_are_refused() -> None:
+    (linear,) = linears(FORMS[Form.TUCKER][0]["3 x 3"].model()).values()
+    gram = np.full((linear.shape[2],) * 2, np.nan)
+    for form in Form:
+        with pytest.raises(ValueError, match="not finite"):
+            rank_curve(form, linear, gram, [FORMS[form][1]])
