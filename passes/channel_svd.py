@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from fskd_onnx.passes.analysis.factorizable import Form, Rank
 from fskd_onnx.passes.linear_chain import Array, Factorize, low_rank
@@ -31,6 +31,11 @@ class ChannelSvd(Factorize):
 
     ranks: Mapping[str, int]
     form: ClassVar = Form.CHANNEL_SVD
+
+    @classmethod
+    def of(cls, ranks: Mapping[str, Rank]) -> Self:
+        """See ``Factorize``."""
+        return cls({name: rank for name, (rank,) in ranks.items()})
 
     @property
     def chosen(self) -> Mapping[str, Rank]:

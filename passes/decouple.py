@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -34,6 +34,11 @@ class Decouple(Factorize):
 
     terms: Mapping[str, int]
     form: ClassVar = Form.DECOUPLE
+
+    @classmethod
+    def of(cls, ranks: Mapping[str, Rank]) -> Self:
+        """See ``Factorize``."""
+        return cls({name: rank for name, (rank,) in ranks.items()})
 
     @property
     def chosen(self) -> Mapping[str, Rank]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -55,6 +55,11 @@ class Factorize(Pass):
     """
 
     form: ClassVar[Form]
+
+    @classmethod
+    @abstractmethod
+    def of(cls, ranks: Mapping[str, Rank]) -> Self:
+        """Make the pass for ranks as they are in all forms."""
 
     @property
     @abstractmethod
@@ -189,7 +194,12 @@ def low_rank(matrix: Array, rank: int) -> tuple[Array, Array]:
 
 def leading_vectors(matrix: Array, rank: int) -> Array:
     """Return the left singular vectors of the largest singular values, (m, r), largest first."""
-    gram, size = matrix @ matrix.T, len(matrix)
+    return leading_eigenvectors(matrix @ matrix.T, rank)
+
+
+def leading_eigenvectors(gram: Array, rank: int) -> Array:
+    """Return the eigenvectors of the largest eigenvalues, (m, r), largest first."""
+    size = len(gram)
     _, vectors = scipy.linalg.eigh(
         gram, subset_by_index=[size - rank, size - 1], check_finite=False
     )

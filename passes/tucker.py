@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -36,6 +36,11 @@ class Tucker(Factorize):
 
     ranks: Mapping[str, tuple[int, int]]
     form: ClassVar = Form.TUCKER
+
+    @classmethod
+    def of(cls, ranks: Mapping[str, Rank]) -> Self:
+        """See ``Factorize``."""
+        return cls({name: (inner, outer) for name, (inner, outer) in ranks.items()})
 
     @property
     def chosen(self) -> Mapping[str, Rank]:

@@ -11,14 +11,11 @@ import onnx
 
 from fskd_onnx.passes import (
     AffineMap,
-    ChannelSvd,
-    Decouple,
     Pass,
     ReplaceWeights,
-    SpatialSvd,
-    Tucker,
 )
 from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, Rank
+from fskd_onnx.passes.factorizations import FACTORIZATIONS
 from tests.helpers import Array, build, linears
 
 
@@ -127,12 +124,7 @@ CASES = [(form, name) for form, (cases, _) in FORMS.items() for name in cases]
 
 def pass_of(form: Form, ranks: Mapping[str, Rank]) -> Pass:
     """Give the pass that factorizes some nodes."""
-    if form == Form.TUCKER:
-        return Tucker({name: (inner, outer) for name, (inner, outer) in ranks.items()})
-    numbers = {name: rank for name, (rank,) in ranks.items()}
-    if form == Form.DECOUPLE:
-        return Decouple(numbers)
-    return (SpatialSvd if form == Form.SPATIAL_SVD else ChannelSvd)(numbers)
+    return FACTORIZATIONS[form].of(ranks)
 
 
 def nearest(form: Form, kernel: Array, rank: Rank) -> Array:
