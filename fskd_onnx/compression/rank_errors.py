@@ -107,7 +107,8 @@ def response_curve(
 def _scaled(gram: Array, kind: type[np.float32 | np.float64], ridge: float = 0.0) -> Floats:
     """Return a Gram matrix of a mean diagonal of one, and a ridge on it; zeros stay."""
     mean = float(np.trace(gram)) / len(gram)
-    scaled: Floats = (gram if mean == 0 else gram / mean).astype(kind)
+    scaled: Floats = np.empty(gram.shape, kind)
+    np.divide(gram, mean or 1.0, out=scaled, casting="same_kind")  # without a copy of this size
     scaled.flat[:: len(gram) + 1] += ridge
     return scaled
 

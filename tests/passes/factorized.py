@@ -150,11 +150,12 @@ def _truncated(matrix: Array, rank: int) -> Array:
     return np.asarray((u[:, :rank] * s[:rank]) @ v[:rank])
 
 
-def expected(form: Form, model: onnx.ModelProto, rank: Rank) -> onnx.ModelProto:
-    """Give the model with the kernel of the chain in the node itself."""
-    ((name, linear),) = linears(model).items()
-    n, p = linear.width, linear.shape[2]
-    taps = math.prod(linear.kernel_shape)
-    kernel = linear.matrix.reshape(n, p // taps, *linear.kernel_shape)
-    new = AffineMap(nearest(form, kernel, rank).reshape(1, n, p), linear.affine.shift)
-    return ReplaceWeights({name: new})(model).model
+def expected(form: Form, model: onnx.ModelProto, ranks: Mapping[str, Rank]) -> onnx.ModelProto:
+    """Give the model with the kernels of the chains in the nodes themselves."""
+    new, views = {}, linears(model)
+    for name, rank in ranks.items():
+        linear, shape = views[name], LinearShape.of(views[name])
+        kernel = linear.matrix.reshape(shape.outputs, shape.inputs, *shape.kernel)
+        matrix = nearest(form, kernel, rank).reshape(linear.shape)
+        new[name] = AffineMap(matrix, linear.affine.shift)
+    return ReplaceWeights(new)(model).model

@@ -27,6 +27,7 @@ from tests.helpers import (
     zoo_model,
 )
 from tests.passes.factorized import CASES, FORMS, PLANES, expected, pass_of
+from tests.random_graphs.case import draw
 
 
 @pytest.mark.parametrize(("form", "case"), CASES)
@@ -38,7 +39,7 @@ def test_a_chain_applies_the_nearest_kernel(form: Form, case: str) -> None:
     result = pass_of(form, {name: rank})(model)
     assert model.SerializeToString() == before
     assert len(result.notes) == 1
-    assert_same_function(result.model, expected(form, model, rank))
+    assert_same_function(result.model, expected(form, model, {name: rank}))
     # The last node has the name and the output of the one that was there.
     made = linears(result.model)
     shapes = [link.matrix_shape for link in links(form, LinearShape.of(linear), rank)]
@@ -57,7 +58,9 @@ def test_in_double_precision_it_is_exact(form: Form, case: str) -> None:
     cases, rank = FORMS[form]
     model = cases[case].model("double")
     (name,) = linears(model)
-    assert_same_function(pass_of(form, {name: rank})(model).model, expected(form, model, rank))
+    assert_same_function(
+        pass_of(form, {name: rank})(model).model, expected(form, model, {name: rank})
+    )
 
 
 @pytest.mark.parametrize("form", Form)
@@ -65,7 +68,7 @@ def test_half_precision_stays(form: Form) -> None:
     model, rank = PLANES["3 x 3"].model("float16"), FORMS[form][1]
     result = pass_of(form, {"n": rank})(model).model
     assert {v.dtype for v in initializers(result).values()} == {np.dtype(np.float16)}
-    assert_same_function(result, expected(form, model, rank))
+    assert_same_function(result, expected(form, model, {"n": rank}))
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
@@ -88,7 +91,7 @@ def test_weights_behind_a_cast_are_stored_as_before(kind: int) -> None:
 
 
 def expected_of(model: onnx.ModelProto) -> onnx.ModelProto:
-    return expected(Form.SPATIAL_SVD, model, (4,))
+    return expected(Form.SPATIAL_SVD, model, {"n": (4,)})
 
 
 def test_two_neighbours_and_names_that_are_taken() -> None:
@@ -116,7 +119,7 @@ def test_a_fit_sees_the_chain_as_one_node(form: Form, case: str) -> None:
     window = Window.of(linear)
     assert (chain is None) == (window is None)  # padding that depends on the input's extent
     if chain is not None and window is not None:
-        own = linears(expected(form, model, rank))[name]
+        own = linears(expected(form, model, {name: rank}))[name]
         assert chain.window.begin == window.begin
         assert chain.window.end == window.end
         assert chain.window.strides == window.strides
@@ -193,6 +196,21 @@ def test_a_kernel_of_zeros_has_finite_factors() -> None:
     left, right = low_rank(np.zeros((4, 5)), 2)
     assert np.isfinite(left).all()
     assert not right.any()
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_graphs(seed: int) -> None:
+    model = Canonicalize()(draw(seed).teacher.model).model
+    rng = np.random.default_rng(seed)
+    for form in Form:
+        ranks = {
+            name: tuple(int(rng.integers(1, most)) for most in full_rank(form, LinearShape.of(v)))
+            for name, v in linears(model).items()
+            if not why_not(v, form)
+        }
+        result = pass_of(form, ranks)(model)
+        assert len(result.notes) == len(ranks)
+        assert_same_function(result.model, expected(form, model, ranks))
 
 
 @pytest.mark.parametrize(
