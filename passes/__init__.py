@@ -4,7 +4,9 @@ from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.segments import Segment, plan_segments
 from fskd_onnx.passes.base import Pass, PassResult, export
 from fskd_onnx.passes.canonicalize import Canonicalize
+from fskd_onnx.passes.channel_svd import ChannelSvd
 from fskd_onnx.passes.compose_chains import ComposeChains
+from fskd_onnx.passes.decouple import Decouple
 from fskd_onnx.passes.errors import PassError
 from fskd_onnx.passes.extract_segment import extract
 from fskd_onnx.passes.fold_affine import FoldAffine
@@ -14,11 +16,15 @@ from fskd_onnx.passes.gather_columns import GatherColumns
 from fskd_onnx.passes.insert_adapter import InsertAdapter
 from fskd_onnx.passes.merge_branches import MergeBranches
 from fskd_onnx.passes.replace_weights import ReplaceWeights
+from fskd_onnx.passes.spatial_svd import SpatialSvd
+from fskd_onnx.passes.tucker import Tucker
 
 __all__ = [
     "AffineMap",
     "Canonicalize",
+    "ChannelSvd",
     "ComposeChains",
+    "Decouple",
     "FoldAffine",
     "FoldConstants",
     "FuseAdapter",
@@ -30,6 +36,8 @@ __all__ = [
     "PassResult",
     "ReplaceWeights",
     "Segment",
+    "SpatialSvd",
+    "Tucker",
     "export",
     "extract",
     "plan_segments",
