@@ -13,6 +13,7 @@ from fskd_onnx.passes.fuse_adapter import FuseAdapter
 from fskd_onnx.passes.gather_columns import GatherColumns
 from fskd_onnx.passes.insert_adapter import InsertAdapter
 from fskd_onnx.passes.merge_branches import MergeBranches
+from fskd_onnx.passes.prune_channels import PruneChannels
 from fskd_onnx.passes.replace_weights import ReplaceWeights
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Pass",
     "PassError",
     "PassResult",
+    "PruneChannels",
     "ReplaceWeights",
     "Segment",
     "export",

@@ -33,13 +33,13 @@ import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.analysis.held_channels import is_stored
 from fskd_onnx.passes.analysis.labels import Indices, Labels
-from fskd_onnx.passes.analysis.linear import Linear
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.moves import normal, stated_numbers
 from fskd_onnx.passes.analysis.nodes import has_input, is_standard
 from fskd_onnx.passes.analysis.operators import Axes, operator_of
 from fskd_onnx.passes.analysis.prunable_channels import PrunableChannels
-from fskd_onnx.passes.analysis.pruning_constraints import input_channels
-from fskd_onnx.passes.analysis.shapes import KnownShapes
+from fskd_onnx.passes.analysis.pruning_constraints import input_channels, input_count
+from fskd_onnx.passes.analysis.shapes import KnownShapes, infer_shapes
 from fskd_onnx.passes.analysis.stated_extents import (
     Number,
     find_extents,
@@ -99,13 +99,13 @@ class PruneChannels(Pass):
 
     def ensures(self, graph: gs.Graph) -> None:
         """Check that every linear node reads as many channels as there are."""
-        channels = PrunableChannels(graph)
-        for linear in channels.linears.values():
-            try:
-                input_channels(channels.flow, linear)
-            except LookupError as error:
-                msg = f"'{linear.name}' does not read the channels that were left"
-                raise PostconditionError(msg) from error
+        views = [view for view in find_linear(graph) if isinstance(view, Linear)]
+        shapes = infer_shapes(graph)
+        for linear in views:
+            shape = shapes.get(linear.input.name)
+            if shape is not None and shape[linear.channel_axis] not in (None, input_count(linear)):
+                msg = f"'{linear.name}' does not read as many channels as there are"
+                raise PostconditionError(msg)
 
 
 class _Pruning:

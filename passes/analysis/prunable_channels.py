@@ -39,6 +39,7 @@ from fskd_onnx.passes.analysis.pruning_constraints import (
     Constraints,
     find_constraints,
     input_channels,
+    input_count,
 )
 
 
@@ -55,6 +56,8 @@ class ChannelUnit:
             where any may stay.
         reason: why none of them can go; empty where some can.
         members: by writer, for each of its channels, which of the unit's it is.
+        parts: sets of the unit's channels, of each of which one at least has to stay; those that
+            ``groups`` does not see to.
     """
 
     name: str
@@ -64,6 +67,31 @@ class ChannelUnit:
     groups: int
     reason: str
     members: Mapping[str, tuple[int, ...]] = field(repr=False)
+    parts: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+
+    @property
+    def run(self) -> int:
+        """Length of the runs of which equally many have to stay."""
+        return self.width // self.groups
+
+    def best(self, scores: NDArray[np.floating], count: int) -> tuple[int, ...]:
+        """Return the channels with the highest scores that can be the ones that stay, ascending.
+
+        Args:
+            scores: (width,).
+            count: how many; taken for the next number that is allowed, of those below it where
+                there is one.
+        """
+        scores = np.asarray(scores)
+        needed = np.zeros(self.width, bool)
+        for part in self.parts:
+            if not needed[[*part]].any():
+                needed[max(part, key=lambda channel: scores[channel])] = True
+        by_run = needed.reshape(self.groups, -1)
+        each = max(1, count // self.groups, int(by_run.sum(axis=1).max()))
+        order = np.lexsort((-scores.reshape(self.groups, -1), ~by_run))[:, :each]
+        kept = order + np.arange(self.groups)[:, np.newaxis] * self.run
+        return tuple(np.sort(kept.reshape(-1)).tolist())
 
     def why_not(self, kept: Collection[int]) -> str:
         """Return why these channels cannot be the ones that stay, or nothing.
@@ -79,10 +107,13 @@ class ChannelUnit:
             return ""
         if self.reason:
             return f"none of them can go: {self.reason}"
-        run = self.width // self.groups
-        counts = np.bincount(np.array([*kept]) // run, minlength=self.groups)
+        counts = np.bincount(np.array([*kept]) // self.run, minlength=self.groups)
         if len(set(counts.tolist())) > 1:
-            return f"of each {run} in a row, of which there are {self.groups}, as many have to stay"
+            return f"as many have to stay of each {self.run} in a row"
+        for part in self.parts:
+            if not set(part) & set(kept):
+                some = ", ".join(map(str, part[:5])) + (", ..." if len(part) > 5 else "")
+                return f"one at least of {some} has to stay, for a node takes these alone"
         return ""
 
     def rows(self, writer: str, kept: Collection[int]) -> tuple[int, ...]:
@@ -137,20 +168,14 @@ class PrunableChannels:
         None stands for what is no channel of a linear node. Of a flattened tensor, each position
         of a channel is an input.
         """
-        read = self._read(linear)
+        read = input_channels(self.flow, linear)
         if read is None:
-            return [None] * (linear.groups * linear.shape[2] // math.prod(linear.kernel_shape))
+            return [None] * input_count(linear)
         names = [unit.name for unit in self.units]
         return [
             None if channel < 0 else (names[self._unit[channel]], int(self._member[channel]))
             for channel in read.tolist()
         ]
-
-    def _read(self, linear: Linear) -> Indices | None:
-        try:
-            return input_channels(self.flow, linear)
-        except LookupError:
-            return None
 
     def _describe(self, constraints: Constraints) -> tuple[ChannelUnit, ...]:
         count = int(self._unit.max(initial=-1)) + 1
@@ -166,6 +191,7 @@ class PrunableChannels:
                 readers[read].append(linear.name)
         widths = [int(self._member[self._unit == i].max()) + 1 for i in range(count)]
         groups, reasons = self._runs(constraints, widths)
+        parts = self._parts(groups, widths)
         return tuple(
             ChannelUnit(
                 names[i],
@@ -175,6 +201,7 @@ class PrunableChannels:
                 groups[i] if not reasons.get(i) else 1,
                 reasons.get(i, ""),
                 members[i],
+                parts[i] if not reasons.get(i) else (),
             )
             for i in range(count)
         )
@@ -184,6 +211,24 @@ class PrunableChannels:
             return []
         channels = np.unique(labels.channels)
         return [int(unit) for unit in np.unique(self._unit[channels[channels >= 0]])]
+
+    def _parts(self, groups: list[int], widths: list[int]) -> list[tuple[tuple[int, ...], ...]]:
+        """Return the sets of channels of each unit that nodes write or read alone."""
+        found: list[set[tuple[int, ...]]] = [set() for _ in widths]
+        sets = [self.flow.of_block(linear.output.name) for linear in self.linears.values()]
+        carried = {id(labels): labels for labels in self.flow.labels.values()}.values()
+        for channels in (*sets, *(labels.channels for labels in carried)):
+            known = channels[channels >= 0]
+            if len(known) < channels.size or not len(known):
+                continue  # what is no channel stays
+            units, counts = np.unique(self._unit[known], return_counts=True)
+            index = int(units[counts.argmax()])
+            part = np.unique(self._member[known[self._unit[known] == index]])
+            run = widths[index] // groups[index]
+            whole_run = np.bincount(part // run).max() == run
+            if not whole_run:
+                found[index].add(tuple(part.tolist()))
+        return [tuple(sorted(parts)) for parts in found]
 
     def _runs(
         self, constraints: Constraints, widths: list[int]

@@ -25,7 +25,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.analysis.held_channels import place
-from fskd_onnx.passes.analysis.labels import Indices, Labels
+from fskd_onnx.passes.analysis.labels import UNKNOWN, Indices, Labels
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.nodes import all_nodes, nodes_in_bodies
 from fskd_onnx.passes.analysis.propagation import ChannelFlow
@@ -75,20 +75,22 @@ class Constraints:
 
 
 def input_channels(flow: ChannelFlow, linear: Linear) -> Indices | None:
-    """Return the channel of each input of a linear node, -1 for none; None for none at all.
+    """Return the channel of each input of a linear node, -1 for none.
 
-    Raises:
-        LookupError: they are not along its channel axis alone.
+    Where several channels are one input, at several positions, it is the first of them; all go
+    together. None where it reads no channels, or not along its channel axis.
     """
     labels = flow.labels.get(linear.input.name)
-    if labels is None:
+    if labels is None or _slicing_axis(labels) != linear.channel_axis % labels.rank:
         return None
-    axis = linear.channel_axis % labels.rank
+    channels = _line(labels, linear.channel_axis % labels.rank)
+    return channels if len(channels) == input_count(linear) else None
+
+
+def input_count(linear: Linear) -> int:
+    """Return the number of input channels of a linear node, over all groups."""
     groups, _, p = linear.shape
-    extent = groups * p // math.prod(linear.kernel_shape)
-    if labels.axes != {axis} or labels.shape[axis] != extent:
-        raise LookupError(linear.name)
-    return labels.channels.reshape(-1)
+    return groups * p // math.prod(linear.kernel_shape)
 
 
 def find_constraints(graph: gs.Graph, linears: Sequence[Linear], flow: ChannelFlow) -> Constraints:
@@ -114,29 +116,27 @@ def find_constraints(graph: gs.Graph, linears: Sequence[Linear], flow: ChannelFl
 
 
 def _tie_grid(found: Constraints, labels: Labels) -> None:
-    """Let what is left of a tensor be a grid: channels go as whole slices along one axis.
+    """Let what is left of a tensor be a grid: channels go as whole slices along one axis."""
+    if len(labels.axes) > 1:
+        axis = _slicing_axis(labels)
+        slices = np.moveaxis(labels.channels, axis, 0).reshape(labels.shape[axis], -1)
+        found.tie(slices[:, :1], slices)
 
-    It is the axis along which the most channels are told apart.
-    """
-    if len(labels.axes) < 2:
-        return
-    lines = {
-        axis: np.moveaxis(labels.channels, axis, 0).reshape(labels.shape[axis], -1)
-        for axis in sorted(labels.axes)
-    }
-    slices = max(lines.values(), key=lambda line: len(np.unique(line[:, 0])))
-    found.tie(slices[:, :1], slices)
+
+def _slicing_axis(labels: Labels) -> int:
+    """Return the axis along which channels go: the one that tells the most of them apart."""
+    return max(
+        sorted(labels.axes), key=lambda axis: len(np.unique(_line(labels, axis))), default=UNKNOWN
+    )
 
 
 def _add_groups(found: Constraints, flow: ChannelFlow, linear: Linear) -> None:
     own = flow.of_block(linear.output.name).reshape(linear.shape[:2])
-    try:
-        read = input_channels(flow, linear)
-    except LookupError:
-        why = f"'{linear.name}' ({linear.op}) reads them in a way that cannot be followed"
-        found.hold(flow.labels[linear.input.name].channels, why)
-        found.hold(own, why)
-        return
+    read = input_channels(flow, linear)
+    carried = flow.labels.get(linear.input.name)
+    if read is None and carried is not None:
+        why = f"'{linear.name}' ({linear.op}) reads them, but not one channel for each"
+        found.hold(carried.channels, why)
     if linear.groups == 1:
         return
     per_group = linear.shape[2] // math.prod(linear.kernel_shape)
