@@ -5,6 +5,7 @@ from fskd_onnx.passes.analysis.segments import Segment, plan_segments
 from fskd_onnx.passes.base import Pass, PassResult, export
 from fskd_onnx.passes.canonicalize import Canonicalize
 from fskd_onnx.passes.compose_chains import ComposeChains
+from fskd_onnx.passes.drop_blocks import DropBlocks
 from fskd_onnx.passes.errors import PassError
 from fskd_onnx.passes.extract_segment import extract
 from fskd_onnx.passes.fold_affine import FoldAffine
@@ -20,6 +21,7 @@ __all__ = [
     "AffineMap",
     "Canonicalize",
     "ComposeChains",
+    "DropBlocks",
     "FoldAffine",
     "FoldConstants",
     "FuseAdapter",
