@@ -11,10 +11,10 @@ import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.analysis import constants
 from fskd_onnx.passes.analysis.labels import Labels
+from fskd_onnx.passes.analysis.linear_operators import is_linear_op
 from fskd_onnx.passes.analysis.moves import normal, stated_numbers
 from fskd_onnx.passes.analysis.nodes import bodies, has_input, is_dense, is_standard, node_name
 from fskd_onnx.passes.analysis.operators import Axes, operator_of
-from fskd_onnx.passes.analysis.segments import reads
 
 _PER_CHANNEL = ("BatchNormalization", "InstanceNormalization")
 """They read one number per channel of axis 1, and no channel reads those of another."""
@@ -35,8 +35,8 @@ def why_lost(node: gs.Node) -> str:
     axes = operator_of(node).axes
     if bodies(node):
         what = "reads them in a body"
-    elif is_standard(node, "MatMul", "Gemm") and len(list(reads(node))) > 1:
-        what = "multiplies two activations"
+    elif is_linear_op(node) and not is_stored(node.inputs[1]):
+        what = "multiplies them with what is not stored"
     elif axes is Axes.REDUCED:
         what = "reduces over them"
     elif axes is Axes.UNKNOWN:

@@ -206,7 +206,7 @@ REASONS: Mapping[str, tuple[str, str, str]] = {
     "attention": (
         "t = Transpose <perm = [0,1,3,2]> (y) s = MatMul (y, t) [e] z = Conv (s, e)",
         "float[5,8,1,1] e",
-        "they pass through 's' (MatMul), which multiplies two activations",
+        "they pass through 's' (MatMul), which multiplies them with what is not stored",
     ),
     "unlike uses": (
         "[a] s = Conv (y, v, a) [b] t = Conv (y, v, b) r = Add (s, t) [e] z = Conv (r, e)",
