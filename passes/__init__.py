@@ -10,6 +10,7 @@ from fskd_onnx.passes.errors import PassError
 from fskd_onnx.passes.extract_segment import extract
 from fskd_onnx.passes.fold_affine import FoldAffine
 from fskd_onnx.passes.fold_constants import FoldConstants
+from fskd_onnx.passes.fold_extents import FoldExtents
 from fskd_onnx.passes.fuse_adapter import FuseAdapter
 from fskd_onnx.passes.gather_columns import GatherColumns
 from fskd_onnx.passes.insert_adapter import InsertAdapter
@@ -24,6 +25,7 @@ __all__ = [
     "DropBlocks",
     "FoldAffine",
     "FoldConstants",
+    "FoldExtents",
     "FuseAdapter",
     "GatherColumns",
     "InsertAdapter",

@@ -35,6 +35,24 @@ def infer_shapes(
     Returns:
         An extent that depends on the input (the number of samples) is None.
     """
+    return {
+        name: tuple(extent if isinstance(extent, int) else None for extent in shape)
+        for name, shape in infer_named_shapes(graph, inputs).items()
+    }
+
+
+def infer_named_shapes(
+    graph: gs.Graph, inputs: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, tuple[int | str | None, ...]]:
+    """Return the same as ``infer_shapes``, with the names of extents that the graph names.
+
+    Args:
+        graph: any graph; it stays as it is.
+        inputs: shapes of inputs, to be taken instead of those that the graph states.
+
+    Returns:
+        Extents of the same name are equal.
+    """
     model = _without_weights(graph)
     for value in model.graph.input:
         if (shape := (inputs or {}).get(value.name)) is not None:
@@ -44,7 +62,7 @@ def infer_shapes(
     values = (*inferred.input, *inferred.value_info, *inferred.output)
     return {
         value.name: tuple(
-            dim.dim_value if dim.HasField("dim_value") else None
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
             for dim in value.type.tensor_type.shape.dim
         )
         for value in values

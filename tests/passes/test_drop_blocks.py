@@ -40,14 +40,12 @@ def without(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
     for block in find_residual_blocks(graph):
         if block.name in names:
             last = views[block.linears[-1]]
-            for constant in filter(None, (last.weight, last.bias_constant)):
-                zeros = np.zeros(constant.shape)
-                made = constants.make("", zeros, constants.element_type(constant))
-                copy = gs.Constant(f"{last.name}/{constant.name}/zero", made.values)
-                node, slot = (
-                    (last.node, 1) if constant is last.weight else last.bias_slot or (None, 0)
-                )
-                node.inputs[slot] = copy
+            for slot in filter(None, ((last.node, 1), last.bias_slot)):
+                node, index = slot
+                if index < len(node.inputs):
+                    old = node.inputs[index]
+                    zeros = constants.make("", np.zeros(old.shape), constants.element_type(old))
+                    node.inputs[index] = gs.Constant(f"{last.name}/zero/{index}", zeros.values)
     return export(graph, like=model)
 
 
