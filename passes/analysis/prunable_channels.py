@@ -50,7 +50,8 @@ class ChannelUnit:
     Attributes:
         name: of the first linear node, in the order of the graph, that writes them.
         writers: names of the linear nodes whose outputs they are.
-        readers: names of the linear nodes that read any of them.
+        readers: names of the linear nodes that read any of them. One that filters each of them on
+            its own (depthwise) is a reader and a writer.
         width: how many there are to choose from.
         groups: they are as many runs of equal length, of each of which equally many have to stay; 1
             where any may stay.
