@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.passes.analysis import constants
+from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.nodes import index_of, is_output, unused_name
 
 Array = NDArray[Any]
@@ -56,6 +57,30 @@ def put(numbers: Mapping[int, int]) -> Cut:
         return new
 
     return Cut(("put", *sorted(numbers.items())), of)
+
+
+def weight_cut(linear: Linear, rows: Array, columns: Array) -> Cut:
+    """Return the cut that leaves some rows and columns of the weight of a linear node.
+
+    Args:
+        linear: the node, as it is before.
+        rows: (groups, n) which stay; a group of which none does goes as a whole.
+        columns: (groups, input channels of each) which stay.
+    """
+    groups, n, _ = linear.shape
+    operator, kernel = linear.operator, linear.kernel_shape
+    stored = gs.Node(linear.op, attrs=dict(linear.node.attrs))  # the node's group may change
+
+    def of(values: Array) -> Array:
+        matrix = operator.matrix(stored, values).reshape(groups, n, columns.shape[1], -1)
+        parts = [
+            matrix[g][rows[g]][:, columns[g]].reshape(int(rows[g].sum()), -1)
+            for g in range(groups)
+            if rows[g].any()
+        ]
+        return operator.stored(stored, np.stack(parts), kernel)
+
+    return Cut(("weight", rows.tobytes(), columns.tobytes()), of)
 
 
 def stored_constant(tensor: gs.Tensor) -> gs.Constant:

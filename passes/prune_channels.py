@@ -48,12 +48,12 @@ from fskd_onnx.passes.analysis.stated_extents import (
 )
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.cut_constants import (
-    Array,
     ConstantCuts,
     Cut,
     put,
     stored_constant,
     take,
+    weight_cut,
 )
 from fskd_onnx.passes.errors import PostconditionError, PreconditionError
 
@@ -152,7 +152,7 @@ class _Pruning:
             columns = self._marks[read].reshape(groups, -1)
         if rows.all() and columns.all():
             return
-        self._cuts.add(linear.node, 1, _weight_cut(linear, rows, columns))
+        self._cuts.add(linear.node, 1, weight_cut(linear, rows, columns))
         slot = linear.bias_slot
         if slot is not None and has_input(*slot) and not rows.all():
             self._cut_last_axis(*slot, np.flatnonzero(rows))
@@ -291,27 +291,3 @@ class _Pruning:
 def _known(value: T | None) -> T:
     assert value is not None  # else the channels could not go
     return value
-
-
-def _weight_cut(linear: Linear, rows: Array, columns: Array) -> Cut:
-    """Return the cut that leaves some rows and columns of the weight of a linear node.
-
-    Args:
-        linear: the node, as it is before.
-        rows: (groups, n) which stay; a group of which none does goes as a whole.
-        columns: (groups, input channels of each) which stay.
-    """
-    groups, n, _ = linear.shape
-    operator, kernel = linear.operator, linear.kernel_shape
-    stored = gs.Node(linear.op, attrs=dict(linear.node.attrs))  # the node's group may change
-
-    def of(values: Array) -> Array:
-        matrix = operator.matrix(stored, values).reshape(groups, n, columns.shape[1], -1)
-        parts = [
-            matrix[g][rows[g]][:, columns[g]].reshape(int(rows[g].sum()), -1)
-            for g in range(groups)
-            if rows[g].any()
-        ]
-        return operator.stored(stored, np.stack(parts), kernel)
-
-    return Cut(("weight", rows.tobytes(), columns.tobytes()), of)

@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 from fskd_onnx.passes.analysis.held_channels import place
 from fskd_onnx.passes.analysis.labels import UNKNOWN, Indices, Labels
 from fskd_onnx.passes.analysis.linear import Linear
-from fskd_onnx.passes.analysis.nodes import all_nodes, nodes_in_bodies
+from fskd_onnx.passes.analysis.nodes import all_nodes, is_standard, nodes_in_bodies
 from fskd_onnx.passes.analysis.propagation import ChannelFlow
 from fskd_onnx.passes.analysis.shapes import KnownShapes
 from fskd_onnx.passes.analysis.shared_weights import find_uses, who_else_reads
@@ -40,6 +40,9 @@ from fskd_onnx.passes.analysis.stated_extents import (
     shape_slot,
     target_entries,
 )
+
+_FROM_CHANNELS_TO_POSITIONS = ("DepthToSpace", "SpaceToDepth")
+"""They count on axis 1 alone to have fewer elements."""
 
 # More channels than a network has.
 _MANY = 2**31
@@ -107,7 +110,13 @@ def find_constraints(graph: gs.Graph, linears: Sequence[Linear], flow: ChannelFl
     for labels, why in reversed(flow.held):  # what an output carries first
         found.hold(labels.channels, why)
     for labels in {id(labels): labels for labels in flow.labels.values()}.values():
-        _tie_grid(found, labels)
+        if len(labels.axes) > 1:
+            _tie_slices(found, labels, _slicing_axis(labels))
+    for node in graph.nodes:
+        if is_standard(node, *_FROM_CHANNELS_TO_POSITIONS):
+            for tensor in (node.inputs[0], node.outputs[0]):
+                if tensor.name in flow.labels:
+                    _tie_slices(found, flow.labels[tensor.name], 1)
     for linear in linears:
         _add_groups(found, flow, linear)
     _tie_uses(found, flow, linears)
@@ -115,12 +124,10 @@ def find_constraints(graph: gs.Graph, linears: Sequence[Linear], flow: ChannelFl
     return found
 
 
-def _tie_grid(found: Constraints, labels: Labels) -> None:
-    """Let what is left of a tensor be a grid: channels go as whole slices along one axis."""
-    if len(labels.axes) > 1:
-        axis = _slicing_axis(labels)
-        slices = np.moveaxis(labels.channels, axis, 0).reshape(labels.shape[axis], -1)
-        found.tie(slices[:, :1], slices)
+def _tie_slices(found: Constraints, labels: Labels, axis: int) -> None:
+    """Let channels go as whole slices along one axis: so what is left of a tensor is a grid."""
+    slices = np.moveaxis(labels.channels, axis, 0).reshape(labels.shape[axis], -1)
+    found.tie(slices[:, :1], slices)
 
 
 def _slicing_axis(labels: Labels) -> int:
