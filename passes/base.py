@@ -132,7 +132,8 @@ def export(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.nodes:
         model.graph.node.append(_export_node(node, origins))
 
-    constants = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Constant)}
+    tensors = graph.tensors()
+    constants = {t.name: t for t in tensors.values() if isinstance(t, gs.Constant)}
     for tensor in like.graph.sparse_initializer:
         constants.pop(tensor.values.name, None)  # no pass rewrites these
     dropped = set(_names_read(like.graph)) - set(_names_read(model.graph))
@@ -144,7 +145,6 @@ def export(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
             model.graph.initializer.append(tensor if _same_values(now, tensor) else now)
     new = [OnnxExporter.export_tensor_proto(t) for t in constants.values() if t.name not in given]
     model.graph.initializer.extend(new)
-    tensors = graph.tensors()
     model.graph.input.extend(
         _restated(value, tensors.get(value.name) if value.name in given else None)
         for value in like.graph.input

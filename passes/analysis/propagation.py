@@ -11,6 +11,9 @@ of its inputs says the table (``fskd_onnx.passes.analysis.operators``)::
 Labels end at whatever is not in the table, or moves elements in a way that cannot be told. There,
 and where channels are not told apart by their number alone (a constant per channel, a Softmax over
 them), they are *fixed*: nobody may choose others for them.
+
+Fewer of them are *held*: none of these can go. A channel that is fixed can go where what knows it
+by its number stands in the file, such as a constant per channel, and can be rewritten.
 """
 
 from __future__ import annotations

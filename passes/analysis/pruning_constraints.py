@@ -152,7 +152,8 @@ def _add_groups(found: Constraints, flow: ChannelFlow, linear: Linear) -> None:
         if read is not None:
             found.runs.append((read.reshape(linear.groups, -1), linear.name))
     elif read is None:
-        found.hold(own, f"'{linear.name}' ({linear.op}) filters inputs of the network one by one")
+        why = f"'{linear.name}' ({linear.op}) filters one by one what is no channel that could go"
+        found.hold(own, why)
     else:
         found.tie(read[:, np.newaxis], own)
 
