@@ -2,7 +2,8 @@
 
 A clause says it of "them", the channels. Where a node knows channels by their number but stores
 all that it knows (a constant per channel, the sizes of a Split), it is rewritten with them, and
-there is no reason; ``fskd_onnx.passes.prune_channels`` does so.
+there is no reason; ``fskd_onnx.passes.prune_channels`` does so. An operator that moves elements
+holds its channels unless it is listed here as one that is followed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from fskd_onnx.passes.analysis.operators import Axes, operator_of
 
 _PER_CHANNEL = ("BatchNormalization", "InstanceNormalization")
 """They read one number per channel of axis 1, and no channel reads those of another."""
+
+_FOLLOWED = (
+    *("Concat", "DepthToSpace", "Flatten", "Gather", "Pad", "Reshape", "Slice", "SpaceToDepth"),
+    *("Split", "Squeeze", "Transpose", "Unsqueeze"),
+)
+"""They move what is left of their input in the same way, or are rewritten to do so."""
 
 
 def place(node: gs.Node) -> str:
@@ -56,6 +63,8 @@ def why_held(node: gs.Node, labels: Labels) -> str:
     what = ""
     if operator_of(node).axes is Axes.MIXED:
         what = _why_mixed(node, labels)
+    elif operator_of(node).axes is Axes.MOVED and not is_standard(node, *_FOLLOWED):
+        what = "cannot be rewritten for fewer"
     elif is_standard(node, "Slice"):
         what = _why_sliced(node, labels)
     elif is_standard(node, "Pad"):

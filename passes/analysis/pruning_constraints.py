@@ -18,7 +18,7 @@ linear nodes and from the extents that the network computes with
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,7 @@ from fskd_onnx.passes.analysis.held_channels import place
 from fskd_onnx.passes.analysis.labels import UNKNOWN, Indices, Labels
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.nodes import all_nodes, is_standard, nodes_in_bodies
+from fskd_onnx.passes.analysis.operators import Axes, operator_of
 from fskd_onnx.passes.analysis.propagation import ChannelFlow
 from fskd_onnx.passes.analysis.shapes import KnownShapes
 from fskd_onnx.passes.analysis.shared_weights import find_uses, who_else_reads
@@ -189,6 +190,10 @@ def _hold_extents(found: Constraints, graph: gs.Graph, flow: ChannelFlow) -> Non
     extents = find_extents(graph, shapes)
     in_bodies = nodes_in_bodies(graph)
     for node in all_nodes(graph.nodes):
+        if _counts(node, extents):
+            labels = flow.labels.get(node.inputs[0].name)
+            if labels is not None:
+                found.hold(labels.channels, f"{place(node)} computes their number")
         slot = None if id(node) in in_bodies else shape_slot(node)
         for index, tensor in enumerate(node.inputs):
             if id(node) in in_bodies or not (
@@ -200,6 +205,12 @@ def _hold_extents(found: Constraints, graph: gs.Graph, flow: ChannelFlow) -> Non
             _hold_target(found, flow, node, entries)
     for output in graph.outputs:
         _hold(found, flow, extents.get(output.name, ()), f"the output '{output.name}'")
+
+
+def _counts(node: gs.Node, extents: Mapping[str, object]) -> bool:
+    """Whether a node computes numbers of elements that ``find_extents`` does not tell of."""
+    is_known = is_standard(node, "Shape") and node.outputs[0].name in extents
+    return operator_of(node).axes is Axes.SHAPE and not is_known
 
 
 def _hold(found: Constraints, flow: ChannelFlow, entries: Iterable[Entry], reader: str) -> None:

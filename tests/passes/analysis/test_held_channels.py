@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
+from fskd_onnx.passes.analysis import operators
 from fskd_onnx.passes.analysis.held_channels import is_stored, why_held, why_lost
 from fskd_onnx.passes.analysis.labels import Labels
 from tests.helpers import build
@@ -56,6 +57,15 @@ def test_what_a_node_does_to_channels_is_a_reason_or_not(text: str) -> None:
     assert why == (
         f"they pass through 'r' ({node_of(text).op}), which {expected}" if expected else ""
     )
+
+
+def test_operators_that_move_elements_hold_channels_until_they_are_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(operators.OPERATORS, "Tile", operators.Operator(operators.Axes.MOVED))
+    node = node_of("r = Tile (y, sizes)")
+    why = "they pass through 'r' (Tile), which cannot be rewritten for fewer"
+    assert why_held(node, Labels.along(np.arange(4), 4, 1)) == why
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,11 @@ REASONS: Mapping[str, tuple[str, str, str]] = {
         "float[5,8,1,1] e, int64 a = {1}",
         "'r' (Div) computes with their number",
     ),
+    "how many numbers there are": (
+        "c = Size (y) f = Cast <to = 1> (c) r = Div (y, f) [e] z = Conv (r, e)",
+        "float[5,8,1,1] e",
+        "'c' (Size) computes their number",
+    ),
     "their number in a target": (
         "shape = Shape (y) r = Reshape (u, shape) [e] k = Conv (y, e) z = Concat <axis=1> (k, r)",
         "float[5,8,1,1] e",
