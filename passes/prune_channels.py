@@ -35,7 +35,7 @@ from fskd_onnx.passes.analysis.held_channels import is_stored
 from fskd_onnx.passes.analysis.labels import Indices, Labels
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.moves import normal, stated_numbers
-from fskd_onnx.passes.analysis.nodes import has_input, is_standard
+from fskd_onnx.passes.analysis.nodes import has_input, is_standard, unused_name
 from fskd_onnx.passes.analysis.operators import Axes, operator_of
 from fskd_onnx.passes.analysis.prunable_channels import PrunableChannels
 from fskd_onnx.passes.analysis.pruning_constraints import input_channels, input_count
@@ -267,7 +267,11 @@ class _Pruning:
                 node, slot, Cut(("new", new.tobytes()), lambda values: new.astype(values.dtype))
             )
         else:
-            node.inputs.append(gs.Constant(f"{node.outputs[0].name}/{name}", new))
+            own = gs.Constant(unused_name(self._graph, f"{node.outputs[0].name}/{name}"), new)
+            if slot < len(node.inputs):
+                node.inputs[slot] = own
+            else:
+                node.inputs.append(own)
 
     def _correct_shapes(self) -> None:
         """Correct the extents that the graph states."""

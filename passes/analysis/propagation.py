@@ -139,7 +139,7 @@ class _Walk:
                 self.end(why_lost(node), *(tensor.name for tensor in reads(node)))
             return
         for tensor, labels in zip(node.outputs, results, strict=False):
-            if labels is not None:
+            if labels is not None and not tensor.is_empty():
                 self._labels[tensor.name] = labels
 
     def _results(self, node: gs.Node) -> Sequence[Labels | None]:

@@ -328,6 +328,14 @@ def test_sizes_of_a_split_are_stated_as_the_opset_wants_it(opset: int) -> None:
     assert len(split.input) == (2 if opset >= 13 else 1)
 
 
+def test_sizes_of_a_split_take_the_place_of_an_input_that_is_left_out() -> None:
+    model = around("a, b = Split <axis = 1> (y, ) r = Concat <axis = 1> (b, a)")
+    left = assert_prunes_what_is_not_read(model, {"one": [0, 4, 5, 6]})
+    [split] = [node for node in left.graph.node if node.op_type == "Split"]
+    assert [*split.input] == ["y", "a/split"]
+    assert initializers(left)["a/split"].tolist() == [1, 3]
+
+
 @pytest.mark.parametrize("what", NETWORKS)
 def test_channels_of_small_networks_go(what: str) -> None:
     network = NETWORKS[what]

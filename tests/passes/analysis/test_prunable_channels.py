@@ -257,6 +257,15 @@ def test_a_squeeze_that_names_no_axes_keeps_its_channels() -> None:
     assert unit.reason == "they pass through 's' (Squeeze), which removes an axis of one channel"
 
 
+def test_an_output_that_is_left_out_is_no_input_that_is_left_out() -> None:
+    units = units_of(
+        """p,  = MaxPool <kernel_shape = [1,1]> (y)
+        [a] t = Conv (p, v) c = Clip (t, , k) [end] z = Conv (c, e)""",
+        "float[4,8,1,1] v, float k, float[5,4,1,1] e",
+    )
+    assert (units["one"].reason, units["a"].reason) == ("", "")
+
+
 def test_tokens_are_mixed_by_channels_of_their_own() -> None:
     graph = gs.import_onnx(
         build("""g (float[N,6,3] x) => (float[N,2,4] z)
