@@ -7,14 +7,17 @@ from fskd_onnx.passes.canonicalize import Canonicalize
 from fskd_onnx.passes.channel_svd import ChannelSvd
 from fskd_onnx.passes.compose_chains import ComposeChains
 from fskd_onnx.passes.decouple import Decouple
+from fskd_onnx.passes.drop_blocks import DropBlocks
 from fskd_onnx.passes.errors import PassError
 from fskd_onnx.passes.extract_segment import extract
 from fskd_onnx.passes.fold_affine import FoldAffine
 from fskd_onnx.passes.fold_constants import FoldConstants
+from fskd_onnx.passes.fold_extents import FoldExtents
 from fskd_onnx.passes.fuse_adapter import FuseAdapter
 from fskd_onnx.passes.gather_columns import GatherColumns
 from fskd_onnx.passes.insert_adapter import InsertAdapter
 from fskd_onnx.passes.merge_branches import MergeBranches
+from fskd_onnx.passes.prune_channels import PruneChannels
 from fskd_onnx.passes.replace_weights import ReplaceWeights
 from fskd_onnx.passes.spatial_svd import SpatialSvd
 from fskd_onnx.passes.tucker import Tucker
@@ -25,8 +28,10 @@ __all__ = [
     "ChannelSvd",
     "ComposeChains",
     "Decouple",
+    "DropBlocks",
     "FoldAffine",
     "FoldConstants",
+    "FoldExtents",
     "FuseAdapter",
     "GatherColumns",
     "InsertAdapter",
@@ -34,6 +39,7 @@ __all__ = [
     "Pass",
     "PassError",
     "PassResult",
+    "PruneChannels",
     "ReplaceWeights",
     "Segment",
     "SpatialSvd",

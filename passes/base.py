@@ -132,7 +132,8 @@ def export(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.nodes:
         model.graph.node.append(_export_node(node, origins))
 
-    constants = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Constant)}
+    tensors = graph.tensors()
+    constants = {t.name: t for t in tensors.values() if isinstance(t, gs.Constant)}
     for tensor in like.graph.sparse_initializer:
         constants.pop(tensor.values.name, None)  # no pass rewrites these
     dropped = set(_names_read(like.graph)) - set(_names_read(model.graph))
@@ -144,7 +145,11 @@ def export(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
             model.graph.initializer.append(tensor if _same_values(now, tensor) else now)
     new = [OnnxExporter.export_tensor_proto(t) for t in constants.values() if t.name not in given]
     model.graph.initializer.extend(new)
-    model.graph.input.extend(i for i in like.graph.input if i.name not in dropped & given)
+    model.graph.input.extend(
+        _restated(value, tensors.get(value.name) if value.name in given else None)
+        for value in like.graph.input
+        if value.name not in dropped & given
+    )
     if like.ir_version < IR_OF_FREE_INITIALIZERS:
         model.graph.input.extend(
             onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in new
@@ -153,7 +158,11 @@ def export(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
     alive = {name for node in model.graph.node for name in node.output}
     alive |= {tensor.name for tensor in model.graph.initializer}
     alive |= {value.name for value in model.graph.input}
-    model.graph.value_info.extend(v for v in like.graph.value_info if v.name in alive)
+    model.graph.value_info.extend(
+        _restated(value, tensors.get(value.name))
+        for value in like.graph.value_info
+        if value.name in alive
+    )
     model.graph.quantization_annotation.extend(
         a for a in like.graph.quantization_annotation if a.tensor_name in alive
     )
@@ -174,6 +183,24 @@ def _copy_fields(
             getattr(target, field.name).CopyFrom(value)
         else:
             setattr(target, field.name, value)
+
+
+def _restated(value: onnx.ValueInfoProto, tensor: gs.Tensor | None) -> onnx.ValueInfoProto:
+    """Return the type of a tensor with the extents that a pass has given it."""
+    dims = value.type.tensor_type.shape.dim
+    extents = [] if tensor is None or tensor.shape is None else list(tensor.shape)
+    changed = [
+        (axis, extent)
+        for axis, (dim, extent) in enumerate(zip(dims, extents, strict=False))
+        if isinstance(extent, int) and dim.HasField("dim_value") and dim.dim_value != extent
+    ]
+    if not changed:
+        return value
+    restated = onnx.ValueInfoProto()
+    restated.CopyFrom(value)
+    for axis, extent in changed:
+        restated.type.tensor_type.shape.dim[axis].dim_value = extent
+    return restated
 
 
 def _identities(node: onnx.NodeProto) -> Iterator[tuple[str, ...]]:

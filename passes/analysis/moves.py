@@ -6,7 +6,8 @@ the sizes of a Split) have to be attributes or constants.
 
 How to add an operator: a function of the type ``Move`` here, its name in ``MOVES``, and the line in
 ``fskd_onnx.passes.analysis.operators``. A Concat merges several tensors; see
-``fskd_onnx.passes.analysis.propagation``.
+``fskd_onnx.passes.analysis.propagation``. Channels in front of it can be pruned once
+``fskd_onnx.passes.analysis.held_channels`` lists it.
 """
 
 from __future__ import annotations

@@ -11,25 +11,28 @@ of its inputs says the table (``fskd_onnx.passes.analysis.operators``)::
 Labels end at whatever is not in the table, or moves elements in a way that cannot be told. There,
 and where channels are not told apart by their number alone (a constant per channel, a Softmax over
 them), they are *fixed*: nobody may choose others for them.
+
+Fewer of them are *held*: none of these can go. A channel that is fixed can go where what knows it
+by its number stands in the file, such as a constant per channel, and can be rewritten.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from fskd_onnx.passes.analysis.held_channels import is_stored, place, why_held, why_lost
 from fskd_onnx.passes.analysis.labels import UNKNOWN, Indices, Labels
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.moves import MOVES, normal, stated_numbers
 from fskd_onnx.passes.analysis.nodes import is_standard
 from fskd_onnx.passes.analysis.operators import Axes, operator_of
 from fskd_onnx.passes.analysis.segments import reads
-from fskd_onnx.passes.analysis.shapes import Shape, infer_shapes
+from fskd_onnx.passes.analysis.shapes import KnownShapes, Shape
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class ChannelFlow:
         blocks: index in ``starts`` by the name of the block output.
         ties: pairs of tensors' labels, of the same shape, that have to be the same channels.
         fixed: labels of which no others can be chosen.
+        held: labels of which none can go, each with a clause that says why.
     """
 
     labels: dict[str, Labels] = field(default_factory=dict)
@@ -50,6 +54,7 @@ class ChannelFlow:
     blocks: dict[str, int] = field(default_factory=dict)
     ties: list[tuple[Labels, Labels]] = field(default_factory=list)
     fixed: list[Labels] = field(default_factory=list)
+    held: list[tuple[Labels, str]] = field(default_factory=list)
 
     def of_block(self, output: str) -> Indices:
         """Return the numbers of a block's own channels."""
@@ -64,7 +69,7 @@ def propagate(graph: gs.Graph, linears: Iterable[Linear]) -> ChannelFlow:
         graph: the network, its nodes in a topological order.
         linears: the linear nodes whose channels to follow; all others are unknown operators.
     """
-    walk = _Walk(_Shapes(graph))
+    walk = _Walk(KnownShapes(graph))
     blocks = {id(linear.node): linear for linear in linears}
     biases = {id(linear.bias_node) for linear in blocks.values()}
     for node in graph.nodes:
@@ -72,7 +77,7 @@ def propagate(graph: gs.Graph, linears: Iterable[Linear]) -> ChannelFlow:
             walk.open_channels(blocks[id(node)])
         elif id(node) not in biases:
             walk.go_through(node)
-    walk.fix(*(tensor.name for tensor in graph.outputs))
+    walk.end("an output of the network carries them", *(tensor.name for tensor in graph.outputs))
     return walk.found
 
 
@@ -82,35 +87,10 @@ def is_depthwise(linear: Linear) -> bool:
     return linear.groups > 1 and linear.groups == linear.width and one_input
 
 
-class _Shapes(Mapping[str, Shape]):
-    """The shapes of tensors; inferred when the first is asked for that is not set."""
-
-    def __init__(self, graph: gs.Graph) -> None:
-        self._graph = graph
-        self._set: dict[str, Shape] = {}
-
-    @cached_property
-    def _inferred(self) -> dict[str, Shape]:
-        return infer_shapes(self._graph)
-
-    def __getitem__(self, name: str) -> Shape:
-        return self._set[name] if name in self._set else self._inferred[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._inferred | self._set)
-
-    def __len__(self) -> int:
-        return len(self._inferred | self._set)
-
-    def set(self, name: str, shape: Shape) -> None:
-        """Set a shape that needs no inference."""
-        self._set[name] = shape
-
-
 class _Walk:
     """What is found so far."""
 
-    def __init__(self, shapes: _Shapes) -> None:
+    def __init__(self, shapes: KnownShapes) -> None:
         self.found = ChannelFlow()
         self._labels = self.found.labels
         self._shapes = shapes
@@ -119,17 +99,29 @@ class _Walk:
         """Fix all channels that some tensors carry."""
         self.found.fixed.extend(self._labels[name] for name in tensors if name in self._labels)
 
+    def end(self, why: str, *tensors: str) -> None:
+        """Fix and hold all channels that some tensors carry."""
+        self.fix(*tensors)
+        self._hold(why, *(self._labels[name] for name in tensors if name in self._labels))
+
+    def _hold(self, why: str, *labels: Labels) -> None:
+        if why:
+            self.found.held.extend((part, why) for part in labels)
+
     def open_channels(self, linear: Linear) -> None:
         """Give a block its channels, and label its output."""
         source, start = linear.input.name, self.found.starts[-1]
         self.found.blocks[linear.output.name] = len(self.found.starts) - 1
         self.found.starts.append(start + linear.width)
         rank = self._rank(linear)
+        numbers = np.arange(start, start + linear.width)
         if rank is None:
-            self.fix(source)
+            why = f"the rank of '{linear.output.name}' cannot be told"
+            self.end(why, source)
+            self._hold(why, Labels.along(numbers, 1, 0))
             return
         axis = linear.channel_axis % rank
-        own = Labels.along(np.arange(start, start + linear.width), rank, axis)
+        own = Labels.along(numbers, rank, axis)
         self._labels[linear.output.name] = own
         if linear.groups > 1:
             # Channels of a group are bound to the group, but for groups of one channel.
@@ -144,10 +136,10 @@ class _Walk:
         results = self._results(node)
         if all(labels is None for labels in results):
             if operator_of(node).axes is not Axes.SHAPE:
-                self.fix(*(tensor.name for tensor in reads(node)))
+                self.end(why_lost(node), *(tensor.name for tensor in reads(node)))
             return
         for tensor, labels in zip(node.outputs, results, strict=False):
-            if labels is not None:
+            if labels is not None and not tensor.is_empty():
                 self._labels[tensor.name] = labels
 
     def _results(self, node: gs.Node) -> Sequence[Labels | None]:
@@ -160,7 +152,8 @@ class _Walk:
         labels = self._labels.get(first)
         if labels is None or axes in (Axes.UNKNOWN, Axes.SHAPE):
             return []
-        self.fix(*others)
+        self.end(f"{place(node)} computes with their values", *others)
+        self._hold(why_held(node, labels), labels)
         if axes is Axes.MOVED:
             return MOVES[str(node.op)](node, labels, self._shapes)
         if axes is Axes.REDUCED:
@@ -179,30 +172,33 @@ class _Walk:
         """Tie what is at the same place of several inputs."""
         operands = [self._labels.get(tensor.name) for tensor in node.inputs]
         others = [
-            self._shape(tensor)
+            (tensor, self._shape(tensor))
             for tensor, labels in zip(node.inputs, operands, strict=True)
             if labels is None
         ]
-        ranks = [len(shape) for shape in others if shape is not None]
+        ranks = [len(shape) for _, shape in others if shape is not None]
         rank = max([*ranks, *(labels.rank for labels in operands if labels is not None)], default=0)
         result: Labels | None = None
         for labels in operands:
             if labels is not None:
                 aligned = labels.of_rank(rank)
-                result = aligned if result is None else self._tied(result, aligned)
+                result = aligned if result is None else self._tied(node, result, aligned)
                 if result is None:
                     return None
         if result is None:
             return None
-        for shape in others:
+        for tensor, shape in others:
             extents = {_extent(shape, axis - rank) for axis in result.axes}
             if extents - {1} and 1 in (result.shape[axis] for axis in result.axes):
                 return None  # one channel may become several
             if extents - {1}:
                 self.found.fixed.append(result)
+                if not is_stored(tensor):
+                    why = f"{place(node)} combines them with '{tensor.name}', which has others"
+                    self._hold(why, result)
         return result
 
-    def _tied(self, one: Labels, other: Labels) -> Labels | None:
+    def _tied(self, node: gs.Node, one: Labels, other: Labels) -> Labels | None:
         """Return the labels of two tensors that are merged; None where that cannot be told."""
         if one is other:
             return one
@@ -223,6 +219,8 @@ class _Walk:
         # A gate of one channel scales all channels of the other.
         wide, narrow = (one, other) if shape == one.shape else (other, one)
         self.found.fixed.append(narrow)
+        why = f"{place(node)} combines each of them with several channels"
+        self._hold(why, *([narrow] if narrow.channels.size == 1 else [narrow, wide]))
         return wide if wide.shape == shape else None
 
     def _concatenated(self, node: gs.Node) -> Labels | None:

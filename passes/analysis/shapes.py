@@ -8,7 +8,8 @@ target of a Reshape, the axes of a Squeeze) stays a constant.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -34,6 +35,24 @@ def infer_shapes(
     Returns:
         An extent that depends on the input (the number of samples) is None.
     """
+    return {
+        name: tuple(extent if isinstance(extent, int) else None for extent in shape)
+        for name, shape in infer_named_shapes(graph, inputs).items()
+    }
+
+
+def infer_named_shapes(
+    graph: gs.Graph, inputs: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, tuple[int | str | None, ...]]:
+    """Return the same as ``infer_shapes``, with the names of extents that the graph names.
+
+    Args:
+        graph: any graph; it stays as it is.
+        inputs: shapes of inputs, to be taken instead of those that the graph states.
+
+    Returns:
+        Extents of the same name are equal.
+    """
     model = _without_weights(graph)
     for value in model.graph.input:
         if (shape := (inputs or {}).get(value.name)) is not None:
@@ -43,12 +62,41 @@ def infer_shapes(
     values = (*inferred.input, *inferred.value_info, *inferred.output)
     return {
         value.name: tuple(
-            dim.dim_value if dim.HasField("dim_value") else None
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
             for dim in value.type.tensor_type.shape.dim
         )
         for value in values
         if value.type.tensor_type.HasField("shape")
     }
+
+
+class KnownShapes(Mapping[str, Shape]):
+    """The shapes of tensors; inferred when the first is asked for that is not set."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        """Know nothing yet."""
+        self._graph = graph
+        self._set: dict[str, Shape] = {}
+
+    @cached_property
+    def _inferred(self) -> dict[str, Shape]:
+        return infer_shapes(self._graph)
+
+    def __getitem__(self, name: str) -> Shape:
+        """Return the shape of a tensor."""
+        return self._set[name] if name in self._set else self._inferred[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the tensors."""
+        return iter(self._inferred | self._set)
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self._inferred | self._set)
+
+    def set(self, name: str, shape: Shape) -> None:
+        """Set a shape that needs no inference."""
+        self._set[name] = shape
 
 
 def _without_weights(graph: gs.Graph) -> onnx.ModelProto:
