@@ -143,7 +143,6 @@ class CompressOptions:
         plan: a file of a plan that is carried out in place of a choice, see
             ``fskd_onnx.compression.plan``.
         no_fit: whether the student is left without a fit.
-        rounds: how many times a part of the reduction is made and fitted, until all of it is.
         fit: how the student is fitted; it reads samples as ``run`` says.
 
     Raises:
@@ -160,7 +159,6 @@ class CompressOptions:
     dry_run: bool = False
     plan: str | None = None
     no_fit: bool = False
-    rounds: int = 1
     fit: FitOptions = field(default_factory=FitOptions)
 
     def __post_init__(self) -> None:
@@ -189,7 +187,6 @@ class CompressOptions:
         if self.plan is not None:
             check_path(self.plan, "plan")
             object.__setattr__(self, "plan", os.fspath(self.plan))
-        check_integer(self.rounds, "rounds", 1)
         self._check_pairs()
         object.__setattr__(self, "methods", tuple(dict.fromkeys(self.methods)))
         object.__setattr__(self, "skip", tuple(self.skip))
@@ -201,7 +198,7 @@ class CompressOptions:
             raise OptionError("reduce and max_drop exclude each other; give one of them")
         if self.plan is not None:
             default = {one.name: one.default for one in fields(self)}
-            chosen = ("reduce", "max_drop", "methods", "skip", "round_to", "max_ratio", "rounds")
+            chosen = ("reduce", "max_drop", "methods", "skip", "round_to", "max_ratio")
             for name in chosen:
                 if getattr(self, name) != default[name]:
                     raise OptionError(
@@ -214,10 +211,6 @@ class CompressOptions:
             raise OptionError(
                 "max_drop and no_fit exclude each other, since only a fitted student tells how far "
                 "the agreement falls; give one of them"
-            )
-        if self.rounds > 1 and (self.no_fit or self.dry_run):
-            raise OptionError(
-                "rounds above 1 need a fit after each of them; give them without no_fit and dry_run"
             )
         if self.fit.map is not None:
             raise OptionError(
@@ -245,7 +238,6 @@ class CompressOptions:
         """
         needing = [f"the method {name}" for name in self.methods if name in METHODS_WITH_SAMPLES]
         needing += ["max_drop"] if self.max_drop is not None else []
-        needing += ["rounds above 1"] if self.rounds > 1 else []
         if needing:
             raise OptionError(f"{needing[0]} needs samples, and none are given; give some")
 

@@ -37,6 +37,8 @@ class Evidence(StrEnum):
     """A name in common."""
     MAP = "map"
     """The map that was given."""
+    PLAN = "plan"
+    """The plan that the student was made by."""
     OUTPUT = "output"
     """The channels are the network's output, whose order stays."""
     WIDTH = "width"

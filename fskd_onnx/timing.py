@@ -1,4 +1,4 @@
-"""Wall-clock seconds per stage of a fit."""
+"""Wall-clock seconds per stage of a fit or a compression."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Literal, TypeAlias
 
 from fskd_onnx.results import StageSeconds
 
-StageName: TypeAlias = Literal["capture", "solve", "fuse", "verify"]
-"""A stage that is timed: a field of ``StageSeconds``, so that every one is reported."""
+StageName: TypeAlias = Literal[
+    "capture", "solve", "fuse", "verify", "analysis", "plan", "rewrite", "latency", "fit"
+]
+"""A stage that is timed: a field of ``StageSeconds``, so that every one is reported, or of
+``CompressSeconds``."""
 
 
 class StageTimer:

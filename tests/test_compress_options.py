@@ -85,7 +85,6 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     *_each("dry_run", [1], "dry_run must be bool"),
     *_each("no_fit", [None], "no_fit must be bool"),
     *_each("plan", (7, "", b"p.json", {}), "plan must be the path"),
-    *_each("rounds", (0, 1.5, True, None), "rounds must be"),
     *_each("run", (None, 7, FitOptions()), "run must be RunOptions"),
     *_each("fit", (None, 7, RunOptions()), "fit must be FitOptions"),
     ({"reduce": "macs=50%", "max_drop": 0.01}, "reduce and max_drop exclude each other"),
@@ -95,10 +94,7 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"plan": "p", "skip": ("a",)}, "skip and plan exclude each other"),
     ({"plan": "p", "round_to": 4}, "round_to and plan exclude each other"),
     ({"plan": "p", "max_ratio": 0.5}, "max_ratio and plan exclude each other"),
-    ({"plan": "p", "rounds": 2}, "rounds and plan exclude each other"),
     ({"max_drop": 0.01, "no_fit": True}, "max_drop and no_fit exclude each other"),
-    ({"rounds": 2, "no_fit": True}, "rounds above 1 need a fit"),
-    ({"rounds": 2, "dry_run": True}, "rounds above 1 need a fit"),
     ({"fit": FitOptions(map="m.json")}, "fit must have no map"),
     ({"run": RUN, "fit": FitOptions(run=RunOptions(seed=4))}, "run and fit.run say different"),
 )

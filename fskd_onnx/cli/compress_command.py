@@ -66,9 +66,6 @@ def compress(
     max_ratio: Annotated[
         str, typer.Option(metavar="RATIO", help="The most that any one layer may lose.")
     ] = str(CompressOptions.max_ratio),
-    rounds: Annotated[
-        int, typer.Option(min=1, help="Make and fit the student in so many steps.")
-    ] = CompressOptions.rounds,
     plan: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Carry out this plan, maybe edited; choose nothing."),
@@ -94,7 +91,6 @@ def compress(
             dry_run=dry_run,
             plan=None if plan is None else str(plan),
             no_fit=no_fit,
-            rounds=rounds,
             fit=settings.options(shared.run),
         )
         if samples is None:

@@ -1,14 +1,63 @@
-"""The story of ``compress``: analyse, choose, rewrite, fit, report."""
+"""The story of ``compress``: analyse, choose, rewrite, fit, report.
+
+::
+
+    load ─▶ canonicalize ─▶ units, moments, sensitivities      teacher_study.study_teacher
+    ─▶ choose levels under a budget, or read a plan            TeacherStudy.choose
+    ─▶ carry the plan out                                      compression.rewrite
+    ─▶ fit with the pairs that the plan knows ─▶ report        fit.fit_networks
+"""
 
 from __future__ import annotations
 
-from fskd_onnx.compress_options import CompressOptions
-from fskd_onnx.compress_results import CompressResult
-from fskd_onnx.errors import FskdError
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from fskd_onnx.compress_options import CompressOptions, CostName
+from fskd_onnx.compress_results import (
+    UNKNOWN,
+    Change,
+    CompressReport,
+    CompressResult,
+    CompressSeconds,
+    CompressTotals,
+    Plan,
+)
+from fskd_onnx.compression.costs import count_costs
+from fskd_onnx.compression.latency import compare_latency, random_feeds
+from fskd_onnx.compression.plan import read_plan
+from fskd_onnx.compression.rewrite import carry_out, pairs_of
+from fskd_onnx.errors import TargetError
 from fskd_onnx.option_checks import given
+from fskd_onnx.passes import Canonicalize, export
+from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
+from fskd_onnx.pipeline.fit import fit_networks, versions_used
 from fskd_onnx.pipeline.networks import LoadedModel
+from fskd_onnx.pipeline.teacher_study import TeacherStudy, prepared, study_teacher
+from fskd_onnx.results import FitResult
+from fskd_onnx.runtime.providers import Runtime, open_runtime
+from fskd_onnx.runtime.tensor_store import TensorStore
+from fskd_onnx.samples.reader import Samples
 from fskd_onnx.samples.sources import SampleSource
+from fskd_onnx.serialization.model_check import checked
 from fskd_onnx.serialization.model_files import ModelSource, check_source
+from fskd_onnx.timing import StageTimer
+
+# Steps of a search for the smallest student that meets a measured target.
+_SEARCH_STEPS = 6
+_LATENCY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class _Student:
+    """A student of a plan, fitted or not."""
+
+    plan: Plan
+    model: onnx.ModelProto
+    fit: FitResult | None = None
 
 
 def compress(
@@ -26,11 +75,218 @@ def compress(
 
     Raises:
         TargetError: the target cannot be reached.
+        NoImprovementError: on held-out samples the fitted student is no closer to the teacher.
         FskdError: a file, the samples or the machine cannot be used.
     """
     check_source(teacher, "teacher")
     chosen = given(options, "options", CompressOptions)
     if samples is None:
         chosen.check_without_samples()
-    model = LoadedModel.load(teacher)
-    raise FskdError(f"{model.name}: this version makes no students; give one to fskd-onnx fit")
+    model = prepared(LoadedModel.load(teacher))
+    loaded = None if samples is None else open_samples(samples, model, chosen.run)
+    return _Compression(model, loaded, chosen).run()
+
+
+class _Compression:
+    """One call."""
+
+    def __init__(
+        self, model: LoadedModel, samples: Samples | None, options: CompressOptions
+    ) -> None:
+        self._model, self._samples, self._options = model, samples, options
+        self._timer = StageTimer()
+        self._runtime: Runtime = open_runtime(options.run.providers)
+
+    def run(self) -> CompressResult:
+        """Analyse, choose, rewrite, fit, report."""
+        options = self._options
+        with self._timer("analysis"):
+            study = self._study()
+        student: _Student | None = None
+        if options.plan is not None:
+            with self._timer("plan"):
+                plan = study.completed(read_plan(options.plan, self._model.name, study.limits()))
+        elif options.max_drop is not None:
+            student = self._smallest(study, options.max_drop)
+            plan = student.plan
+        elif options.reduction.what == CostName.LATENCY:
+            student = self._fast_enough(study, options.reduction.budget)
+            plan = student.plan
+        else:
+            with self._timer("plan"):
+                plan = study.choose(options.reduction.what, options.reduction.budget)
+        if options.dry_run:
+            return self._result(study, _Student(plan, self._rewritten(study, plan)), None)
+        if student is None or student.fit is None:
+            student = self._fitted(study, plan)
+        return self._result(study, student, student.model)
+
+    def _study(self) -> TeacherStudy:
+        options = self._options
+        with TensorStore(options.run.memory_limit) as store:
+            divided = None
+            if self._samples is not None:
+                divided = divide_samples(
+                    (self._model,), self._samples, options.fit, store, self._runtime
+                )
+            return study_teacher(self._model, options, divided, self._runtime)
+
+    def _rewritten(self, study: TeacherStudy, plan: Plan) -> onnx.ModelProto:
+        """Return the bare student of a plan."""
+        with self._timer("rewrite"):
+            graph = study.model.graph()
+            carry_out(plan, graph)
+            model = export(graph, like=study.model.canonical)
+            checked(model, f"the student of {self._model.name}")
+        return model
+
+    def _fitted(self, study: TeacherStudy, plan: Plan) -> _Student:
+        """Return the student of a plan, fitted where there is something to fit it on."""
+        bare = self._rewritten(study, plan)
+        if self._samples is None or self._options.no_fit:
+            return _Student(plan, bare)
+        name = f"the student of {self._model.name}"
+        own = replace(self._model, name=name, model=bare, canonical=Canonicalize()(bare).model)
+        pairs = pairs_of(plan, study.channels, own.graph())
+        with self._timer("fit"):
+            networks = self._model, own
+            fit = fit_networks(networks, self._samples, self._options.fit, StageTimer(), pairs)
+        return _Student(plan, fit.model, fit)
+
+    def _smallest(self, study: TeacherStudy, most: float) -> _Student:
+        """Return the smallest student whose agreement on held-out samples falls by no more."""
+
+        def meets(student: _Student) -> bool:
+            if student.fit is None:
+                return False
+            after = student.fit.report.after
+            if after.top1_agreement is not None:
+                return 1 - after.top1_agreement <= most
+            return after.relative_mse <= most
+
+        found = self._search(study, lambda plan: self._fitted(study, plan), meets)
+        if found is None:
+            raise TargetError(
+                f"{self._model.name}: no student that was tried keeps the agreement within "
+                f"{most:.2%}; allow more, or give more samples"
+            )
+        return found
+
+    def _fast_enough(self, study: TeacherStudy, part: float) -> _Student:
+        """Return the student of least error that takes no more than a part of the time."""
+        fastest = 1.0
+
+        def make(plan: Plan) -> _Student:
+            return _Student(plan, self._rewritten(study, plan))
+
+        def meets(student: _Student) -> bool:
+            nonlocal fastest
+            ratio = self._latency(study, student.model)
+            fastest = min(fastest, ratio)
+            return ratio <= part
+
+        found = self._search(study, make, meets, smallest=False)
+        if found is None:
+            raise TargetError(
+                f"{self._model.name}: the fastest student that was tried takes {fastest:.0%} of "
+                f"its time, and {part:.0%} was asked for; ask for less"
+            )
+        return found
+
+    def _search(
+        self,
+        study: TeacherStudy,
+        make: Callable[[Plan], _Student],
+        meets: Callable[[_Student], bool],
+        *,
+        smallest: bool = True,
+    ) -> _Student | None:
+        """Search by bisection over what is left of the multiply-adds.
+
+        Args:
+            study: of the teacher.
+            make: makes the student of a plan.
+            meets: whether a student meets the target.
+            smallest: whether the smallest of those is wanted, else the largest.
+        """
+        low, high = 0.0, 1.0
+        found = None
+        for _ in range(_SEARCH_STEPS):
+            part = (low + high) / 2
+            plan = self._reachable(study, part)
+            if plan is None:
+                low = part
+                continue
+            student = make(plan)
+            good = meets(student)
+            found = student if good else found
+            # The smallest good one lies below a good one, the largest one above.
+            if good == smallest:
+                high = part
+            else:
+                low = part
+        return found
+
+    def _reachable(self, study: TeacherStudy, part: float) -> Plan | None:
+        """Return the plan that leaves a part of the multiply-adds; None where there is none."""
+        with self._timer("plan"):
+            try:
+                return study.choose(CostName.MACS, part)
+            except TargetError:
+                return None
+
+    def _latency(self, study: TeacherStudy, student: onnx.ModelProto) -> float:
+        """Return the time of a run of a student by that of the teacher."""
+        with self._timer("latency"):
+            feeds = random_feeds(self._model.inputs, study.shapes, self._options.run.seed)
+            models = {self._model.name: self._model.model, "the student": student}
+            return compare_latency(models, feeds, self._runtime, _LATENCY_SECONDS).ratios[1]
+
+    def _result(
+        self, study: TeacherStudy, student: _Student, given_out: onnx.ModelProto | None
+    ) -> CompressResult:
+        """Return what is told of a student.
+
+        Args:
+            study: of the teacher.
+            student: the student.
+            given_out: the model that is given out; None after a dry run.
+        """
+        notes = []
+        if student.fit is None:
+            why = "a dry run makes no student" if given_out is None else "it is not fitted"
+            if given_out is not None and self._samples is None:
+                why = (
+                    "without samples the student is not fitted; it is less accurate than it can be"
+                )
+            notes.append(why)
+        model, teacher = student.model, self._model.model
+        graph = gs.import_onnx(Canonicalize()(model).model)
+        after, before = count_costs(graph, study.shapes, study.count).total, study.costs.total
+        latency = Change(1.0, self._latency(study, model)) if given_out is not None else UNKNOWN
+        totals = CompressTotals(
+            macs=Change(before.macs, after.macs),
+            parameters=Change(before.parameters, after.parameters),
+            bytes=Change(teacher.ByteSize(), model.ByteSize()),
+            latency=latency,
+        )
+        timer = self._timer
+        report = CompressReport(
+            teacher=self._model.name,
+            output=None,
+            options=self._options.named(),
+            plan=student.plan,
+            totals=totals,
+            fit=None if student.fit is None else student.fit.report,
+            seconds=CompressSeconds(
+                total=timer.total,
+                analysis=timer.spent("analysis"),
+                plan=timer.spent("plan"),
+                rewrite=timer.spent("rewrite"),
+                latency=timer.spent("latency"),
+                fit=timer.spent("fit"),
+            ),
+            versions=versions_used(),
+            notes=tuple(notes),
+        )
+        return CompressResult(given_out, student.plan, report)

@@ -12,9 +12,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import logging
+from collections.abc import Mapping
 
 from fskd_onnx.errors import MatchError, NoImprovementError
-from fskd_onnx.option_checks import given
+from fskd_onnx.matching.pairing import Partner
+from fskd_onnx.option_checks import given as given_options
 from fskd_onnx.options import FitOptions
 from fskd_onnx.pipeline.networks import Networks
 from fskd_onnx.pipeline.problem import FitProblem, load_inputs, prepare
@@ -56,16 +58,43 @@ def fit(
         FskdError: a file, the samples or the machine cannot be used.
     """
     check_sources(teacher, student)
-    chosen = given(options, "options", FitOptions)
+    chosen = given_options(options, "options", FitOptions)
     inputs = load_inputs(teacher, student, samples, chosen.run)
     timer = StageTimer()
-    return with_enough_memory(lambda: _fit(*inputs, chosen, timer), chosen.run.batch_size)
+    return fit_networks(*inputs, chosen, timer)
 
 
-def _fit(networks: Networks, samples: Samples, options: FitOptions, timer: StageTimer) -> FitResult:
-    """Fit one network to another, see `fit`."""
+def fit_networks(
+    networks: Networks,
+    samples: Samples,
+    options: FitOptions,
+    timer: StageTimer,
+    given: Mapping[str, Partner] | None = None,
+) -> FitResult:
+    """Fit one network to another, see `fit`.
+
+    Args:
+        networks: teacher and student.
+        samples: for both.
+        options: how to fit.
+        timer: counts the time of each stage.
+        given: pairs that are known, by the name of the student's node.
+    """
+    return with_enough_memory(
+        lambda: _fit(networks, samples, options, timer, given), options.run.batch_size
+    )
+
+
+def _fit(
+    networks: Networks,
+    samples: Samples,
+    options: FitOptions,
+    timer: StageTimer,
+    given: Mapping[str, Partner] | None,
+) -> FitResult:
+    """Fit with as many samples at once as fit into memory."""
     with TensorStore(options.run.memory_limit) as store:
-        problem = prepare(networks, samples, options, store)
+        problem = prepare(networks, samples, options, store, given)
         with timer("verify"):
             _ = problem.before  # what ONNX Runtime cannot run fails here, by its name
         best = choose(_candidates(problem, options, timer), problem.before)
@@ -160,13 +189,14 @@ def _report(
         parameters_student=count_parameters(problem.student.model),
         parameters_fused=count_parameters(fitted.model),
         seconds=timer.report(),
-        versions=_versions(),
+        versions=versions_used(),
         samples_left_out=problem.samples_left_out,
         outputs_left_out=problem.outputs_left_out,
     )
 
 
-def _versions() -> dict[str, str]:
+def versions_used() -> dict[str, str]:
+    """Return the versions of this package and of those that it computes with."""
     versions = {"fskd-onnx": importlib.metadata.version("fskd-onnx")}
     for package in ("onnx", "onnxruntime-gpu", "onnxruntime", "onnx-graphsurgeon", "numpy"):
         try:

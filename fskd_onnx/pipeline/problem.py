@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from fskd_onnx.errors import MatchError, ModelError, SamplesError
+from fskd_onnx.errors import MatchError, ModelError
 from fskd_onnx.fitting.adapters import families_of, fit_factors_too
 from fskd_onnx.matching.activation_similarity import ActivationSimilarity
 from fskd_onnx.matching.channels import Channels, match_channels
@@ -21,24 +20,18 @@ from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import Partner, pair_blocks
 from fskd_onnx.matching.sample_axes import leave_without_samples
 from fskd_onnx.options import FitOptions, RunOptions
+from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
 from fskd_onnx.pipeline.networks import LoadedModel, Networks, compose_decomposed, load_networks
-from fskd_onnx.pipeline.splits import Splits, split_samples
+from fskd_onnx.pipeline.splits import Splits
 from fskd_onnx.reporting.agreement import squared_errors
 from fskd_onnx.reporting.comparable import Comparable, check_finite, comparable
 from fskd_onnx.results import Agreement, Matching
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
-from fskd_onnx.runtime.first_reading import FirstReading
 from fskd_onnx.runtime.forward import ForwardResult, Outputs, forward
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
-from fskd_onnx.samples.augment import Augmented
-from fskd_onnx.samples.batches import default_batch_size
-from fskd_onnx.samples.reader import SampleReader, Samples
-from fskd_onnx.samples.related import find_groups
-from fskd_onnx.samples.sources import SampleSource, load_samples
-from fskd_onnx.serialization.interface import (
-    fixed_batch_size,
-)
+from fskd_onnx.samples.reader import Samples
+from fskd_onnx.samples.sources import SampleSource
 from fskd_onnx.serialization.model_files import ModelSource
 
 logger = logging.getLogger(__name__)
@@ -191,11 +184,15 @@ def load_inputs(
         FskdError: a file or the samples cannot be used.
     """
     networks = load_networks(teacher, student)
-    return networks, _load_samples(samples, networks[0], options)
+    return networks, open_samples(samples, networks[0], options)
 
 
 def prepare(
-    networks: Networks, loaded: Samples, options: FitOptions, store: TensorStore
+    networks: Networks,
+    loaded: Samples,
+    options: FitOptions,
+    store: TensorStore,
+    given: Mapping[str, Partner] | None = None,
 ) -> FitProblem:
     """Read the samples, divide them, and find what belongs together.
 
@@ -204,20 +201,20 @@ def prepare(
         loaded: the samples.
         options: how to fit.
         store: keeps the samples once they are read, and what crosses a cut.
+        given: pairs that are known, by the name of the student's node; None for those of the map.
 
     Raises:
         FskdError: a file, the samples or the machine cannot be used.
     """
     run = options.run
     runtime = open_runtime(run.providers)
-    reading = FirstReading(loaded, store, taken_once=not options.augment)
-    groups = _group(loaded, reading)
-    splits = _split(groups, loaded, networks, options)
-    decoded = _decode(reading, splits, options, store, runtime)
+    divided = divide_samples(networks, loaded, options, store, runtime)
+    decoded, groups, splits = divided.decoded, divided.groups, divided.splits
     graphs = networks[0].graph(), networks[1].graph()
-    given = {} if options.map is None else read_map(options.map, *graphs, networks[1].parts)
+    if given is None and options.map is not None:
+        given = read_map(options.map, *graphs, networks[1].parts)
     try:
-        partners = _pair(graphs, runtime, decoded, splits, given)
+        partners = _pair(graphs, runtime, decoded, splits, given or {})
         partners = leave_without_samples(partners, graphs, runtime, decoded, splits.final.batches)
     except ModelError:
         first = splits.final.batches[0].samples
@@ -243,77 +240,6 @@ def prepare(
 
 
 Graphs = tuple[gs.Graph, gs.Graph]
-
-
-def _load_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -> Samples:
-    """Open the samples, which have to be enough to fit on some and check on others."""
-    loaded = load_samples(
-        source, teacher.inputs, run.preprocess, run.max_samples, run.seed, run.groups
-    )
-    if len(loaded) < _LEAST_GROUPS:
-        raise SamplesError(
-            f"{loaded.name}: {len(loaded)} samples are too few to "
-            f"fit on some and check on others; give at least {_LEAST_GROUPS}"
-        )
-    return loaded
-
-
-def _group(loaded: Samples, reading: FirstReading) -> list[NDArray[np.intp]]:
-    """Divide the samples into independent groups: those given, else those that are found."""
-    groups = find_groups(reading.fingerprints, loaded.groups)
-    distinct = sum(map(len, groups))
-    if distinct < len(loaded):
-        logger.info("%d of %d samples are distinct", distinct, len(loaded))
-    if len(groups) < distinct:
-        logger.info("%d samples are %d independent groups", distinct, len(groups))
-    if len(groups) >= _LEAST_GROUPS:
-        return groups
-    if distinct < _LEAST_GROUPS:
-        reason, remedy = "all others are copies of these", "give other ones"
-    elif loaded.groups is not None:
-        reason, remedy = "the groups are those given", "give samples of more groups"
-    else:
-        reason = "those of a group look like crops or moved copies of each other"
-        remedy = "give other ones, or say by --groups which belong together"
-    found = "1 independent group" if len(groups) == 1 else f"{len(groups)} independent groups"
-    raise SamplesError(
-        f"{loaded.name}: samples of {found} are too few to fit on some and check on others "
-        f"({len(loaded)} samples; {reason}); {remedy}, at least {_LEAST_GROUPS} groups"
-    )
-
-
-def _split(
-    groups: list[NDArray[np.intp]], loaded: Samples, networks: Networks, options: FitOptions
-) -> Splits:
-    """Divide the samples and their copies, into batches of a size that both networks take."""
-    size = default_batch_size(loaded.shapes)
-    stated = [
-        fixed_batch_size(
-            [
-                replace(spec, axis=given.axis)
-                for spec, given in zip(network.inputs, loaded.inputs, strict=True)
-            ]
-        )
-        for network in networks
-    ]
-    # Each network runs as many samples as it states; a batch is a multiple of that for both.
-    fixed = math.lcm(*filter(None, stated)) if any(stated) else options.run.batch_size
-    copies = options.augment_copies + 1 if options.augment else 1
-    return split_samples(groups, len(loaded), copies, options.run.seed, size, fixed)
-
-
-def _decode(
-    reading: FirstReading,
-    splits: Splits,
-    options: FitOptions,
-    store: TensorStore,
-    runtime: Runtime,
-) -> DecodedSamples:
-    """Return the samples in batches, with moved copies behind where these are asked for."""
-    source: SampleReader = reading
-    if options.augment:
-        source = Augmented(reading, options.augment, options.run.seed)
-    return DecodedSamples(source, splits.batches, store, runtime.device)
 
 
 def _pair(

@@ -56,7 +56,7 @@ def test_help_names_all_methods_and_the_options_of_the_fit() -> None:
     )
     for option in (
         *("reduce", "max-drop", "method", "skip", "round-to", "max-ratio", "dry-run", "save-plan"),
-        *("plan", "no-fit", "rounds", "output", "adapter", "targets", "augment", "solver"),
+        *("plan", "no-fit", "output", "adapter", "targets", "augment", "solver"),
         *("groups", "memory-limit", "report", "providers", "preprocess", "max-samples", "seed"),
     ):
         assert f"--{option} " in text
@@ -68,7 +68,7 @@ def test_options_reach_the_library(tmp_path: Path, compress_calls: Callable[...,
     teacher = tmp_path / "t.onnx"
     options = (
         "--reduce params=60% --method L1,tucker --skip stem --skip head* --round-to 4 "
-        "--max-ratio 80% --rounds 2 --adapter kernel --targets select --augment flip "
+        "--max-ratio 80% --adapter kernel --targets select --augment flip "
         "--augment-copies 3 --solver torch --memory-limit 2GB --groups folders "
         "--providers CPU --max-samples 9 --seed 7 --preprocess imagenet"
     )
@@ -87,7 +87,6 @@ def test_options_reach_the_library(tmp_path: Path, compress_calls: Callable[...,
         skip=("stem", "head*"),
         round_to=4,
         max_ratio=0.8,
-        rounds=2,
         fit=FitOptions(run, "kernel", "select", ("flip",), 3, "torch"),
     )
     assert seen == [(teacher, Path("x"), expected)]
@@ -120,12 +119,10 @@ def test_options_reach_the_library(tmp_path: Path, compress_calls: Callable[...,
         ["--max-ratio", "1.5"],
         ["--max-ratio", "nan"],
         ["--max-ratio", "most"],
-        ["--rounds", "0"],
         ["--skip", ""],
         ["--reduce", "macs=50%", "--max-drop", "1%"],
         ["--plan", "p.json", "--reduce", "macs=50%"],
         ["--plan", "p.json", "--save-plan", "p.json"],
-        ["--no-fit", "--rounds", "2"],
         ["--no-fit", "--max-drop", "1%"],
         ["--adapter", "wobble"],
         ["--augment", "wobble"],
@@ -151,13 +148,11 @@ def test_wrong_options_are_wrong_usage(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "options", [["--method", "thinet"], ["--max-drop", "1%"], ["--rounds", "2"]]
-)
+@pytest.mark.parametrize("options", [["--method", "thinet"], ["--max-drop", "1%"]])
 def test_what_needs_samples_is_refused_without(options: list[str]) -> None:
     result = invoke("compress", "t.onnx", *options)
     assert result.exit_code == 2
-    assert "needs samples" in result.stderr.replace("need samples", "needs samples")
+    assert "needs samples" in result.stderr
 
 
 def test_a_missing_teacher_is_one_line(tmp_path: Path) -> None:

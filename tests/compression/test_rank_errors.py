@@ -14,7 +14,8 @@ from fskd_onnx.compression import rank_errors
 from fskd_onnx.compression.factor_ranks import candidate_ranks
 from fskd_onnx.compression.rank_errors import rank_curve, response_curve
 from fskd_onnx.fitting.factored import factorization_of
-from fskd_onnx.linalg.factor_fit import Target, fit_factors
+from fskd_onnx.linalg.factor_fit import fit_factors
+from fskd_onnx.linalg.factor_step import Target
 from fskd_onnx.linalg.factorization import Factorization
 from fskd_onnx.passes.analysis.factored_blocks import chain_of
 from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, Rank, full_rank

@@ -1,0 +1,182 @@
+"""One pass of the teacher over samples: moments of what its linear nodes read and give.
+
+Samples are in two halves, by their fold: what is solved for on one is judged on the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from fskd_onnx.linalg.backends import Array
+from fskd_onnx.linalg.moments import GramMoments, finite_columns
+from fskd_onnx.passes.analysis.geometry import Geometry
+from fskd_onnx.passes.analysis.linear import Linear
+from fskd_onnx.runtime.column_sampling import RandomSampling, batch_offsets
+from fskd_onnx.runtime.decoded_samples import DecodedSamples
+from fskd_onnx.runtime.gather import Gatherer
+from fskd_onnx.runtime.providers import Runtime
+from fskd_onnx.runtime.segment_runner import SegmentRunner, Stage
+from fskd_onnx.samples.batches import Batch, first_batches
+
+SAMPLES = 256
+"""The most samples that an analysis looks at: moments are well known from fewer."""
+
+MOST_REGRESSORS = 4608
+"""Values of a patch up to which its moments are kept: 512 channels of 3 x 3 taps."""
+
+_LEAST_COLUMNS = 4096
+_COLUMNS_PER_UNKNOWN = 4
+
+Places = NDArray[np.intp]
+"""(width, repeats) which inputs of a node the channels of a unit are."""
+
+
+@dataclass(frozen=True)
+class NodeMoments:
+    """Centred second moments of what a linear node reads and gives, each of both halves.
+
+    Attributes:
+        linear: the node.
+        patches: (p, p); None where the patch is too large, or the node has groups.
+        channels: (width, width) of the channels of each unit that it reads, by the unit's name.
+        response: (groups, n) mean and variance of each of its channels.
+    """
+
+    linear: Linear
+    patches: tuple[Array, Array] | None
+    channels: Mapping[str, tuple[Array, Array]]
+    response: tuple[Array, Array]
+
+
+def analyse(
+    runtime: Runtime,
+    graph: gs.Graph,
+    linears: Sequence[Linear],
+    units: Mapping[str, Mapping[str, Places]],
+    samples: DecodedSamples,
+    batches: Sequence[Batch],
+) -> Iterator[NodeMoments]:
+    """Run a network once, and yield moments of its linear nodes in their order.
+
+    A node of which no column is finite is left out.
+
+    Args:
+        runtime: where to run.
+        graph: the network.
+        linears: its linear nodes, in a topological order.
+        units: by reader, the inputs that the channels of each unit are.
+        samples: inputs of the network.
+        batches: which samples run together; folds with even and odd numbers are the halves.
+    """
+    used = first_batches(batches, SAMPLES)
+    if len({batch.fold % 2 for batch in used}) < 2:
+        used = list(batches)
+    gather = Gatherer(runtime)
+    runner = SegmentRunner(runtime, graph, [[view.input.name] for view in linears], used, samples)
+    for number, linear in enumerate(linears):
+        with runner.next_stage(f"analysis, node {number + 1} of {len(linears)}") as stage:
+            if not stage.has_samples(linear.input.name):
+                continue
+            sums = _Sums(linear, units.get(linear.name, {}))
+            _add_batches(sums, stage, used, gather, number)
+            found = sums.moments()
+        if found is not None:
+            yield found
+
+
+class _Sums:
+    """The sums of a node's columns, of both halves."""
+
+    def __init__(self, linear: Linear, units: Mapping[str, Places]) -> None:
+        self.linear = linear
+        self._units = units
+        self._taps = math.prod(linear.kernel_shape)
+        p = linear.shape[2]
+        self.has_patches = linear.groups == 1 and p <= MOST_REGRESSORS
+        self.columns = max(_COLUMNS_PER_UNKNOWN * (p if self.has_patches else 0), _LEAST_COLUMNS)
+        self._patches: list[GramMoments | None] = [None, None]
+        self._channels: dict[str, list[GramMoments | None]] = {u: [None, None] for u in units}
+        self._response: list[tuple[Array, Array, int]] = []
+
+    def add(self, half: int, patches: NDArray[np.floating]) -> None:
+        """Add columns, (groups, p, columns)."""
+        if self.has_patches:
+            self._patches[half] = _sum(self._patches[half], GramMoments.of(patches))
+        else:
+            inputs = patches.reshape(-1, self._taps, patches.shape[2])
+            for unit, places in self._units.items():
+                # Flattened channels are several inputs, and taps see other positions: each a part.
+                parts = inputs[places].transpose(1, 2, 0, 3)
+                part = GramMoments.of(parts.reshape(-1, len(places), inputs.shape[2]))
+                self._channels[unit][half] = _sum(self._channels[unit][half], part)
+        response = self.linear.matrix @ patches
+        self._response.append((response.sum(axis=2), (response**2).sum(axis=2), patches.shape[2]))
+
+    def moments(self) -> NodeMoments | None:
+        """Return what the sums come to; None where a half has no columns."""
+        count = sum(columns for *_, columns in self._response)
+        patches = _halves(self._patches)
+        if patches is not None:
+            channels = {u: self._of_channels(patches, at) for u, at in self._units.items()}
+        else:
+            found = {u: _halves(parts) for u, parts in self._channels.items()}
+            channels = {u: halves for u, halves in found.items() if halves is not None}
+            if self.has_patches or len(channels) < len(found) or not count:
+                return None
+        mean = np.sum([total for total, _, _ in self._response], axis=0) / count
+        square = np.sum([total for _, total, _ in self._response], axis=0) / count
+        return NodeMoments(
+            self.linear,
+            patches,
+            channels,
+            (np.asarray(mean + self.linear.bias.reshape(mean.shape)), np.asarray(square - mean**2)),
+        )
+
+    def _of_channels(self, patches: tuple[Array, Array], places: Places) -> tuple[Array, Array]:
+        """Return the moments of a unit's channels, from those of the patches."""
+
+        def of_half(gram: Array) -> Array:
+            inputs = len(gram) // self._taps
+            by_input = np.einsum("itjt->ij", gram.reshape(inputs, self._taps, inputs, self._taps))
+            return sum((by_input[np.ix_(at, at)] for at in places.T), np.zeros(()))
+
+        return of_half(patches[0]), of_half(patches[1])
+
+
+def _sum(one: GramMoments | None, other: GramMoments) -> GramMoments:
+    return other if one is None else one + other
+
+
+def _halves(parts: Sequence[GramMoments | None]) -> tuple[Array, Array] | None:
+    """Return the Gram matrices of both halves, summed over parts; None where one has none."""
+    one, other = parts
+    if one is None or other is None:
+        return None
+    return one.centered_gram.sum(axis=0), other.centered_gram.sum(axis=0)
+
+
+def _add_batches(
+    sums: _Sums, stage: Stage, batches: Sequence[Batch], gather: Gatherer, number: int
+) -> None:
+    linear, sampling = sums.linear, RandomSampling(sums.columns, (0, number))
+    for offset in batch_offsets(batches):
+        tensor = stage.tensors(offset.index)[linear.input.name]
+        geometry = Geometry.of(linear, tensor.shape())
+        count, chosen = sampling.choose(offset, tensor.shape()[0], geometry.positions)
+        if not count:
+            continue
+        at, inside = geometry.patches(chosen)
+        mask = None if inside.all() else inside
+        columns = gather(tensor, linear.columns_last, count, at, mask)
+        patches = columns.reshape(linear.groups, -1, columns.shape[-1]).astype(np.float64)
+        finite = finite_columns(patches)
+        if finite is not None:
+            patches = patches[..., finite]
+        if patches.shape[2]:
+            sums.add(offset.batch.fold % 2, patches)

@@ -1,0 +1,189 @@
+"""What each choice unit of a teacher may become, and the error that is left of it.
+
+Errors are relative errors of the network's output: those of the nodes that feel a choice, after
+their refit, times how much the output feels these nodes. Level 0 of a unit leaves it whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fskd_onnx.compress_options import CompressOptions, MethodName
+from fskd_onnx.compress_results import UnitKind
+from fskd_onnx.compression.factor_ranks import candidate_ranks, chain_costs
+from fskd_onnx.compression.rank_errors import rank_curve
+from fskd_onnx.compression.width_errors import Reading
+from fskd_onnx.fitting.greedy_choice import order_of_choice
+from fskd_onnx.linalg.backends import Array
+from fskd_onnx.passes.analysis.channel_unit import ChannelUnit
+from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, full_rank, why_not
+from fskd_onnx.passes.analysis.linear import Linear
+
+Floats = NDArray[np.float64]
+
+_LEVELS = 12
+_NARROW = 32
+# A ridge on what is solved for on half of the samples.
+_RIDGE = 0.1
+
+
+@dataclass(frozen=True)
+class Level:
+    """One way that a unit may be.
+
+    Attributes:
+        method: a name of ``MethodName``; "" where it is whole.
+        after: as in ``UnitPlan``.
+        kept: likewise.
+        error: what it adds to the relative error of the network's output.
+    """
+
+    method: str
+    after: tuple[int, ...]
+    kept: tuple[int, ...] | None = None
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A unit and its levels.
+
+    Attributes:
+        kind: of the unit.
+        unit: its name.
+        levels: the first one leaves it whole.
+        reason: why that is the only one; empty where there are others.
+    """
+
+    kind: UnitKind
+    unit: str
+    levels: tuple[Level, ...]
+    reason: str = ""
+
+
+def width_candidates(
+    unit: ChannelUnit,
+    scores: Mapping[str, Floats],
+    readings: Sequence[Reading],
+    sensitivity: Mapping[str, float],
+    options: CompressOptions,
+    reason: str = "",
+) -> Candidates:
+    """Return the widths that a set of coupled channels may have.
+
+    Args:
+        unit: the channels.
+        scores: by method, (width,) how much each channel is worth.
+        readings: what its readers make of it.
+        sensitivity: of the readers.
+        options: how much may go.
+        reason: why it has to stay whole, where that is not the unit's own reason.
+    """
+    whole = Level("", (unit.width,))
+    reason = reason or unit.reason
+    if not reason and not scores:
+        reason = "no method that may be used tells its channels apart"
+    if not reason and not readings:
+        reason = "nothing is known of what reads its channels"
+    if reason:
+        return Candidates(UnitKind.WIDTH, unit.name, (whole,), reason)
+    levels: dict[int, Level] = {}
+    for width in _widths(unit, options):
+        kept_by = {method: unit.best(values, width) for method, values in scores.items()}
+        for method, kept in kept_by.items():
+            if len(kept) == unit.width:
+                continue
+            error = sum(
+                sensitivity.get(reading.reader, 1.0) * reading.error(kept) for reading in readings
+            )
+            best = levels.get(len(kept))
+            if best is None or error < best.error:
+                levels[len(kept)] = Level(method, (len(kept),), kept, error)
+    if not levels:
+        reason = "it is too narrow to lose any within the limits"
+    found = sorted(levels.values(), key=lambda level: -level.after[0])
+    return Candidates(UnitKind.WIDTH, unit.name, (whole, *found), reason)
+
+
+def greedy_scores(readings: Sequence[Reading]) -> Floats:
+    """Return how early each channel is taken by the greedy choice, (width,), the first most."""
+    evidence = [(reading.fitted, reading.weights) for reading in readings]
+    width = len(evidence[0][0])
+    scores = np.empty(width)
+    scores[order_of_choice(evidence, width)] = np.arange(width, 0, -1)
+    return scores
+
+
+def factor_candidates(
+    linear: Linear,
+    moments: tuple[Array, Array] | None,
+    sensitivity: float,
+    options: CompressOptions,
+    reason: str = "",
+) -> Candidates:
+    """Return the chains that a node may become.
+
+    Args:
+        linear: the node.
+        moments: of its patches, of both halves of the samples; None without samples.
+        sensitivity: of the node.
+        options: which forms, and how much may go.
+        reason: why it has to stay whole.
+    """
+    reasons = {form: reason or why_not(linear, form) for form in Form if options.allows(form)}
+    allowed = [form for form, why in reasons.items() if not why]
+    levels = [Level("", ())]
+    for form in allowed:
+        ranks = [
+            rank
+            for rank in candidate_ranks(form, linear, options.round_to)
+            if _cost_ratio(form, linear, rank) >= 1 - options.max_ratio
+        ]
+        fitted, judged = moments or (np.eye(linear.shape[2]), None)
+        ridge = _RIDGE if judged is not None else 0.0
+        errors = rank_curve(form, linear, fitted, ranks, ridge=ridge, held_out=judged)
+        levels += [
+            Level(form.value, rank, None, sensitivity * error)
+            for rank, error in zip(ranks, errors, strict=True)
+        ]
+    why = "" if allowed else next(iter(reasons.values()), "")
+    return Candidates(UnitKind.FACTORS, linear.name, tuple(levels), why)
+
+
+def full_ranks(linear: Linear, form: Form) -> tuple[int, ...]:
+    """Return the rank at which a chain loses nothing of a node."""
+    return full_rank(form, LinearShape.of(linear))
+
+
+def _widths(unit: ChannelUnit, options: CompressOptions) -> list[int]:
+    """Return numbers of channels that may stay, the largest first."""
+    step = options.round_to if unit.width >= _NARROW else max(1, options.round_to // 4)
+    step = math.lcm(step, unit.groups)
+    least = max(math.ceil((1 - options.max_ratio) * unit.width), 1)
+    found = [width for width in range(0, unit.width, step) if width >= least]
+    if not found:
+        return []
+    chosen = np.unique(np.linspace(0, len(found) - 1, _LEVELS).round().astype(int))
+    return [found[at] for at in chosen[::-1]]
+
+
+def _cost_ratio(form: Form, linear: Linear, rank: tuple[int, ...]) -> float:
+    """Return what is left of a node's weights."""
+    shape = LinearShape.of(linear)
+    extents = [1] * len(shape.kernel)
+    whole = shape.outputs * shape.inputs * shape.taps
+    return chain_costs(form, shape, rank, extents, extents).parameters / whole
+
+
+def block_candidate(name: str, error: float, reason: str) -> Candidates:
+    """Return whether a residual block may go, and what that costs."""
+    whole = Level("", (1,))
+    if reason:
+        return Candidates(UnitKind.BLOCK, name, (whole,), reason)
+    gone = Level(MethodName.DROP_BLOCK, (0,), None, error)
+    return Candidates(UnitKind.BLOCK, name, (whole, gone))

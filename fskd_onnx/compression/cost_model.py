@@ -1,0 +1,203 @@
+"""What a network costs at any levels of its choice units.
+
+The cost is a sum over linear nodes. A node's depends on the unit of the channels that it writes, on
+those that it reads, on whether it is a chain, and on whether its block is there at all; all other
+nodes cost what they cost in the teacher.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from fskd_onnx.compress_options import CostName
+from fskd_onnx.compress_results import UnitKind
+from fskd_onnx.compression.candidates import Candidates, Level
+from fskd_onnx.compression.choice import CostTerm
+from fskd_onnx.compression.costs import NetworkCosts, NodeCost, WidthCost
+from fskd_onnx.compression.factor_ranks import chain_costs
+from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, full_rank
+from fskd_onnx.passes.analysis.linear import Linear
+from fskd_onnx.passes.analysis.prunable_channels import PrunableChannels
+from fskd_onnx.passes.analysis.residual_blocks import ResidualBlock
+from fskd_onnx.passes.analysis.shapes import Shape, infer_shapes
+
+
+@dataclass(frozen=True)
+class _Node:
+    """What the cost of a node depends on.
+
+    Attributes:
+        linear: the node.
+        cost: by its numbers of channels.
+        extents: of the positions of its input and of its output.
+        writes: its unit of width, by number, and how many rows each of the unit's channels is.
+        reads: likewise the units that it reads.
+        fixed: input channels that are of no unit.
+        factors: number of the unit that it is as a node that may be factorized.
+        blocks: numbers of the residual blocks that it is part of.
+    """
+
+    linear: Linear
+    cost: WidthCost
+    extents: tuple[tuple[int, ...], tuple[int, ...]] | None
+    writes: tuple[int, float] | None
+    reads: Mapping[int, float]
+    fixed: int
+    factors: int | None
+    blocks: tuple[int, ...]
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Return the units that its cost depends on."""
+        own = () if self.writes is None else (self.writes[0],)
+        chain = () if self.factors is None else (self.factors,)
+        return tuple(dict.fromkeys((*own, *self.reads, *chain, *self.blocks)))
+
+    def at(self, levels: Mapping[int, Level]) -> NodeCost:
+        """Return the cost at levels of these units."""
+        if any(levels[block].method for block in self.blocks):
+            return NodeCost(0, 0)
+        outputs = self.cost.outputs
+        if self.writes is not None:
+            outputs = round(self.writes[1] * levels[self.writes[0]].after[0])
+        inputs = self.fixed + round(sum(n * levels[u].after[0] for u, n in self.reads.items()))
+        whole = self.cost.cost(inputs, outputs)
+        chosen = None if self.factors is None else levels[self.factors]
+        if chosen is None or not chosen.method or self.extents is None:
+            return whole
+        form = Form(chosen.method)
+        shape = LinearShape(outputs, inputs, self.linear.kernel_shape)
+        if not fits(form, shape, chosen.after):
+            return whole
+        chain = chain_costs(form, shape, chosen.after, *self.extents)
+        bias = outputs if self.cost.has_bias else 0
+        return NodeCost(chain.multiply_adds, chain.parameters + bias)
+
+
+def fits(form: Form, shape: LinearShape, rank: Sequence[int]) -> bool:
+    """Whether a chain of a rank is of any use for a kernel of a shape."""
+    return all(r < f for r, f in zip(rank, full_rank(form, shape), strict=True))
+
+
+class CostModel:
+    """The cost of a network at levels of its units.
+
+    Attributes:
+        candidates: the units.
+    """
+
+    def __init__(
+        self,
+        graph: gs.Graph,
+        costs: NetworkCosts,
+        shapes: Mapping[str, Sequence[int]],
+        channels: PrunableChannels,
+        blocks: Sequence[ResidualBlock],
+        candidates: Sequence[Candidates],
+    ) -> None:
+        """Find what each node depends on.
+
+        Args:
+            graph: the teacher.
+            costs: of its nodes.
+            shapes: of its inputs in a run.
+            channels: its units of width.
+            blocks: its residual blocks.
+            candidates: all its units.
+        """
+        self.candidates = tuple(candidates)
+        self._total = costs.total
+        number = {(c.kind, c.unit): at for at, c in enumerate(candidates) if len(c.levels) > 1}
+        of_width = {unit.name: unit for unit in channels.units}
+        writer = {name: unit for unit in channels.units for name in unit.writers}
+        extents = infer_shapes(graph, shapes)
+        self._nodes: dict[str, _Node] = {}
+        for name, cost in costs.by_width.items():
+            linear = channels.linears[name]
+            read = Counter(read[0] for read in channels.inputs(linear) if read is not None)
+            own, reads = writer[name], {}
+            for unit, count in read.items():
+                if (at := number.get((UnitKind.WIDTH, unit))) is not None:
+                    reads[at] = count / of_width[unit].width
+            at = number.get((UnitKind.WIDTH, own.name))
+            taken = sum(n for unit, n in read.items() if (UnitKind.WIDTH, unit) in number)
+            self._nodes[name] = _Node(
+                linear=linear,
+                cost=cost,
+                extents=_extents(linear, extents),
+                writes=None if at is None else (at, cost.outputs / own.width),
+                reads=reads,
+                fixed=cost.inputs - taken,
+                factors=number.get((UnitKind.FACTORS, name)),
+                blocks=tuple(
+                    at
+                    for block in blocks
+                    if name in block.linears
+                    and (at := number.get((UnitKind.BLOCK, block.name))) is not None
+                ),
+            )
+
+    def node(self, name: str, levels: Sequence[int]) -> NodeCost:
+        """Return what a node costs, at a level of each unit."""
+        node = self._nodes[name]
+        return node.at({u: self.candidates[u].levels[levels[u]] for u in node.units})
+
+    def total(self, levels: Sequence[int]) -> NodeCost:
+        """Return what the network costs."""
+        found = self._total
+        for name, node in self._nodes.items():
+            new, old = self.node(name, levels), node.cost.cost()
+            found += NodeCost(new.macs - old.macs, new.parameters - old.parameters)
+        return found
+
+    def terms(self, what: CostName) -> tuple[list[CostTerm], float]:
+        """Return the cost as terms of levels, and the part that is the same at all levels."""
+        terms, fixed = [], float(_number(self._total, what))
+        for node in self._nodes.values():
+            fixed -= _number(node.cost.cost(), what)
+            if not node.units:
+                fixed += _number(node.cost.cost(), what)
+            else:
+                terms.append(CostTerm(node.units, self._cost_of(node, what)))
+        return terms, fixed
+
+    def _cost_of(self, node: _Node, what: CostName) -> _TermCost:
+        levels = [self.candidates[unit].levels for unit in node.units]
+        return _TermCost(node, tuple(levels), what)
+
+
+@dataclass(frozen=True)
+class _TermCost:
+    """The cost of a node as a function of the numbers of its units' levels."""
+
+    node: _Node
+    levels: tuple[tuple[Level, ...], ...]
+    what: CostName
+
+    def __call__(self, numbers: Sequence[int]) -> float:
+        pairs = zip(self.node.units, self.levels, numbers, strict=True)
+        return float(_number(self.node.at({u: own[n] for u, own, n in pairs}), self.what))
+
+
+def _number(cost: NodeCost, what: CostName) -> int:
+    return cost.parameters if what == CostName.PARAMS else cost.macs
+
+
+def _extents(
+    linear: Linear, shapes: Mapping[str, Shape]
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the extents of the positions of a node's input and output; None if any is open."""
+    found = []
+    for tensor in (linear.input, linear.node.outputs[0]):
+        shape = shapes.get(tensor.name)
+        if shape is None:
+            return None
+        spatial = linear.spatial_shape([-1 if extent is None else extent for extent in shape])
+        if any(extent < 0 for extent in spatial):
+            return None
+        found.append(tuple(spatial))
+    return found[0], found[1]

@@ -1,0 +1,63 @@
+"""A plan carried out: channels go, then blocks, then kernels become chains."""
+
+from __future__ import annotations
+
+import onnx_graphsurgeon as gs
+
+from fskd_onnx.compress_results import Plan
+from fskd_onnx.compression.cost_model import fits
+from fskd_onnx.matching.pairing import Partner
+from fskd_onnx.passes import DropBlocks, PruneChannels
+from fskd_onnx.passes.analysis.factorizable import Form, LinearShape
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.prunable_channels import PrunableChannels
+from fskd_onnx.passes.factorizations import FACTORIZATIONS
+from fskd_onnx.results import Evidence
+
+
+def carry_out(plan: Plan, graph: gs.Graph) -> None:
+    """Rewrite a teacher's graph to the student of a plan, in place.
+
+    A node whose channels leave no room for its rank stays whole.
+
+    Raises:
+        PreconditionError: the plan is not one of this graph.
+    """
+    PruneChannels(plan.kept).run(graph)
+    if plan.dropped:
+        DropBlocks(plan.dropped).run(graph)
+    for form in Form:
+        views = {view.name: view for view in find_linear(graph) if isinstance(view, Linear)}
+        ranks = {
+            name: rank
+            for name, rank in plan.ranks(form).items()
+            if name in views and fits(form, LinearShape.of(views[name]), rank)
+        }
+        if ranks:
+            FACTORIZATIONS[form].of(ranks).run(graph)
+
+
+def pairs_of(plan: Plan, channels: PrunableChannels, student: gs.Graph) -> dict[str, Partner]:
+    """Return the partner of each linear node of the student, by its name.
+
+    Args:
+        plan: that the student was made by.
+        channels: of the teacher.
+        student: the student, canonical.
+    """
+    rows = {
+        writer: unit.rows(writer, plan.kept.get(unit.name, range(unit.width)))
+        for unit in channels.units
+        for writer in unit.writers
+    }
+    found = {}
+    for view in find_linear(student):
+        if not isinstance(view, Linear):
+            continue
+        own = channels.linears.get(view.name)
+        if own is None:
+            found[view.name] = Partner(view.name, None)  # in front of the last node of a chain
+            continue
+        output, kept = own.output.name, rows[view.name]
+        found[view.name] = Partner(view.name, output, Evidence.PLAN, 1.0, channels=kept)
+    return found

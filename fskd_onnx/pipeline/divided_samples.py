@@ -1,0 +1,148 @@
+"""The samples of a call: opened, grouped, divided into folds and held-out ones, each read once."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fskd_onnx.errors import SamplesError
+from fskd_onnx.options import FitOptions, RunOptions
+from fskd_onnx.pipeline.networks import LoadedModel
+from fskd_onnx.pipeline.splits import Splits, split_samples
+from fskd_onnx.runtime.decoded_samples import DecodedSamples
+from fskd_onnx.runtime.first_reading import FirstReading
+from fskd_onnx.runtime.providers import Runtime
+from fskd_onnx.runtime.tensor_store import TensorStore
+from fskd_onnx.samples.augment import Augmented
+from fskd_onnx.samples.batches import default_batch_size
+from fskd_onnx.samples.reader import SampleReader, Samples
+from fskd_onnx.samples.related import find_groups
+from fskd_onnx.samples.sources import SampleSource, load_samples
+from fskd_onnx.serialization.interface import fixed_batch_size
+
+logger = logging.getLogger(__name__)
+
+_LEAST_GROUPS = 3  # one held out, two folds
+
+
+@dataclass(frozen=True)
+class DividedSamples:
+    """The samples of a call.
+
+    Attributes:
+        decoded: the samples, and moved copies of them behind, each read once.
+        groups: samples of each independent group; identical ones are there once.
+        splits: which of them are fitted on, and which give the verdict.
+    """
+
+    decoded: DecodedSamples
+    groups: list[NDArray[np.intp]]
+    splits: Splits
+
+
+def open_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -> Samples:
+    """Open the samples, which have to be enough to fit on some and check on others.
+
+    Raises:
+        SamplesError: they cannot be used, or are too few.
+    """
+    loaded = load_samples(
+        source, teacher.inputs, run.preprocess, run.max_samples, run.seed, run.groups
+    )
+    if len(loaded) < _LEAST_GROUPS:
+        raise SamplesError(
+            f"{loaded.name}: {len(loaded)} samples are too few to "
+            f"fit on some and check on others; give at least {_LEAST_GROUPS}"
+        )
+    return loaded
+
+
+def divide_samples(
+    networks: Sequence[LoadedModel],
+    loaded: Samples,
+    options: FitOptions,
+    store: TensorStore,
+    runtime: Runtime,
+) -> DividedSamples:
+    """Read samples and divide them.
+
+    Args:
+        networks: all that run on them.
+        loaded: the samples.
+        options: how to fit.
+        store: keeps the samples once they are read.
+        runtime: where the networks run.
+
+    Raises:
+        SamplesError: they cannot be used, or too few of them are independent.
+    """
+    reading = FirstReading(loaded, store, taken_once=not options.augment)
+    groups = _group(loaded, reading)
+    splits = _split(groups, loaded, networks, options)
+    return DividedSamples(_decode(reading, splits, options, store, runtime), groups, splits)
+
+
+def _group(loaded: Samples, reading: FirstReading) -> list[NDArray[np.intp]]:
+    """Divide the samples into independent groups: those given, else those that are found."""
+    groups = find_groups(reading.fingerprints, loaded.groups)
+    distinct = sum(map(len, groups))
+    if distinct < len(loaded):
+        logger.info("%d of %d samples are distinct", distinct, len(loaded))
+    if len(groups) < distinct:
+        logger.info("%d samples are %d independent groups", distinct, len(groups))
+    if len(groups) >= _LEAST_GROUPS:
+        return groups
+    if distinct < _LEAST_GROUPS:
+        reason, remedy = "all others are copies of these", "give other ones"
+    elif loaded.groups is not None:
+        reason, remedy = "the groups are those given", "give samples of more groups"
+    else:
+        reason = "those of a group look like crops or moved copies of each other"
+        remedy = "give other ones, or say by --groups which belong together"
+    found = "1 independent group" if len(groups) == 1 else f"{len(groups)} independent groups"
+    raise SamplesError(
+        f"{loaded.name}: samples of {found} are too few to fit on some and check on others "
+        f"({len(loaded)} samples; {reason}); {remedy}, at least {_LEAST_GROUPS} groups"
+    )
+
+
+def _split(
+    groups: list[NDArray[np.intp]],
+    loaded: Samples,
+    networks: Sequence[LoadedModel],
+    options: FitOptions,
+) -> Splits:
+    """Divide the samples and their copies, into batches of a size that all networks take."""
+    size = default_batch_size(loaded.shapes)
+    stated = [
+        fixed_batch_size(
+            [
+                replace(spec, axis=given.axis)
+                for spec, given in zip(network.inputs, loaded.inputs, strict=True)
+            ]
+        )
+        for network in networks
+    ]
+    # Each network runs as many samples as it states; a batch is a multiple of that for all.
+    fixed = math.lcm(*filter(None, stated)) if any(stated) else options.run.batch_size
+    copies = options.augment_copies + 1 if options.augment else 1
+    return split_samples(groups, len(loaded), copies, options.run.seed, size, fixed)
+
+
+def _decode(
+    reading: FirstReading,
+    splits: Splits,
+    options: FitOptions,
+    store: TensorStore,
+    runtime: Runtime,
+) -> DecodedSamples:
+    """Return the samples in batches, with moved copies behind where these are asked for."""
+    source: SampleReader = reading
+    if options.augment:
+        source = Augmented(reading, options.augment, options.run.seed)
+    return DecodedSamples(source, splits.batches, store, runtime.device)
