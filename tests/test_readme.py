@@ -21,7 +21,12 @@ PAGES = {
 }
 README = PAGES["README.md"]
 # Where each measured table stands.
-TABLES = {"summary": "README.md", "results": "docs/accuracy.md", "speed": "docs/speed.md"}
+TABLES = {
+    "summary": "README.md",
+    "results": "docs/accuracy.md",
+    "compression": "docs/compression.md",
+    "speed": "docs/speed.md",
+}
 # Packages come from where this environment already has them; the rest of the line is run as it is.
 OFFLINE = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", "installed"]
 
