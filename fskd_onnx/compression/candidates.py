@@ -18,7 +18,6 @@ from fskd_onnx.compress_results import UnitKind
 from fskd_onnx.compression.factor_ranks import candidate_ranks, chain_costs
 from fskd_onnx.compression.rank_errors import rank_curve
 from fskd_onnx.compression.width_errors import Reading
-from fskd_onnx.fitting.greedy_choice import order_of_choice
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.passes.analysis.channel_unit import ChannelUnit
 from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, full_rank, why_not
@@ -108,15 +107,6 @@ def width_candidates(
         reason = "it is too narrow to lose any within the limits"
     found = sorted(levels.values(), key=lambda level: -level.after[0])
     return Candidates(UnitKind.WIDTH, unit.name, (whole, *found), reason)
-
-
-def greedy_scores(readings: Sequence[Reading]) -> Floats:
-    """Return how early each channel is taken by the greedy choice, (width,), the first most."""
-    evidence = [(reading.fitted, reading.weights) for reading in readings]
-    width = len(evidence[0][0])
-    scores = np.empty(width)
-    scores[order_of_choice(evidence, width)] = np.arange(width, 0, -1)
-    return scores
 
 
 def factor_candidates(

@@ -2,7 +2,7 @@
 
 ::
 
-    load ─▶ canonicalize ─▶ units, moments, sensitivities      teacher_study.study_teacher
+    load ─▶ canonicalize ─▶ units, moments, sensitivities      teacher_analysis.study_teacher
     ─▶ choose levels under a budget, or read a plan            TeacherStudy.choose
     ─▶ carry the plan out                                      compression.rewrite
     ─▶ fit with the pairs that the plan knows ─▶ report        fit.fit_networks
@@ -36,7 +36,8 @@ from fskd_onnx.passes import Canonicalize, export
 from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
 from fskd_onnx.pipeline.fit import fit_networks, versions_used
 from fskd_onnx.pipeline.networks import LoadedModel
-from fskd_onnx.pipeline.teacher_study import TeacherStudy, prepared, study_teacher
+from fskd_onnx.pipeline.teacher_analysis import prepared, study_teacher
+from fskd_onnx.pipeline.teacher_study import TeacherStudy
 from fskd_onnx.results import FitResult
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
