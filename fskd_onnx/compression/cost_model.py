@@ -8,12 +8,11 @@ nodes cost what they cost in the teacher.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from fskd_onnx.compress_options import CostName
 from fskd_onnx.compress_results import UnitKind
 from fskd_onnx.compression.candidates import Candidates, Level
 from fskd_onnx.compression.choice import CostTerm
@@ -27,7 +26,24 @@ from fskd_onnx.passes.analysis.shapes import Shape, infer_shapes
 
 
 @dataclass(frozen=True)
-class _Node:
+class NodeState:
+    """What a linear node is at some levels.
+
+    Attributes:
+        inputs: number of channels that it reads.
+        outputs: number of channels that it writes.
+        form: of the chain that it is; None for one node.
+        rank: of the chain.
+    """
+
+    inputs: int
+    outputs: int
+    form: Form | None = None
+    rank: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelledNode:
     """What the cost of a node depends on.
 
     Attributes:
@@ -57,24 +73,31 @@ class _Node:
         chain = () if self.factors is None else (self.factors,)
         return tuple(dict.fromkeys((*own, *self.reads, *chain, *self.blocks)))
 
-    def at(self, levels: Mapping[int, Level]) -> NodeCost:
-        """Return the cost at levels of these units."""
+    def state(self, levels: Mapping[int, Level]) -> NodeState | None:
+        """Return what the node is at levels of these units; None where it is gone."""
         if any(levels[block].method for block in self.blocks):
-            return NodeCost(0, 0)
+            return None
         outputs = self.cost.outputs
         if self.writes is not None:
             outputs = round(self.writes[1] * levels[self.writes[0]].after[0])
         inputs = self.fixed + round(sum(n * levels[u].after[0] for u, n in self.reads.items()))
-        whole = self.cost.cost(inputs, outputs)
         chosen = None if self.factors is None else levels[self.factors]
         if chosen is None or not chosen.method or self.extents is None:
-            return whole
+            return NodeState(inputs, outputs)
         form = Form(chosen.method)
-        shape = LinearShape(outputs, inputs, self.linear.kernel_shape)
-        if not fits(form, shape, chosen.after):
-            return whole
-        chain = chain_costs(form, shape, chosen.after, *self.extents)
-        bias = outputs if self.cost.has_bias else 0
+        if not fits(form, LinearShape(outputs, inputs, self.linear.kernel_shape), chosen.after):
+            return NodeState(inputs, outputs)
+        return NodeState(inputs, outputs, form, chosen.after)
+
+    def cost_of(self, state: NodeState | None) -> NodeCost:
+        """Return the cost of the node in a state."""
+        if state is None:
+            return NodeCost(0, 0)
+        if state.form is None or self.extents is None:
+            return self.cost.cost(state.inputs, state.outputs)
+        shape = LinearShape(state.outputs, state.inputs, self.linear.kernel_shape)
+        chain = chain_costs(state.form, shape, state.rank, *self.extents)
+        bias = state.outputs if self.cost.has_bias else 0
         return NodeCost(chain.multiply_adds, chain.parameters + bias)
 
 
@@ -88,6 +111,7 @@ class CostModel:
 
     Attributes:
         candidates: the units.
+        nodes: the linear nodes, by name.
     """
 
     def __init__(
@@ -115,7 +139,7 @@ class CostModel:
         of_width = {unit.name: unit for unit in channels.units}
         writer = {name: unit for unit in channels.units for name in unit.writers}
         extents = infer_shapes(graph, shapes)
-        self._nodes: dict[str, _Node] = {}
+        self.nodes: dict[str, ModelledNode] = {}
         for name, cost in costs.by_width.items():
             linear = channels.linears[name]
             read = Counter(read[0] for read in channels.inputs(linear) if read is not None)
@@ -125,7 +149,7 @@ class CostModel:
                     reads[at] = count / of_width[unit].width
             at = number.get((UnitKind.WIDTH, own.name))
             taken = sum(n for unit, n in read.items() if (UnitKind.WIDTH, unit) in number)
-            self._nodes[name] = _Node(
+            self.nodes[name] = ModelledNode(
                 linear=linear,
                 cost=cost,
                 extents=_extents(linear, extents),
@@ -143,48 +167,60 @@ class CostModel:
 
     def node(self, name: str, levels: Sequence[int]) -> NodeCost:
         """Return what a node costs, at a level of each unit."""
-        node = self._nodes[name]
-        return node.at({u: self.candidates[u].levels[levels[u]] for u in node.units})
+        node = self.nodes[name]
+        return node.cost_of(
+            node.state({u: self.candidates[u].levels[levels[u]] for u in node.units})
+        )
 
     def total(self, levels: Sequence[int]) -> NodeCost:
         """Return what the network costs."""
         found = self._total
-        for name, node in self._nodes.items():
+        for name, node in self.nodes.items():
             new, old = self.node(name, levels), node.cost.cost()
             found += NodeCost(new.macs - old.macs, new.parameters - old.parameters)
         return found
 
-    def terms(self, what: CostName) -> tuple[list[CostTerm], float]:
-        """Return the cost as terms of levels, and the part that is the same at all levels."""
-        terms, fixed = [], float(_number(self._total, what))
-        for node in self._nodes.values():
-            fixed -= _number(node.cost.cost(), what)
-            if not node.units:
-                fixed += _number(node.cost.cost(), what)
-            else:
-                terms.append(CostTerm(node.units, self._cost_of(node, what)))
-        return terms, fixed
+    def terms(self, measure: Measure) -> list[CostTerm]:
+        """Return a cost of the nodes that depend on levels as terms of these.
 
-    def _cost_of(self, node: _Node, what: CostName) -> _TermCost:
-        levels = [self.candidates[unit].levels for unit in node.units]
-        return _TermCost(node, tuple(levels), what)
+        Args:
+            measure: the cost of a node in a state.
+        """
+        return [
+            CostTerm(
+                node.units,
+                _TermCost(node, tuple(self.candidates[u].levels for u in node.units), measure),
+            )
+            for node in self.nodes.values()
+            if node.units
+        ]
+
+
+Measure = Callable[[ModelledNode, NodeState | None], float]
+"""What a node costs in a state; None stands for a node that is gone."""
+
+
+def multiply_adds(node: ModelledNode, state: NodeState | None) -> float:
+    """Return the multiply-adds of a node."""
+    return float(node.cost_of(state).macs)
+
+
+def parameters(node: ModelledNode, state: NodeState | None) -> float:
+    """Return the parameters of a node."""
+    return float(node.cost_of(state).parameters)
 
 
 @dataclass(frozen=True)
 class _TermCost:
     """The cost of a node as a function of the numbers of its units' levels."""
 
-    node: _Node
+    node: ModelledNode
     levels: tuple[tuple[Level, ...], ...]
-    what: CostName
+    measure: Measure
 
     def __call__(self, numbers: Sequence[int]) -> float:
         pairs = zip(self.node.units, self.levels, numbers, strict=True)
-        return float(_number(self.node.at({u: own[n] for u, own, n in pairs}), self.what))
-
-
-def _number(cost: NodeCost, what: CostName) -> int:
-    return cost.parameters if what == CostName.PARAMS else cost.macs
+        return self.measure(self.node, self.node.state({u: own[n] for u, own, n in pairs}))
 
 
 def _extents(

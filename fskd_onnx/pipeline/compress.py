@@ -28,6 +28,9 @@ from fskd_onnx.compress_results import (
 )
 from fskd_onnx.compression.costs import count_costs
 from fskd_onnx.compression.latency import compare_latency, random_feeds
+from fskd_onnx.compression.latency_model import LatencyModel
+from fskd_onnx.compression.linear_case import LinearCase
+from fskd_onnx.compression.node_latency import NodeLatency
 from fskd_onnx.compression.plan import read_plan
 from fskd_onnx.compression.rewrite import carry_out, pairs_of
 from fskd_onnx.errors import TargetError
@@ -165,7 +168,10 @@ class _Compression:
                 return 1 - after.top1_agreement <= most
             return after.relative_mse <= most
 
-        found = self._search(study, lambda plan: self._fitted(study, plan), meets)
+        def choose(left: float) -> Plan:
+            return study.choose(CostName.MACS, left)
+
+        found = self._search(choose, lambda plan: self._fitted(study, plan), meets)
         if found is None:
             raise TargetError(
                 f"{self._model.name}: no student that was tried keeps the agreement within "
@@ -186,7 +192,14 @@ class _Compression:
             fastest = min(fastest, ratio)
             return ratio <= part
 
-        found = self._search(study, make, meets, smallest=False)
+        with self._timer("latency"):
+            cases = LinearCase.find(study.model.graph(), study.shapes)
+            seconds = LatencyModel(study.cost_model, cases, NodeLatency(self._runtime))
+
+        def choose(left: float) -> Plan:
+            return study.choose(CostName.LATENCY, left, seconds)
+
+        found = self._search(choose, make, meets, smallest=False)
         if found is None:
             raise TargetError(
                 f"{self._model.name}: the fastest student that was tried takes {fastest:.0%} of "
@@ -196,16 +209,16 @@ class _Compression:
 
     def _search(
         self,
-        study: TeacherStudy,
+        choose: Callable[[float], Plan],
         make: Callable[[Plan], _Student],
         meets: Callable[[_Student], bool],
         *,
         smallest: bool = True,
     ) -> _Student | None:
-        """Search by bisection over what is left of the multiply-adds.
+        """Search by bisection over what is left of a cost.
 
         Args:
-            study: of the teacher.
+            choose: gives the plan that leaves a part of it.
             make: makes the student of a plan.
             meets: whether a student meets the target.
             smallest: whether the smallest of those is wanted, else the largest.
@@ -214,7 +227,7 @@ class _Compression:
         found = None
         for _ in range(_SEARCH_STEPS):
             part = (low + high) / 2
-            plan = self._reachable(study, part)
+            plan = self._reachable(choose, part)
             if plan is None:
                 low = part
                 continue
@@ -228,11 +241,11 @@ class _Compression:
                 low = part
         return found
 
-    def _reachable(self, study: TeacherStudy, part: float) -> Plan | None:
-        """Return the plan that leaves a part of the multiply-adds; None where there is none."""
+    def _reachable(self, choose: Callable[[float], Plan], part: float) -> Plan | None:
+        """Return the plan that leaves a part of a cost; None where there is none."""
         with self._timer("plan"):
             try:
-                return study.choose(CostName.MACS, part)
+                return choose(part)
             except TargetError:
                 return None
 

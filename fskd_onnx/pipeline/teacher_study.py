@@ -15,7 +15,13 @@ from fskd_onnx.compress_options import CostName
 from fskd_onnx.compress_results import Plan, UnitKind, UnitPlan
 from fskd_onnx.compression.candidates import Candidates, Level, full_ranks
 from fskd_onnx.compression.choice import choose
-from fskd_onnx.compression.cost_model import CostModel
+from fskd_onnx.compression.cost_model import (
+    CostModel,
+    Measure,
+    NodeState,
+    multiply_adds,
+    parameters,
+)
 from fskd_onnx.compression.costs import NetworkCosts, NodeCost
 from fskd_onnx.compression.plan_limits import PlanLimits, UnitLimits
 from fskd_onnx.errors import TargetError
@@ -59,21 +65,38 @@ class TeacherStudy:
         args = self.shapes, self.channels, self.blocks, self.candidates
         return CostModel(graph, self.costs, *args)
 
-    def choose(self, what: CostName, part: float) -> Plan:
+    def choose(self, what: CostName, part: float, measure: Measure | None = None) -> Plan:
         """Return the plan of least error that leaves a part of a cost.
+
+        Args:
+            what: the cost.
+            part: how much of it may be left.
+            measure: of the cost, where that is time: seconds of each node.
 
         Raises:
             TargetError: no plan leaves so little.
         """
-        terms, fixed = self.cost_model.terms(what)
-        total = self.costs.total
-        whole = total.parameters if what == CostName.PARAMS else total.macs
+        if measure is None:
+            measure = parameters if what == CostName.PARAMS else multiply_adds
+        model, total = self.cost_model, self.costs.total
+        terms = model.terms(measure)
+        changing = math.fsum(term.cost((0,) * len(term.units)) for term in terms)
+        if what == CostName.LATENCY:
+            # The other nodes are thought to take as much less.
+            whole = sum(
+                measure(node, NodeState(node.cost.inputs, node.cost.outputs))
+                for node in model.nodes.values()
+            )
+            budget = part * whole
+        else:
+            whole = float(total.parameters if what == CostName.PARAMS else total.macs)
+            # Costs are whole numbers; rounding of the budget must not take one off.
+            budget = float(math.floor(part * whole * (1 + _ROUNDING)))
+        fixed = whole - changing
         errors = [[level.error for level in unit.levels] for unit in self.candidates]
-        # Costs are whole numbers; rounding of the budget must not take one off.
-        budget = math.floor(part * whole * (1 + _ROUNDING)) - fixed
-        choice = choose(errors, terms, budget)
+        choice = choose(errors, terms, budget - fixed)
         plan = self.plan(choice.levels)
-        if choice.cost > budget:
+        if choice.cost > budget - fixed:
             left = (choice.cost + fixed) / whole
             raise TargetError(
                 f"{self.model.name}: at most {1 - left:.0%} of {what} can go within the limits; "

@@ -1,0 +1,161 @@
+"""Seconds of linear nodes at any levels of choice units, from measured ones.
+
+Measured are a node at some of its widths, while the others are whole (``NodeLatency.by_widths``),
+and the chains that it may become, whole. A chain of narrower channels takes its part of that by its
+multiply-adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fskd_onnx.compress_results import UnitKind
+from fskd_onnx.compression.cost_model import CostModel, ModelledNode, NodeState
+from fskd_onnx.compression.linear_case import LinearCase
+from fskd_onnx.compression.node_latency import NodeLatency
+from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, links
+
+_Table = tuple[list[int], list[int], NDArray[np.float64]]
+"""Numbers of input channels, of output channels, and seconds at each pair of them."""
+
+
+class LatencyModel:
+    """Seconds of the nodes of a teacher, as a measure of the terms of a ``CostModel``."""
+
+    def __init__(
+        self, costs: CostModel, cases: Mapping[str, LinearCase], nodes: NodeLatency
+    ) -> None:
+        """Measure the nodes as they are.
+
+        Args:
+            costs: says what nodes there are, and at which widths they may be.
+            cases: the nodes, by name.
+            nodes: measures.
+        """
+        self._costs, self._cases, self._nodes = costs, cases, nodes
+        self._widths: dict[str, _Table | None] = {}
+        self._chains: dict[tuple[str, Form, tuple[int, ...]], float | None] = {}
+        # Together they take a fraction of the time; what matters most comes first.
+        largest = sorted(costs.nodes.values(), key=lambda node: -node.cost.cost().macs)
+        nodes.seconds(
+            [
+                case
+                for node in largest
+                if node.linear.name in cases
+                for state in self._whole_states(node)
+                for case in chain_cases(cases[node.linear.name], node, state)
+            ]
+        )
+
+    def __call__(self, node: ModelledNode, state: NodeState | None) -> float:
+        """Return the seconds of a node in a state; those of multiply-adds where none are known."""
+        if state is None:
+            return 0.0
+        name = node.linear.name
+        if state.form is None:
+            return self._of_widths(node, state.inputs, state.outputs)
+        whole = NodeState(node.cost.inputs, node.cost.outputs, state.form, state.rank)
+        key = name, state.form, state.rank
+        if key not in self._chains:
+            case = self._cases.get(name)
+            found = None if case is None else self._nodes.seconds(chain_cases(case, node, whole))
+            known = [one for one in found or () if one is not None]
+            self._chains[key] = sum(known) if found and len(known) == len(found) else None
+        part = node.cost_of(state).macs / max(node.cost_of(whole).macs, 1)
+        seconds = self._chains[key]
+        if seconds is None:
+            seconds = self._of_widths(node, node.cost.inputs, node.cost.outputs)
+            part = node.cost_of(state).macs / max(node.cost.cost().macs, 1)
+        return seconds * part
+
+    def _whole_states(self, node: ModelledNode) -> list[NodeState]:
+        """Return a node as it is, and all chains that it may become."""
+        inputs, outputs = node.cost.inputs, node.cost.outputs
+        levels = () if node.factors is None else self._costs.candidates[node.factors].levels[1:]
+        chains = [NodeState(inputs, outputs, Form(one.method), one.after) for one in levels]
+        return [NodeState(inputs, outputs), *chains]
+
+    def _of_widths(self, node: ModelledNode, inputs: int, outputs: int) -> float:
+        name = node.linear.name
+        if name not in self._widths:
+            self._widths[name] = self._measured(node)
+        known = self._widths[name]
+        if known is None:
+            return 0.0
+        reads, writes, seconds = known
+        by_outputs = np.array([np.interp(outputs, writes, row) for row in seconds])
+        return float(np.interp(inputs, reads, by_outputs))
+
+    def _measured(self, node: ModelledNode) -> _Table | None:
+        """Return widths of a node, and seconds at each pair of them."""
+        case = self._cases.get(node.linear.name)
+        if case is None:
+            return None
+        writes = self._levels(node.writes, node.cost.outputs)
+        reads = [node.cost.inputs]
+        if len(node.reads) == 1:
+            ((unit, count),) = node.reads.items()
+            reads = [node.fixed + w for w in self._levels((unit, count), node.cost.inputs)]
+        if case.groups == case.inputs > 1:
+            found = self._nodes.seconds([case.with_widths(w, w) for w in writes])
+            if any(one is None for one in found):
+                return None
+            return reads[-1:], writes, np.array([found], float)
+        seconds = self._nodes.by_widths(case, reads, writes)
+        return None if seconds is None else (reads, writes, seconds)
+
+    def _levels(self, unit: tuple[int, float] | None, whole: int) -> list[int]:
+        """Return numbers of channels, ascending."""
+        if unit is None:
+            return [whole]
+        at, each = unit
+        assert self._costs.candidates[at].kind == UnitKind.WIDTH
+        return sorted({round(each * level.after[0]) for level in self._costs.candidates[at].levels})
+
+
+def chain_cases(case: LinearCase, node: ModelledNode, state: NodeState) -> list[LinearCase]:
+    """Return the nodes of a chain in the place of a node.
+
+    Args:
+        case: of the node.
+        node: the node.
+        state: with a form.
+    """
+    if state.form is None or node.extents is None:
+        return [case]
+    shape = LinearShape(state.outputs, state.inputs, node.linear.kernel_shape)
+    chain = links(state.form, shape, state.rank)
+    found = []
+    samples = case.others[: len(case.others) - len(shape.kernel)]
+    extents = list(case.others[len(samples) :])
+    for number, link in enumerate(chain):
+        found.append(
+            replace(
+                case,
+                inputs=link.inputs,
+                outputs=link.outputs,
+                groups=link.groups,
+                kernel=link.kernel if case.kernel else (),
+                others=(*samples, *extents),
+                has_bias=case.has_bias and number == len(chain) - 1,
+                attributes=tuple(
+                    (name, _along(name, value, link.axes)) for name, value in case.attributes
+                ),
+            )
+        )
+        for axis in link.axes:
+            extents[axis] = node.extents[1][axis]
+    return found
+
+
+def _along(name: str, value: object, axes: tuple[int, ...]) -> object:
+    """Return an attribute of a node that moves along some axes only."""
+    if not isinstance(value, tuple) or name not in ("strides", "dilations", "pads"):
+        return value
+    rank = len(value) // 2 if name == "pads" else len(value)
+    still = 0 if name == "pads" else 1
+    return tuple(v if at % rank in axes else still for at, v in enumerate(value))
