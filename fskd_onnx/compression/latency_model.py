@@ -1,8 +1,8 @@
 """Seconds of linear nodes at any levels of choice units, from measured ones.
 
 Measured are a node at some of its widths, while the others are whole (``NodeLatency.by_widths``),
-and the chains that it may become, whole. A chain of narrower channels takes its part of that by its
-multiply-adds.
+and the chains that it may become, whole. A chain of narrower channels takes as much less as the
+node does: by its multiply-adds it would take nothing, where a small node takes what any node takes.
 """
 
 from __future__ import annotations
@@ -52,25 +52,25 @@ class LatencyModel:
         )
 
     def __call__(self, node: ModelledNode, state: NodeState | None) -> float:
-        """Return the seconds of a node in a state; those of multiply-adds where none are known."""
+        """Return the seconds of a node in a state; 0 where none are known of it."""
         if state is None:
             return 0.0
         name = node.linear.name
         if state.form is None:
             return self._of_widths(node, state.inputs, state.outputs)
         whole = NodeState(node.cost.inputs, node.cost.outputs, state.form, state.rank)
+        narrowed = self._of_widths(node, state.inputs, state.outputs)
         key = name, state.form, state.rank
         if key not in self._chains:
             case = self._cases.get(name)
             found = None if case is None else self._nodes.seconds(chain_cases(case, node, whole))
             known = [one for one in found or () if one is not None]
             self._chains[key] = sum(known) if found and len(known) == len(found) else None
-        part = node.cost_of(state).macs / max(node.cost_of(whole).macs, 1)
         seconds = self._chains[key]
-        if seconds is None:
-            seconds = self._of_widths(node, node.cost.inputs, node.cost.outputs)
-            part = node.cost_of(state).macs / max(node.cost.cost().macs, 1)
-        return seconds * part
+        if seconds is None:  # the limit of time came before
+            return narrowed
+        alone = self._of_widths(node, node.cost.inputs, node.cost.outputs)
+        return seconds * narrowed / alone if alone > 0 else seconds
 
     def _whole_states(self, node: ModelledNode) -> list[NodeState]:
         """Return a node as it is, and all chains that it may become."""
