@@ -74,6 +74,7 @@ def test_every_command_runs(checkout: Path) -> None:
     found = commands()
     assert {command[1] for command in found if command[0] == "fskd-onnx"} >= {
         "fit",
+        "compress",
         "match",
         "compare",
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fskd_onnx.compression.costs import NodeCost
 from fskd_onnx.compression.linear_case import LinearCase
 from fskd_onnx.compression.node_latency import NodeLatency
 
@@ -32,6 +33,34 @@ class ReducedNode:
     before: LinearCase
     after: tuple[LinearCase, ...]
     macs_ratio: float
+
+
+def reduced_nodes(
+    before: Mapping[str, LinearCase],
+    after: Mapping[str, LinearCase],
+    costs: tuple[Mapping[str, NodeCost], Mapping[str, NodeCost]],
+) -> list[ReducedNode]:
+    """Return the nodes of a teacher that have fewer multiply-adds in a student, the largest first.
+
+    Args:
+        before: the teacher's nodes, by name.
+        after: the student's, in the order of data; those of a chain come before the node that has
+            the name of the teacher's.
+        costs: of the nodes of both.
+    """
+    found: list[ReducedNode] = []
+    chain: list[str] = []
+    for name in after:
+        chain.append(name)
+        if name not in before:
+            continue
+        whole = costs[0][name].macs
+        left = sum(costs[1][part].macs for part in chain)
+        if left < whole:
+            cases = tuple(after[part] for part in chain)
+            found.append(ReducedNode(name, before[name], cases, left / whole))
+        chain = []
+    return sorted(found, key=lambda node: -costs[0][node.name].macs)
 
 
 def find_slow_nodes(reduced: Sequence[ReducedNode], nodes: NodeLatency) -> dict[str, str]:

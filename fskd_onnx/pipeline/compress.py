@@ -14,20 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import onnx
-import onnx_graphsurgeon as gs
 
 from fskd_onnx.compress_options import CompressOptions, CostName
 from fskd_onnx.compress_results import (
-    UNKNOWN,
-    Change,
-    CompressReport,
     CompressResult,
-    CompressSeconds,
-    CompressTotals,
     Plan,
 )
-from fskd_onnx.compression.costs import count_costs
-from fskd_onnx.compression.latency import compare_latency, random_feeds
 from fskd_onnx.compression.latency_model import LatencyModel
 from fskd_onnx.compression.linear_case import LinearCase
 from fskd_onnx.compression.node_latency import NodeLatency
@@ -36,8 +28,9 @@ from fskd_onnx.compression.rewrite import carry_out, pairs_of
 from fskd_onnx.errors import TargetError
 from fskd_onnx.option_checks import given
 from fskd_onnx.passes import Canonicalize, export
+from fskd_onnx.pipeline.compress_report import latency_ratio, report_of
 from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
-from fskd_onnx.pipeline.fit import fit_networks, versions_used
+from fskd_onnx.pipeline.fit import fit_networks
 from fskd_onnx.pipeline.networks import LoadedModel
 from fskd_onnx.pipeline.teacher_analysis import prepared, study_teacher
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
@@ -53,6 +46,8 @@ from fskd_onnx.timing import StageTimer
 # Steps of a search for the smallest student that meets a measured target.
 _SEARCH_STEPS = 6
 _LATENCY_SECONDS = 5.0
+# Nodes are looked at where so much more of the time is left than of the multiply-adds.
+_NO_SPEED = 0.15
 
 
 @dataclass(frozen=True)
@@ -188,7 +183,9 @@ class _Compression:
 
         def meets(student: _Student) -> bool:
             nonlocal fastest
-            ratio = self._latency(study, student.model)
+            with self._timer("latency"):
+                seed = self._options.run.seed
+                ratio = latency_ratio(study, student.model, self._runtime, seed)
             fastest = min(fastest, ratio)
             return ratio <= part
 
@@ -249,13 +246,6 @@ class _Compression:
             except TargetError:
                 return None
 
-    def _latency(self, study: TeacherStudy, student: onnx.ModelProto) -> float:
-        """Return the time of a run of a student by that of the teacher."""
-        with self._timer("latency"):
-            feeds = random_feeds(self._model.inputs, study.shapes, self._options.run.seed)
-            models = {self._model.name: self._model.model, "the student": student}
-            return compare_latency(models, feeds, self._runtime, _LATENCY_SECONDS).ratios[1]
-
     def _result(
         self, study: TeacherStudy, student: _Student, given_out: onnx.ModelProto | None
     ) -> CompressResult:
@@ -266,41 +256,20 @@ class _Compression:
             student: the student.
             given_out: the model that is given out; None after a dry run.
         """
-        notes = []
-        if student.fit is None:
-            why = "a dry run makes no student" if given_out is None else "it is not fitted"
-            if given_out is not None and self._samples is None:
-                why = (
-                    "without samples the student is not fitted; it is less accurate than it can be"
-                )
-            notes.append(why)
-        model, teacher = student.model, self._model.model
-        graph = gs.import_onnx(Canonicalize()(model).model)
-        after, before = count_costs(graph, study.shapes, study.count).total, study.costs.total
-        latency = Change(1.0, self._latency(study, model)) if given_out is not None else UNKNOWN
-        totals = CompressTotals(
-            macs=Change(before.macs, after.macs),
-            parameters=Change(before.parameters, after.parameters),
-            bytes=Change(teacher.ByteSize(), model.ByteSize()),
-            latency=latency,
-        )
-        timer = self._timer
-        report = CompressReport(
-            teacher=self._model.name,
-            output=None,
-            options=self._options.named(),
-            plan=student.plan,
-            totals=totals,
-            fit=None if student.fit is None else student.fit.report,
-            seconds=CompressSeconds(
-                total=timer.total,
-                analysis=timer.spent("analysis"),
-                plan=timer.spent("plan"),
-                rewrite=timer.spent("rewrite"),
-                latency=timer.spent("latency"),
-                fit=timer.spent("fit"),
-            ),
-            versions=versions_used(),
-            notes=tuple(notes),
+        fit = None if student.fit is None else student.fit.report
+        notes: tuple[str, ...] = ()
+        if given_out is not None and self._samples is None:
+            notes = (
+                "without samples the student is not fitted; it is less accurate than it can be",
+            )
+        report = report_of(
+            study,
+            student.plan,
+            student.model,
+            fit,
+            self._options,
+            self._runtime,
+            self._timer,
+            notes=notes,
         )
         return CompressResult(given_out, student.plan, report)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from fskd_onnx.compression.costs import NodeCost
 from fskd_onnx.compression.linear_case import LinearCase
 from fskd_onnx.compression.node_latency import NodeLatency
-from fskd_onnx.compression.slow_nodes import ReducedNode, find_slow_nodes
+from fskd_onnx.compression.slow_nodes import ReducedNode, find_slow_nodes, reduced_nodes
 from fskd_onnx.runtime.providers import open_runtime
 
 WHOLE = LinearCase("Conv", 64, 64, 1, (3, 3), (1, 8, 8), "float32", has_bias=True)
@@ -44,3 +45,17 @@ def test_nodes_are_measured() -> None:
     nodes = NodeLatency(open_runtime(["cpu"]))
     assert set(find_slow_nodes([node], nodes)) <= {"conv1"}
     assert nodes.spent > 0
+
+
+def test_the_nodes_of_a_chain_stand_in_front_of_the_one_with_the_name() -> None:
+    half = WHOLE.with_widths(outputs=32)
+    before = {"a": WHOLE, "b": WHOLE, "c": WHOLE}
+    after = {"a": WHOLE, "b/1": half, "b": half, "c": half}
+    costs = (
+        {"a": NodeCost(10, 1), "b": NodeCost(20, 1), "c": NodeCost(30, 1)},
+        {"a": NodeCost(10, 1), "b/1": NodeCost(4, 1), "b": NodeCost(6, 1), "c": NodeCost(15, 1)},
+    )
+    assert reduced_nodes(before, after, costs) == [
+        ReducedNode("c", WHOLE, (half,), 0.5),
+        ReducedNode("b", WHOLE, (half, half), 0.5),
+    ]
