@@ -37,6 +37,8 @@ class _Node:
         writes: its unit of width, by number, and how many rows each of the unit's channels is.
         reads: likewise the units that it reads.
         fixed: input channels that are of no unit.
+        owns: whether its weights, and its bias, are counted as its own: of nodes that share some,
+            the first one's are.
         factors: number of the unit that it is as a node that may be factorized.
         blocks: numbers of the residual blocks that it is part of.
     """
@@ -47,6 +49,7 @@ class _Node:
     writes: tuple[int, float] | None
     reads: Mapping[int, float]
     fixed: int
+    owns: tuple[bool, bool]
     factors: int | None
     blocks: tuple[int, ...]
 
@@ -57,6 +60,11 @@ class _Node:
         chain = () if self.factors is None else (self.factors,)
         return tuple(dict.fromkeys((*own, *self.reads, *chain, *self.blocks)))
 
+    @property
+    def whole(self) -> NodeCost:
+        """Return the cost in the teacher."""
+        return self._own(self.cost.cost(), self.cost.outputs)
+
     def at(self, levels: Mapping[int, Level]) -> NodeCost:
         """Return the cost at levels of these units."""
         if any(levels[block].method for block in self.blocks):
@@ -65,7 +73,7 @@ class _Node:
         if self.writes is not None:
             outputs = round(self.writes[1] * levels[self.writes[0]].after[0])
         inputs = self.fixed + round(sum(n * levels[u].after[0] for u, n in self.reads.items()))
-        whole = self.cost.cost(inputs, outputs)
+        whole = self._own(self.cost.cost(inputs, outputs), outputs)
         chosen = None if self.factors is None else levels[self.factors]
         if chosen is None or not chosen.method or self.extents is None:
             return whole
@@ -75,7 +83,13 @@ class _Node:
             return whole
         chain = chain_costs(form, shape, chosen.after, *self.extents)
         bias = outputs if self.cost.has_bias else 0
-        return NodeCost(chain.multiply_adds, chain.parameters + bias)
+        return self._own(NodeCost(chain.multiply_adds, chain.parameters + bias), outputs)
+
+    def _own(self, cost: NodeCost, outputs: int) -> NodeCost:
+        """Return a cost without the parameters that are another node's."""
+        bias = outputs if self.cost.has_bias else 0
+        weights, own_bias = self.owns
+        return NodeCost(cost.macs, weights * (cost.parameters - bias) + own_bias * bias)
 
 
 def fits(form: Form, shape: LinearShape, rank: Sequence[int]) -> bool:
@@ -116,6 +130,7 @@ class CostModel:
         writer = {name: unit for unit in channels.units for name in unit.writers}
         extents = infer_shapes(graph, shapes)
         self._nodes: dict[str, _Node] = {}
+        counted: set[int] = set()
         for name, cost in costs.by_width.items():
             linear = channels.linears[name]
             read = Counter(read[0] for read in channels.inputs(linear) if read is not None)
@@ -132,6 +147,7 @@ class CostModel:
                 writes=None if at is None else (at, cost.outputs / own.width),
                 reads=reads,
                 fixed=cost.inputs - taken,
+                owns=(id(linear.weight) not in counted, id(linear.bias_constant) not in counted),
                 factors=number.get((UnitKind.FACTORS, name)),
                 blocks=tuple(
                     at
@@ -140,6 +156,7 @@ class CostModel:
                     and (at := number.get((UnitKind.BLOCK, block.name))) is not None
                 ),
             )
+            counted |= {id(linear.weight), id(linear.bias_constant)}
 
     def node(self, name: str, levels: Sequence[int]) -> NodeCost:
         """Return what a node costs, at a level of each unit."""
@@ -150,7 +167,7 @@ class CostModel:
         """Return what the network costs."""
         found = self._total
         for name, node in self._nodes.items():
-            new, old = self.node(name, levels), node.cost.cost()
+            new, old = self.node(name, levels), node.whole
             found += NodeCost(new.macs - old.macs, new.parameters - old.parameters)
         return found
 
@@ -158,10 +175,8 @@ class CostModel:
         """Return the cost as terms of levels, and the part that is the same at all levels."""
         terms, fixed = [], float(_number(self._total, what))
         for node in self._nodes.values():
-            fixed -= _number(node.cost.cost(), what)
-            if not node.units:
-                fixed += _number(node.cost.cost(), what)
-            else:
+            if node.units:
+                fixed -= _number(node.whole, what)
                 terms.append(CostTerm(node.units, self._cost_of(node, what)))
         return terms, fixed
 
