@@ -138,7 +138,7 @@ def samples_of(model: onnx.ModelProto, count: int = 24, seed: int = 5) -> dict[s
 
 
 def options(**given: Any) -> CompressOptions:
-    """Give options of a run on the processor, with widths of any number."""
+    """Give options of a run on the processor, with widths of any number unless told."""
     return CompressOptions(**{"run": CPU, "round_to": 1, **given})
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -30,7 +31,7 @@ from fskd_onnx.compression.costs import count_costs
 from fskd_onnx.compression.latency import compare_latency, random_feeds
 from fskd_onnx.compression.plan import read_plan
 from fskd_onnx.compression.rewrite import carry_out, pairs_of
-from fskd_onnx.errors import TargetError
+from fskd_onnx.errors import NoImprovementError, TargetError
 from fskd_onnx.option_checks import given
 from fskd_onnx.passes import Canonicalize, export
 from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
@@ -97,12 +98,12 @@ class _Compression:
         self._model, self._samples, self._options = model, samples, options
         self._timer = StageTimer()
         self._runtime: Runtime = open_runtime(options.run.providers)
+        self._student_name = f"the student of {model.name}"
 
     def run(self) -> CompressResult:
         """Analyse, choose, rewrite, fit, report."""
         options = self._options
-        with self._timer("analysis"):
-            study = self._study()
+        study = self._study()
         student: _Student | None = None
         if options.plan is not None:
             with self._timer("plan"):
@@ -117,14 +118,14 @@ class _Compression:
             with self._timer("plan"):
                 plan = study.choose(options.reduction.what, options.reduction.budget)
         if options.dry_run:
-            return self._result(study, _Student(plan, self._rewritten(study, plan)), None)
+            return self._result(study, self._rewritten(study, plan), None)
         if student is None or student.fit is None:
             student = self._fitted(study, plan)
         return self._result(study, student, student.model)
 
     def _study(self) -> TeacherStudy:
         options = self._options
-        with TensorStore(options.run.memory_limit) as store:
+        with self._timer("analysis"), TensorStore(options.run.memory_limit) as store:
             divided = None
             if self._samples is not None:
                 divided = divide_samples(
@@ -132,22 +133,22 @@ class _Compression:
                 )
             return study_teacher(self._model, options, divided, self._runtime)
 
-    def _rewritten(self, study: TeacherStudy, plan: Plan) -> onnx.ModelProto:
+    def _rewritten(self, study: TeacherStudy, plan: Plan) -> _Student:
         """Return the bare student of a plan."""
         with self._timer("rewrite"):
             graph = study.model.graph()
             carry_out(plan, graph)
             model = export(graph, like=study.model.canonical)
-            checked(model, f"the student of {self._model.name}")
-        return model
+            checked(model, self._student_name)
+        return _Student(plan, model)
 
     def _fitted(self, study: TeacherStudy, plan: Plan) -> _Student:
         """Return the student of a plan, fitted where there is something to fit it on."""
         bare = self._rewritten(study, plan)
-        if self._samples is None or self._options.no_fit:
-            return _Student(plan, bare)
-        name = f"the student of {self._model.name}"
-        own = replace(self._model, name=name, model=bare, canonical=Canonicalize()(bare).model)
+        if self._samples is None or self._options.no_fit or not plan.is_reduced:
+            return bare
+        model, canonical = bare.model, Canonicalize()(bare.model).model
+        own = replace(self._model, name=self._student_name, model=model, canonical=canonical)
         pairs = pairs_of(plan, study.channels, own.graph())
         with self._timer("fit"):
             networks = self._model, own
@@ -165,7 +166,13 @@ class _Compression:
                 return 1 - after.top1_agreement <= most
             return after.relative_mse <= most
 
-        found = self._search(study, lambda plan: self._fitted(study, plan), meets)
+        def make(plan: Plan) -> _Student:
+            try:
+                return self._fitted(study, plan)
+            except NoImprovementError:
+                return _Student(plan, self._model.model)  # not one to give out
+
+        found = self._search(study, make, meets)
         if found is None:
             raise TargetError(
                 f"{self._model.name}: no student that was tried keeps the agreement within "
@@ -177,16 +184,13 @@ class _Compression:
         """Return the student of least error that takes no more than a part of the time."""
         fastest = 1.0
 
-        def make(plan: Plan) -> _Student:
-            return _Student(plan, self._rewritten(study, plan))
-
         def meets(student: _Student) -> bool:
             nonlocal fastest
             ratio = self._latency(study, student.model)
             fastest = min(fastest, ratio)
             return ratio <= part
 
-        found = self._search(study, make, meets, smallest=False)
+        found = self._search(study, partial(self._rewritten, study), meets, smallest=False)
         if found is None:
             raise TargetError(
                 f"{self._model.name}: the fastest student that was tried takes {fastest:.0%} of "
@@ -243,6 +247,15 @@ class _Compression:
             models = {self._model.name: self._model.model, "the student": student}
             return compare_latency(models, feeds, self._runtime, _LATENCY_SECONDS).ratios[1]
 
+    def _why_not_fitted(self, plan: Plan) -> str:
+        if self._options.dry_run:
+            return "a dry run makes no student"
+        if not plan.is_reduced:
+            return "the plan leaves all whole, so there is nothing to fit"
+        if self._samples is None:
+            return "without samples the student is not fitted; it is less accurate than it can be"
+        return "it is not fitted"
+
     def _result(
         self, study: TeacherStudy, student: _Student, given_out: onnx.ModelProto | None
     ) -> CompressResult:
@@ -253,17 +266,10 @@ class _Compression:
             student: the student.
             given_out: the model that is given out; None after a dry run.
         """
-        notes = []
-        if student.fit is None:
-            why = "a dry run makes no student" if given_out is None else "it is not fitted"
-            if given_out is not None and self._samples is None:
-                why = (
-                    "without samples the student is not fitted; it is less accurate than it can be"
-                )
-            notes.append(why)
-        model, teacher = student.model, self._model.model
+        notes = () if student.fit is not None else (self._why_not_fitted(student.plan),)
+        model, teacher, before = student.model, self._model.model, study.costs.total
         graph = gs.import_onnx(Canonicalize()(model).model)
-        after, before = count_costs(graph, study.shapes, study.count).total, study.costs.total
+        after = count_costs(graph, study.shapes, study.count).total
         latency = Change(1.0, self._latency(study, model)) if given_out is not None else UNKNOWN
         totals = CompressTotals(
             macs=Change(before.macs, after.macs),
@@ -288,6 +294,6 @@ class _Compression:
                 fit=timer.spent("fit"),
             ),
             versions=versions_used(),
-            notes=tuple(notes),
+            notes=notes,
         )
         return CompressResult(given_out, student.plan, report)
