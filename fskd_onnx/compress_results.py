@@ -90,6 +90,11 @@ class Plan:
         return tuple(unit for unit in self.units if unit.kind == kind and unit.is_reduced)
 
     @property
+    def is_reduced(self) -> bool:
+        """Whether anything of any unit goes."""
+        return any(unit.is_reduced for unit in self.units)
+
+    @property
     def kept(self) -> Mapping[str, tuple[int, ...]]:
         """Return the channels that stay of each set of which some go, where they are known."""
         narrowed = self.reduced(UnitKind.WIDTH)

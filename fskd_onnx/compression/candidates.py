@@ -123,10 +123,11 @@ def factor_candidates(
         moments: of its patches, of both halves of the samples; None without samples.
         sensitivity: of the node.
         options: which forms, and how much may go.
-        reason: why it has to stay whole.
+        reason: why it has to stay whole, where its shape does not say why.
     """
-    reasons = {form: reason or why_not(linear, form) for form in Form if options.allows(form)}
-    allowed = [form for form, why in reasons.items() if not why]
+    reasons = {form: why_not(linear, form) for form in Form if options.allows(form)}
+    possible = [form for form, why in reasons.items() if not why]
+    allowed = [] if reason else possible
     levels = [Level("", ())]
     for form in allowed:
         ranks = [
@@ -141,7 +142,7 @@ def factor_candidates(
             Level(form.value, rank, None, sensitivity * error)
             for rank, error in zip(ranks, errors, strict=True)
         ]
-    why = "" if allowed else next(iter(reasons.values()), "")
+    why = reason if possible else next(iter(reasons.values()), "")
     return Candidates(UnitKind.FACTORS, linear.name, tuple(levels), why)
 
 

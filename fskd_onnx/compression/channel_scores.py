@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -67,7 +68,8 @@ def unit_readings(
         if moments is not None:
             if name not in moments or unit.name not in moments[name].channels:
                 continue
-            fitted, judged = moments[name].channels[unit.name]
+            seen = _read_together(channels.linears[name], at)
+            fitted, judged = (seen * half for half in moments[name].channels[unit.name])
         found.append(Reading(name, _seen(channels.linears[name], at), fitted, judged))
     return found
 
@@ -113,6 +115,16 @@ def greedy_scores(readings: Sequence[Reading]) -> Floats:
     scores = np.empty(width)
     scores[order_of_choice(evidence, width)] = np.arange(width, 0, -1)
     return scores
+
+
+def _read_together(linear: Linear, places: Places) -> Array:
+    """Return which channels of a unit a group of a reader reads both of, (width, width).
+
+    A refit makes up for a channel by others of its group alone.
+    """
+    each = linear.shape[2] // math.prod(linear.kernel_shape)
+    groups = places // each
+    return np.asarray((groups[:, np.newaxis] == groups).any(axis=2))
 
 
 def _seen(linear: Linear, places: Places) -> Array:

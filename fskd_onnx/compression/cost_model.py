@@ -53,6 +53,8 @@ class ModelledNode:
         writes: its unit of width, by number, and how many rows each of the unit's channels is.
         reads: likewise the units that it reads.
         fixed: input channels that are of no unit.
+        owns: whether its weights, and its bias, are counted as its own: of nodes that share some,
+            the first one's are.
         factors: number of the unit that it is as a node that may be factorized.
         blocks: numbers of the residual blocks that it is part of.
     """
@@ -63,6 +65,7 @@ class ModelledNode:
     writes: tuple[int, float] | None
     reads: Mapping[int, float]
     fixed: int
+    owns: tuple[bool, bool]
     factors: int | None
     blocks: tuple[int, ...]
 
@@ -72,6 +75,11 @@ class ModelledNode:
         own = () if self.writes is None else (self.writes[0],)
         chain = () if self.factors is None else (self.factors,)
         return tuple(dict.fromkeys((*own, *self.reads, *chain, *self.blocks)))
+
+    @property
+    def whole(self) -> NodeCost:
+        """Return the cost in the teacher."""
+        return self._own(self.cost.cost(), self.cost.outputs)
 
     def state(self, levels: Mapping[int, Level]) -> NodeState | None:
         """Return what the node is at levels of these units; None where it is gone."""
@@ -94,11 +102,19 @@ class ModelledNode:
         if state is None:
             return NodeCost(0, 0)
         if state.form is None or self.extents is None:
-            return self.cost.cost(state.inputs, state.outputs)
+            whole = self.cost.cost(state.inputs, state.outputs)
+            return self._own(whole, state.outputs)
         shape = LinearShape(state.outputs, state.inputs, self.linear.kernel_shape)
         chain = chain_costs(state.form, shape, state.rank, *self.extents)
         bias = state.outputs if self.cost.has_bias else 0
-        return NodeCost(chain.multiply_adds, chain.parameters + bias)
+        found = NodeCost(chain.multiply_adds, chain.parameters + bias)
+        return self._own(found, state.outputs)
+
+    def _own(self, cost: NodeCost, outputs: int) -> NodeCost:
+        """Return a cost without the parameters that are another node's."""
+        bias = outputs if self.cost.has_bias else 0
+        weights, own_bias = self.owns
+        return NodeCost(cost.macs, weights * (cost.parameters - bias) + own_bias * bias)
 
 
 def fits(form: Form, shape: LinearShape, rank: Sequence[int]) -> bool:
@@ -140,6 +156,7 @@ class CostModel:
         writer = {name: unit for unit in channels.units for name in unit.writers}
         extents = infer_shapes(graph, shapes)
         self.nodes: dict[str, ModelledNode] = {}
+        counted: set[int] = set()
         for name, cost in costs.by_width.items():
             linear = channels.linears[name]
             read = Counter(read[0] for read in channels.inputs(linear) if read is not None)
@@ -156,6 +173,7 @@ class CostModel:
                 writes=None if at is None else (at, cost.outputs / own.width),
                 reads=reads,
                 fixed=cost.inputs - taken,
+                owns=(id(linear.weight) not in counted, id(linear.bias_constant) not in counted),
                 factors=number.get((UnitKind.FACTORS, name)),
                 blocks=tuple(
                     at
@@ -164,6 +182,7 @@ class CostModel:
                     and (at := number.get((UnitKind.BLOCK, block.name))) is not None
                 ),
             )
+            counted |= {id(linear.weight), id(linear.bias_constant)}
 
     def node(self, name: str, levels: Sequence[int]) -> NodeCost:
         """Return what a node costs, at a level of each unit."""
@@ -176,7 +195,7 @@ class CostModel:
         """Return what the network costs."""
         found = self._total
         for name, node in self.nodes.items():
-            new, old = self.node(name, levels), node.cost.cost()
+            new, old = self.node(name, levels), node.whole
             found += NodeCost(new.macs - old.macs, new.parameters - old.parameters)
         return found
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx
 
@@ -25,7 +26,7 @@ from fskd_onnx.compression.linear_case import LinearCase
 from fskd_onnx.compression.node_latency import NodeLatency
 from fskd_onnx.compression.plan import read_plan
 from fskd_onnx.compression.rewrite import carry_out, pairs_of
-from fskd_onnx.errors import TargetError
+from fskd_onnx.errors import NoImprovementError, TargetError
 from fskd_onnx.option_checks import given
 from fskd_onnx.passes import Canonicalize, export
 from fskd_onnx.pipeline.compress_report import latency_ratio, report_of
@@ -95,12 +96,12 @@ class _Compression:
         self._model, self._samples, self._options = model, samples, options
         self._timer = StageTimer()
         self._runtime: Runtime = open_runtime(options.run.providers)
+        self._student_name = f"the student of {model.name}"
 
     def run(self) -> CompressResult:
         """Analyse, choose, rewrite, fit, report."""
         options = self._options
-        with self._timer("analysis"):
-            study = self._study()
+        study = self._study()
         student: _Student | None = None
         if options.plan is not None:
             with self._timer("plan"):
@@ -115,14 +116,14 @@ class _Compression:
             with self._timer("plan"):
                 plan = study.choose(options.reduction.what, options.reduction.budget)
         if options.dry_run:
-            return self._result(study, _Student(plan, self._rewritten(study, plan)), None)
+            return self._result(study, self._rewritten(study, plan), None)
         if student is None or student.fit is None:
             student = self._fitted(study, plan)
         return self._result(study, student, student.model)
 
     def _study(self) -> TeacherStudy:
         options = self._options
-        with TensorStore(options.run.memory_limit) as store:
+        with self._timer("analysis"), TensorStore(options.run.memory_limit) as store:
             divided = None
             if self._samples is not None:
                 divided = divide_samples(
@@ -130,22 +131,22 @@ class _Compression:
                 )
             return study_teacher(self._model, options, divided, self._runtime)
 
-    def _rewritten(self, study: TeacherStudy, plan: Plan) -> onnx.ModelProto:
+    def _rewritten(self, study: TeacherStudy, plan: Plan) -> _Student:
         """Return the bare student of a plan."""
         with self._timer("rewrite"):
             graph = study.model.graph()
             carry_out(plan, graph)
             model = export(graph, like=study.model.canonical)
-            checked(model, f"the student of {self._model.name}")
-        return model
+            checked(model, self._student_name)
+        return _Student(plan, model)
 
     def _fitted(self, study: TeacherStudy, plan: Plan) -> _Student:
         """Return the student of a plan, fitted where there is something to fit it on."""
         bare = self._rewritten(study, plan)
-        if self._samples is None or self._options.no_fit:
-            return _Student(plan, bare)
-        name = f"the student of {self._model.name}"
-        own = replace(self._model, name=name, model=bare, canonical=Canonicalize()(bare).model)
+        if self._samples is None or self._options.no_fit or not plan.is_reduced:
+            return bare
+        model, canonical = bare.model, Canonicalize()(bare.model).model
+        own = replace(self._model, name=self._student_name, model=model, canonical=canonical)
         pairs = pairs_of(plan, study.channels, own.graph())
         with self._timer("fit"):
             networks = self._model, own
@@ -166,7 +167,13 @@ class _Compression:
         def choose(left: float) -> Plan:
             return study.choose(CostName.MACS, left)
 
-        found = self._search(choose, lambda plan: self._fitted(study, plan), meets)
+        def make(plan: Plan) -> _Student:
+            try:
+                return self._fitted(study, plan)
+            except NoImprovementError:
+                return _Student(plan, self._model.model)  # not one to give out
+
+        found = self._search(choose, make, meets)
         if found is None:
             raise TargetError(
                 f"{self._model.name}: no student that was tried keeps the agreement within "
@@ -177,9 +184,6 @@ class _Compression:
     def _fast_enough(self, study: TeacherStudy, part: float) -> _Student:
         """Return the student of least error that takes no more than a part of the time."""
         fastest = 1.0
-
-        def make(plan: Plan) -> _Student:
-            return _Student(plan, self._rewritten(study, plan))
 
         def meets(student: _Student) -> bool:
             nonlocal fastest
@@ -196,7 +200,7 @@ class _Compression:
         def choose(left: float) -> Plan:
             return study.choose(CostName.LATENCY, left, seconds)
 
-        found = self._search(choose, make, meets, smallest=False)
+        found = self._search(choose, partial(self._rewritten, study), meets, smallest=False)
         if found is None:
             raise TargetError(
                 f"{self._model.name}: the fastest student that was tried takes {fastest:.0%} of "
@@ -246,6 +250,15 @@ class _Compression:
             except TargetError:
                 return None
 
+    def _why_not_fitted(self, plan: Plan) -> str:
+        if self._options.dry_run:
+            return "a dry run makes no student"
+        if not plan.is_reduced:
+            return "the plan leaves all whole, so there is nothing to fit"
+        if self._samples is None:
+            return "without samples the student is not fitted; it is less accurate than it can be"
+        return "it is not fitted"
+
     def _result(
         self, study: TeacherStudy, student: _Student, given_out: onnx.ModelProto | None
     ) -> CompressResult:
@@ -257,11 +270,7 @@ class _Compression:
             given_out: the model that is given out; None after a dry run.
         """
         fit = None if student.fit is None else student.fit.report
-        notes: tuple[str, ...] = ()
-        if given_out is not None and self._samples is None:
-            notes = (
-                "without samples the student is not fitted; it is less accurate than it can be",
-            )
+        notes = () if fit is not None else (self._why_not_fitted(student.plan),)
         report = report_of(
             study,
             student.plan,

@@ -1,0 +1,304 @@
+"""``compress`` from a teacher to its student, on small networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from fskd_onnx.compress_options import MethodName
+from fskd_onnx.compress_results import CompressResult, UnitKind, UnitPlan
+from fskd_onnx.compression.latency import Latency
+from fskd_onnx.compression.linear_case import LinearCase
+from fskd_onnx.compression.node_latency import NodeLatency
+from fskd_onnx.compression.plan import plan_to_json
+from fskd_onnx.errors import NoImprovementError, OptionError, PlanError, TargetError
+from fskd_onnx.pipeline import compress as pipeline
+from fskd_onnx.pipeline import compress_report
+from fskd_onnx.pipeline.compress import compress
+from tests.compressible import options, samples_of, teacher
+from tests.helpers import assert_same_function, check, linears, run, zoo_model
+
+
+@pytest.fixture(autouse=True)
+def ratios(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Puts measurements in place that take no time: as long as a model has bytes."""
+    measured: list[float] = []
+
+    def compare(models: dict[str, onnx.ModelProto], *_: Any) -> Latency:
+        seconds = tuple(float(model.ByteSize()) for model in models.values())
+        found = tuple(value / seconds[0] for value in seconds)
+        measured.append(found[1])
+        return Latency(seconds, found)
+
+    def seconds(_: NodeLatency, cases: list[LinearCase]) -> list[float]:
+        return [float(case.inputs * case.outputs // case.groups) for case in cases]
+
+    monkeypatch.setattr(compress_report, "compare_latency", compare)
+    monkeypatch.setattr(NodeLatency, "seconds", seconds)
+    return measured
+
+
+def made(name: str, count: int = 24, **given: Any) -> CompressResult:
+    """Make a student on random samples; none where the count is 0."""
+    model = teacher(name)
+    before = model.SerializeToString()
+    result = compress(model, samples_of(model, count) if count else None, options(**given))
+    assert model.SerializeToString() == before
+    if result.model is not None:
+        assert_is_a_student(result.model, model)
+    return result
+
+
+def assert_is_a_student(student: onnx.ModelProto, whole: onnx.ModelProto) -> None:
+    """Check a student, and run it on batches that its teacher takes."""
+    check(student)
+    assert list(student.graph.input) == list(whole.graph.input)
+    assert list(student.graph.output) == list(whole.graph.output)
+    assert list(student.opset_import) == list(whole.opset_import)
+    for batch in (1, 3):
+        stated = whole.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+        feeds = samples_of(whole, stated or batch)
+        theirs, own = run(whole, feeds), run(student, feeds)
+        assert {key: value.shape for key, value in own.items()} == {
+            key: value.shape for key, value in theirs.items()
+        }
+
+
+def reduced(result: CompressResult) -> dict[str, UnitPlan]:
+    return {unit.unit: unit for unit in result.plan.units if unit.is_reduced}
+
+
+def ratio(result: CompressResult, what: str) -> float:
+    found = getattr(result.report.totals, what).ratio
+    assert found is not None
+    return float(found)
+
+
+@pytest.mark.parametrize("what", ["macs", "params"])
+@pytest.mark.parametrize("count", [0, 24])
+def test_the_target_is_met(what: str, count: int) -> None:
+    result = made("two blocks", count, reduce=f"{what}=40%")
+    assert 0.3 < ratio(result, {"macs": "macs", "params": "parameters"}[what]) <= 0.6
+    assert reduced(result)
+    assert (result.report.fit is None) == (not count)
+    if result.report.fit is not None:
+        assert result.report.fit.after.relative_mse < result.report.fit.before.relative_mse
+        assert not result.report.notes
+    else:
+        assert "without samples" in " ".join(result.report.notes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("chain", "residual", "depthwise", "grouped", "concat", "flatten", "matmul"),
+        *("two inputs, two outputs", "fixed batch", "transposed", "rank 1", "rank 3"),
+        *("gate", "normalized", "shared", "slopes"),
+    ],
+)
+@pytest.mark.parametrize("methods", [("auto",), ("l1",)])
+def test_all_kinds_of_networks_lose_what_is_asked(name: str, methods: tuple[str, ...]) -> None:
+    result = made(name, 0, reduce="macs=30%", methods=methods)
+    assert ratio(result, "macs") <= 0.7
+    assert {unit.method for unit in reduced(result).values()} <= set(MethodName)
+    assert all(unit.macs_after <= unit.macs_before for unit in result.plan.units)
+
+
+@pytest.mark.parametrize("name", ["two inputs, two outputs", "fixed batch", "dynamic size", "gate"])
+def test_networks_are_fitted_on_their_samples(name: str) -> None:
+    result = made(name, reduce="macs=30%", methods=("thinet",))
+    assert result.report.fit is not None
+    assert ratio(result, "macs") <= 0.7
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        *(("l1", "two blocks"), ("slimming", "normalized"), ("thinet", "two blocks")),
+        *(("decouple", "two blocks"), ("spatial-svd", "two blocks")),
+        *(("channel-svd", "two blocks"), ("tucker", "two blocks"), ("drop-block", "two blocks")),
+    ],
+)
+def test_each_method_alone(method: str, name: str) -> None:
+    result = made(name, reduce="macs=20%", methods=(method,), no_fit=True)
+    assert ratio(result, "macs") <= 0.8
+    assert {unit.method for unit in reduced(result).values()} == {method}
+    assert result.report.fit is None
+    assert result.report.notes == ("it is not fitted",)
+
+
+def test_a_block_that_goes_takes_its_nodes_along() -> None:
+    result = made("two blocks", reduce="macs=20%", methods=("drop-block",))
+    assert result.model is not None
+    gone = {"s1": {"c2", "c3"}, "s2": {"c4", "c5"}}
+    left = {"c1", "c2", "c3", "c4", "c5", "fc"}.difference(*(gone[n] for n in reduced(result)))
+    assert set(linears(result.model)) == left
+
+
+def test_the_same_call_gives_the_same_bytes() -> None:
+    one, other = (made("matmul", reduce="macs=40%") for _ in range(2))
+    assert one.model == other.model
+    assert one.plan == other.plan
+
+
+def test_a_dry_run_makes_no_model_and_its_plan_gives_the_same_student(tmp_path: Path) -> None:
+    planned = made("matmul", reduce="macs=40%", dry_run=True)
+    assert planned.model is None
+    assert planned.report.fit is None
+    assert planned.report.notes == ("a dry run makes no student",)
+    path = tmp_path / "plan.json"
+    path.write_text(plan_to_json(planned.plan))
+    carried_out = made("matmul", plan=str(path), round_to=8)
+    chosen = made("matmul", reduce="macs=40%")
+    assert carried_out.model == chosen.model
+    assert planned.report.totals.macs == chosen.report.totals.macs == carried_out.report.totals.macs
+    for one, other in zip(chosen.plan.units, carried_out.plan.units, strict=True):
+        assert (one.after, one.kept, one.macs_after) == (other.after, other.kept, other.macs_after)
+
+
+@pytest.mark.parametrize("method", ["l1", "thinet"])
+def test_an_edited_plan_without_channels_leaves_them_to_its_method(
+    tmp_path: Path, method: str
+) -> None:
+    path = tmp_path / "plan.json"
+    entry = {"unit": "m1", "kind": "width", "method": method, "before": 10, "after": 5}
+    path.write_text(json.dumps({"units": [{**entry, "kept": None}]}))
+    result = made("matmul", plan=str(path), round_to=8, no_fit=True)
+    (unit,) = reduced(result).values()
+    assert unit.kept is not None
+    assert len(unit.kept) == 5
+    assert result.model is not None
+    assert linears(result.model)["m1"].width == 5
+    assert unit.macs_after == unit.macs_before // 2
+
+
+def test_a_plan_of_another_network_is_refused_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    entry = {"unit": "other", "kind": "width", "method": "l1", "before": 8, "after": 4}
+    path.write_text(json.dumps({"units": [entry]}))
+    with pytest.raises(PlanError, match=r"plan\.json: the teacher has no"):
+        made("matmul", 0, plan=str(path), round_to=8)
+
+
+def test_what_needs_samples_is_refused_without() -> None:
+    for given in ({"methods": ("thinet",)}, {"methods": ("drop-block",)}, {"max_drop": 0.1}):
+        with pytest.raises(OptionError, match="needs samples"):
+            made("chain", 0, **given)
+
+
+def test_skipped_nodes_stay_whole() -> None:
+    result = made("two blocks", 0, reduce="macs=30%", skip=("c2", "c4*"))
+    assert not {"c2", "c4"} & set(reduced(result))
+    reasons = {(unit.kind, unit.unit): unit.reason for unit in result.plan.units}
+    assert "--skip" in reasons[UnitKind.WIDTH, "c2"]
+    assert "--skip" in reasons[UnitKind.FACTORS, "c4"]
+    assert "--skip" in reasons[UnitKind.BLOCK, "s1"]
+    blocks = made("two blocks", reduce="macs=20%", methods=("drop-block",), skip=("s1",))
+    assert set(reduced(blocks)) == {"s2"}
+
+
+def test_a_skip_of_what_is_not_there_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"g: has no linear node or residual block 'conv\*'"):
+        made("two blocks", 0, skip=("c2", "conv*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("chain", {"reduce": "macs=99%", "methods": ("l1",)}),
+        ("chain", {"reduce": "params=50%", "max_ratio": 0.1, "methods": ("l1",)}),
+        ("nothing", {"reduce": "macs=10%"}),
+        ("chain", {"reduce": "macs=20%", "methods": ("drop-block",)}),
+        ("chain", {"reduce": "macs=20%", "methods": ("slimming",)}),
+    ],
+)
+def test_a_target_out_of_reach_is_said_with_what_can_go(name: str, given: dict[str, Any]) -> None:
+    with pytest.raises(TargetError, match=r"at most \d+% of \w+ can go") as caught:
+        made(name, **given)
+    assert caught.value.plan is not None
+
+
+def test_the_largest_student_that_is_fast_enough(ratios: list[float]) -> None:
+    result = made("matmul", reduce="latency=10%", methods=("l1",), no_fit=True)
+    assert ratio(result, "latency") <= 0.9
+    assert ratio(result, "latency") == max(found for found in ratios if found <= 0.9)
+    fitted = made("matmul", reduce="latency=10%", methods=("l1",))
+    assert fitted.report.fit is not None
+    assert fitted.plan == result.plan
+    with pytest.raises(TargetError, match="the fastest student"):
+        made("matmul", reduce="latency=95%", methods=("l1",), no_fit=True)
+
+
+def test_the_smallest_student_within_a_drop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_SEARCH_STEPS", 2)
+    result = made("matmul", max_drop=0.5, methods=("thinet",))
+    assert result.report.fit is not None
+    after = result.report.fit.after
+    lost = after.relative_mse if after.top1_agreement is None else 1 - after.top1_agreement
+    assert lost <= 0.5
+
+
+def test_students_that_a_fit_does_not_help_are_not_within_a_drop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    report = made("matmul", reduce="macs=30%", methods=("l1",)).report.fit
+    assert report is not None
+
+    def refuse(*_: Any) -> None:
+        raise NoImprovementError("no closer", report)
+
+    monkeypatch.setattr(pipeline, "fit_networks", refuse)
+    with pytest.raises(TargetError, match="no student that was tried"):
+        made("matmul", max_drop=0.5, methods=("l1",))
+    with pytest.raises(NoImprovementError, match="no closer"):
+        made("matmul", reduce="macs=30%", methods=("l1",))
+
+
+def test_a_plan_that_leaves_all_whole_gives_the_teacher(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"units": []}')
+    result = made("matmul", plan=str(path), round_to=8)
+    assert result.model is not None
+    assert_same_function(result.model, teacher("matmul"))
+    assert result.report.notes == ("the plan leaves all whole, so there is nothing to fit",)
+
+
+def test_what_surrounds_the_graph_stays(tmp_path: Path) -> None:
+    model = teacher("two blocks")
+    model.doc_string, model.producer_name, model.model_version = "about", "maker", 7
+    model.metadata_props.add(key="classes", value="a,b")
+    model.graph.input[0].doc_string = "images"
+    path = tmp_path / "teacher.onnx"
+    onnx.save(model, path)
+    result = compress(path, samples_of(model), options(reduce="macs=30%"))
+    student = result.model
+    assert student is not None
+    assert_is_a_student(student, model)
+    assert (student.doc_string, student.producer_name, student.model_version) == (
+        *("about", "maker"),
+        7,
+    )
+    assert list(student.metadata_props) == list(model.metadata_props)
+    assert student.graph.name == model.graph.name
+    assert student.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+    session = onnxruntime.InferenceSession(student.SerializeToString())
+    for batch in (1, 5):
+        feeds = {"x": np.zeros((batch, 3, 5, 5), np.float32)}
+        assert session.run(None, feeds)[0].shape == (batch, 4)
+
+
+@pytest.mark.parametrize("methods", [("l1",), ("auto",)])
+@pytest.mark.parametrize("name", ["squeezenet", "shufflenet"])
+def test_zoo_graphs_lose_what_is_asked(name: str, methods: tuple[str, ...]) -> None:
+    model = zoo_model(name)
+    result = compress(model, None, options(reduce="macs=30%", methods=methods, round_to=8))
+    assert result.model is not None
+    check(result.model)
+    assert ratio(result, "macs") <= 0.7
+    onnxruntime.InferenceSession(result.model.SerializeToString())
