@@ -49,7 +49,6 @@ class Row:
         fitted: of the fitted student.
         macs: what is left of the teacher's multiply-adds, per cent.
         parameters: of its parameters.
-        latency: of the seconds of a run.
         cpu_seconds: of the whole call.
         refused: why there is no student.
     """
@@ -63,7 +62,6 @@ class Row:
     fitted: float | None = None
     macs: float | None = None
     parameters: float | None = None
-    latency: float | None = None
     cpu_seconds: float | None = None
     refused: str = ""
 
@@ -100,7 +98,6 @@ def measure(network: str, reduce: str, method: str, samples: int) -> Row:
         fitted=round(onnx_accuracy(result.model, test), 2),
         macs=_percent(totals.macs.ratio),
         parameters=_percent(totals.parameters.ratio),
-        latency=_percent(totals.latency.after),
         cpu_seconds=round(seconds, 1),
     )
 
@@ -165,15 +162,15 @@ def _save(rows: Iterable[Row]) -> None:
 def table(rows: Iterable[Row]) -> str:
     """Return rows as a table in Markdown."""
     head = "| network | taken off | method | samples | teacher | bare | fitted | gap |"
-    more = " macs left % | parameters left % | latency % | CPU s |"
-    lines = [head + more, "|" + " --- |" * 12]
+    more = " macs left % | parameters left % | CPU s |"
+    lines = [head + more, "|" + " --- |" * 11]
     for row in rows:
         cells: list[object] = [row.network, row.reduce, row.method, row.samples, row.teacher]
         if row.refused:
-            lines.append("| " + " | ".join(map(str, [*cells, *["-"] * 7])) + " |")
+            lines.append("| " + " | ".join(map(str, [*cells, *["-"] * 6])) + " |")
             continue
         gap = round(row.teacher - (row.fitted or 0.0), 2)
-        cells += [row.bare, row.fitted, gap, row.macs, row.parameters, row.latency]
+        cells += [row.bare, row.fitted, gap, row.macs, row.parameters]
         lines.append("| " + " | ".join(map(str, [*cells, row.cpu_seconds])) + " |")
     refused = [
         f"- {row.network}, {row.reduce}, {row.method}: {row.refused}" for row in rows if row.refused
