@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
+from fskd_onnx.compress_results import CompressSeconds
 from fskd_onnx.results import StageSeconds
 
-StageName: TypeAlias = Literal[
-    "capture", "solve", "fuse", "verify", "analysis", "plan", "rewrite", "latency", "fit"
-]
-"""A stage that is timed: a field of ``StageSeconds``, so that every one is reported, or of
-``CompressSeconds``."""
+FitStage: TypeAlias = Literal["capture", "solve", "fuse", "verify"]
+"""A stage of a fit: a field of ``StageSeconds``, so that every one is reported."""
+
+CompressStage: TypeAlias = Literal["analysis", "plan", "rewrite", "latency", "fit"]
+"""A stage of a compression: a field of ``CompressSeconds``."""
+
+StageName: TypeAlias = FitStage | CompressStage
 
 
 class StageTimer:
@@ -46,8 +49,19 @@ class StageTimer:
         """Return the seconds of a stage."""
         return self._spent[stage]
 
+    def compression(self) -> CompressSeconds:
+        """Return the seconds of all stages of a compression."""
+        return CompressSeconds(
+            total=self.total,
+            analysis=self.spent("analysis"),
+            plan=self.spent("plan"),
+            rewrite=self.spent("rewrite"),
+            latency=self.spent("latency"),
+            fit=self.spent("fit"),
+        )
+
     def report(self) -> StageSeconds:
-        """Return the seconds of all stages."""
+        """Return the seconds of all stages of a fit."""
         return StageSeconds(
             total=self.total,
             capture=self.spent("capture"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import get_args
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
 
 import pytest
 
 from fskd_onnx import timing as module
-from fskd_onnx.timing import StageName, StageTimer
+from fskd_onnx.timing import CompressStage, FitStage, StageTimer
 
 
 class Time:
@@ -66,14 +66,21 @@ def test_a_stage_that_fails_counts_too(time: Time) -> None:
     assert timer.spent("capture") == 2
 
 
-def test_every_stage_is_reported(time: Time) -> None:
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [(FitStage, StageTimer.report), (CompressStage, StageTimer.compression)],
+    ids=["fit", "compress"],
+)
+def test_every_stage_is_reported(
+    time: Time, stages: Any, told: Callable[[StageTimer], Any]
+) -> None:
     timer = StageTimer()
-    spent = dict.fromkeys(get_args(StageName), 0.0)
-    for number, stage in enumerate(get_args(StageName), 1):
+    spent: dict[str, float] = {}
+    for number, stage in enumerate(get_args(stages), 1):
         with timer(stage):
             time.now += number
         spent[stage] = number
-    assert dataclasses.asdict(timer.report()) == {"total": sum(spent.values()), **spent}
+    assert dataclasses.asdict(told(timer)) == {"total": sum(spent.values()), **spent}
 
 
 def test_a_running_stage_is_not_counted_before_it_ends(time: Time) -> None:

@@ -10,7 +10,6 @@ from fskd_onnx.compress_results import (
     UNKNOWN,
     Change,
     CompressReport,
-    CompressSeconds,
     CompressTotals,
     Plan,
 )
@@ -84,14 +83,7 @@ def report_of(
             latency=latency,
         ),
         fit=fit,
-        seconds=CompressSeconds(
-            total=timer.total,
-            analysis=timer.spent("analysis"),
-            plan=timer.spent("plan"),
-            rewrite=timer.spent("rewrite"),
-            latency=timer.spent("latency"),
-            fit=timer.spent("fit"),
-        ),
+        seconds=timer.compression(),
         versions=versions_used(),
         notes=(*notes, *slow),
     )

@@ -94,7 +94,7 @@ def study_teacher(
             # Moments of patches are large, and the errors that they tell are not.
             factors[node.linear.name] = candidates_of(node.linear, node.patches)
             moments[node.linear.name] = dataclasses.replace(node, patches=None)
-        run = _runner(model, samples, runtime)
+        run = _runner(model, samples, runtime, options.run.batch_size)
         weights = sensitivities(model.graph, moments.values(), run, options.run.seed)
         if options.allows(MethodName.DROP_BLOCK):
             lost = _errors_without(model, blocks, run)
@@ -144,7 +144,9 @@ def _check_skips(options: CompressOptions, teacher: str, names: Sequence[str]) -
         )
 
 
-def _runner(model: LoadedModel, samples: DividedSamples, runtime: Runtime) -> Run:
+def _runner(
+    model: LoadedModel, samples: DividedSamples, runtime: Runtime, batch_size: int | None
+) -> Run:
     """Return what runs a rewritten teacher on some samples."""
     batches = first_batches(samples.splits.final.batches, SAMPLES)
     indices = np.concatenate([batch.samples[: batch.count] for batch in batches])[:SAMPLES]
@@ -152,7 +154,7 @@ def _runner(model: LoadedModel, samples: DividedSamples, runtime: Runtime) -> Ru
     def run(graph: gs.Graph) -> list[Array]:
         rewritten = export(graph, like=model.canonical)
         found = forward(
-            runtime, rewritten, samples.decoded, indices, None, model.name, model.inputs
+            runtime, rewritten, samples.decoded, indices, batch_size, model.name, model.inputs
         )
         finite = [np.nan_to_num(values.astype(np.float64)) for values in found.values.values()]
         if not finite:
