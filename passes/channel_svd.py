@@ -13,34 +13,18 @@ PAMI 2016, which takes the singular values of the responses instead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
-from fskd_onnx.passes.analysis.factorizable import Form, Rank
-from fskd_onnx.passes.linear_chain import Array, Factorize, low_rank
+from fskd_onnx.passes.analysis.factorizable import Form
+from fskd_onnx.passes.linear_chain import Array, FactorizeByRank, low_rank
 
 
 @dataclass(frozen=True)
-class ChannelSvd(Factorize):
-    """Put a node of few channels and a 1 x 1 node, or two matrices, for one node.
+class ChannelSvd(FactorizeByRank):
+    """Put a node of few channels and a 1 x 1 node, or two matrices, for one node."""
 
-    Attributes:
-        ranks: channels between the two, by the node's name.
-    """
-
-    ranks: Mapping[str, int]
     form: ClassVar = Form.CHANNEL_SVD
-
-    @classmethod
-    def of(cls, ranks: Mapping[str, Rank]) -> Self:
-        """See ``Factorize``."""
-        return cls({name: rank for name, (rank,) in ranks.items()})
-
-    @property
-    def chosen(self) -> Mapping[str, Rank]:
-        """See ``Factorize``."""
-        return {name: (rank,) for name, rank in self.ranks.items()}
 
     @staticmethod
     def split(kernel: Array, *rank: int) -> tuple[Array, ...]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -126,6 +127,27 @@ class Factorize(Pass):
     def _linears(self, graph: gs.Graph) -> list[Linear]:
         views = find_linear(graph)
         return [v for v in views if isinstance(v, Linear) and v.name in self.chosen]
+
+
+@dataclass(frozen=True)
+class FactorizeByRank(Factorize):
+    """A form whose rank is one number.
+
+    Attributes:
+        ranks: channels between the two nodes of the chain, by the node's name.
+    """
+
+    ranks: Mapping[str, int]
+
+    @classmethod
+    def of(cls, ranks: Mapping[str, Rank]) -> Self:
+        """See ``Factorize``."""
+        return cls({name: rank for name, (rank,) in ranks.items()})
+
+    @property
+    def chosen(self) -> Mapping[str, Rank]:
+        """See ``Factorize``."""
+        return {name: (rank,) for name, rank in self.ranks.items()}
 
 
 def _put_chain(

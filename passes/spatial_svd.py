@@ -18,34 +18,18 @@ networks with low-rank regularization", ICLR 2016.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
-from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, Rank
-from fskd_onnx.passes.linear_chain import Array, Factorize, low_rank
+from fskd_onnx.passes.analysis.factorizable import Form, LinearShape
+from fskd_onnx.passes.linear_chain import Array, FactorizeByRank, low_rank
 
 
 @dataclass(frozen=True)
-class SpatialSvd(Factorize):
-    """Put two convolutions, one along the first axes and one along the others, for one.
+class SpatialSvd(FactorizeByRank):
+    """Put two convolutions, one along the first axes and one along the others, for one."""
 
-    Attributes:
-        ranks: channels between the two, by the node's name.
-    """
-
-    ranks: Mapping[str, int]
     form: ClassVar = Form.SPATIAL_SVD
-
-    @classmethod
-    def of(cls, ranks: Mapping[str, Rank]) -> Self:
-        """See ``Factorize``."""
-        return cls({name: rank for name, (rank,) in ranks.items()})
-
-    @property
-    def chosen(self) -> Mapping[str, Rank]:
-        """See ``Factorize``."""
-        return {name: (rank,) for name, rank in self.ranks.items()}
 
     @staticmethod
     def split(kernel: Array, *rank: int) -> tuple[Array, ...]:
