@@ -6,6 +6,7 @@ their refit, times how much the output feels these nodes. Level 0 of a unit leav
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,21 @@ class Candidates:
     reason: str = ""
 
 
+def whole_width(unit: ChannelUnit, reason: str) -> Candidates:
+    """Return channels that all stay."""
+    return Candidates(UnitKind.WIDTH, unit.name, (Level("", (unit.width,)),), reason)
+
+
+def whole_node(name: str, reason: str) -> Candidates:
+    """Return a node that becomes no chain."""
+    return Candidates(UnitKind.FACTORS, name, (Level("", ()),), reason)
+
+
+def whole_block(name: str, reason: str) -> Candidates:
+    """Return a residual block that stays."""
+    return Candidates(UnitKind.BLOCK, name, (Level("", (1,)),), reason)
+
+
 def width_candidates(
     unit: ChannelUnit,
     scores: Mapping[str, Floats],
@@ -83,14 +99,13 @@ def width_candidates(
         options: how much may go.
         reason: why it has to stay whole, where that is not the unit's own reason.
     """
-    whole = Level("", (unit.width,))
     reason = reason or unit.reason
     if not reason and not scores:
         reason = "no method that may be used tells its channels apart"
     if not reason and not readings:
         reason = "nothing is known of what reads its channels"
     if reason:
-        return Candidates(UnitKind.WIDTH, unit.name, (whole,), reason)
+        return whole_width(unit, reason)
     levels: dict[int, Level] = {}
     for width in _widths(unit, options):
         kept_by = {method: unit.best(values, width) for method, values in scores.items()}
@@ -106,29 +121,28 @@ def width_candidates(
     if not levels:
         reason = "it is too narrow to lose any within the limits"
     found = sorted(levels.values(), key=lambda level: -level.after[0])
-    return Candidates(UnitKind.WIDTH, unit.name, (whole, *found), reason)
+    whole = whole_width(unit, reason)
+    return dataclasses.replace(whole, levels=(*whole.levels, *found))
 
 
 def factor_candidates(
     linear: Linear,
     moments: tuple[Array, Array] | None,
-    sensitivity: float,
     options: CompressOptions,
     reason: str = "",
 ) -> Candidates:
-    """Return the chains that a node may become.
+    """Return the chains that a node may become, with errors relative to what it gives.
 
     Args:
         linear: the node.
         moments: of its patches, of both halves of the samples; None without samples.
-        sensitivity: of the node.
         options: which forms, and how much may go.
         reason: why it has to stay whole, where its shape does not say why.
     """
     reasons = {form: why_not(linear, form) for form in Form if options.allows(form)}
     possible = [form for form, why in reasons.items() if not why]
     allowed = [] if reason else possible
-    levels = [Level("", ())]
+    levels: list[Level] = []
     for form in allowed:
         ranks = [
             rank
@@ -139,11 +153,11 @@ def factor_candidates(
         ridge = _RIDGE if judged is not None else 0.0
         errors = rank_curve(form, linear, fitted, ranks, ridge=ridge, held_out=judged)
         levels += [
-            Level(form.value, rank, None, sensitivity * error)
-            for rank, error in zip(ranks, errors, strict=True)
+            Level(form.value, rank, None, error) for rank, error in zip(ranks, errors, strict=True)
         ]
     why = reason if possible else next(iter(reasons.values()), "")
-    return Candidates(UnitKind.FACTORS, linear.name, tuple(levels), why)
+    whole = whole_node(linear.name, why)
+    return dataclasses.replace(whole, levels=(*whole.levels, *levels))
 
 
 def full_ranks(linear: Linear, form: Form) -> tuple[int, ...]:
@@ -173,8 +187,8 @@ def _cost_ratio(form: Form, linear: Linear, rank: tuple[int, ...]) -> float:
 
 def block_candidate(name: str, error: float, reason: str) -> Candidates:
     """Return whether a residual block may go, and what that costs."""
-    whole = Level("", (1,))
+    whole = whole_block(name, reason)
     if reason:
-        return Candidates(UnitKind.BLOCK, name, (whole,), reason)
+        return whole
     gone = Level(MethodName.DROP_BLOCK, (0,), None, error)
-    return Candidates(UnitKind.BLOCK, name, (whole, gone))
+    return dataclasses.replace(whole, levels=(*whole.levels, gone))

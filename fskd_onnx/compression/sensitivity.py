@@ -10,48 +10,37 @@ nodes are in error, as long as they err independently of each other::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from fskd_onnx.compression.analysis import NodeMoments
-from fskd_onnx.linalg.backends import Array
+from fskd_onnx.compression.output_errors import Change
 from fskd_onnx.passes import AffineMap, InsertAdapter
-
-Run = Callable[[gs.Graph], Sequence[Array]]
-"""Runs a network on some samples; gives its outputs, sample by sample."""
-
-SAMPLES = 64
-"""On so many samples."""
 
 _ERROR = 0.1
 
 
-def sensitivities(
-    graph: Callable[[], gs.Graph], nodes: Iterable[NodeMoments], run: Run, seed: int
-) -> dict[str, float]:
-    """Return the sensitivity of each node, by its name.
+def noises(nodes: Iterable[NodeMoments], seed: int) -> list[Change]:
+    """Return the changes of a network that its sensitivities show in, by the names of its nodes.
 
     Args:
-        graph: gives a fresh graph of the network.
         nodes: moments of what the nodes give.
-        run: runs the network.
         seed: of the noise.
-
-    Returns:
-        Numbers of 0 and more; infinite where the output overflows.
     """
-    target = [np.asarray(output, np.float64) for output in run(graph())]
-    energy = sum(float(np.sum((output - output.mean(axis=0)) ** 2)) for output in target)
-    found = {}
-    for number, node in enumerate(nodes):
-        noisy = graph()
-        InsertAdapter({node.linear.name: _noise(node, (seed, number))}).run(noisy)
-        outputs = zip(run(noisy), target, strict=True)
-        error = sum(float(np.sum((output - right) ** 2)) for output, right in outputs)
-        found[node.linear.name] = error / energy / _ERROR if energy > 0 else 0.0
-    return found
+    return [
+        Change(
+            node.linear.name,
+            node.linear.input.name,
+            InsertAdapter({node.linear.name: _noise(node, (seed, number))}).run,
+        )
+        for number, node in enumerate(nodes)
+    ]
+
+
+def sensitivity(output_error: float) -> float:
+    """Return what a node's sensitivity is, from the error of the outputs under its noise."""
+    return output_error / _ERROR
 
 
 def _noise(node: NodeMoments, seed: tuple[int, int]) -> AffineMap:

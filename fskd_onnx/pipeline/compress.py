@@ -20,6 +20,7 @@ from fskd_onnx.compress_options import CompressOptions, CostName
 from fskd_onnx.compress_results import (
     CompressResult,
     Plan,
+    UnitKind,
 )
 from fskd_onnx.compression.latency_model import LatencyModel
 from fskd_onnx.compression.linear_case import LinearCase
@@ -33,7 +34,7 @@ from fskd_onnx.pipeline.compress_report import latency_ratio, report_of
 from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
 from fskd_onnx.pipeline.fit import fit_networks
 from fskd_onnx.pipeline.networks import LoadedModel
-from fskd_onnx.pipeline.teacher_analysis import prepared, study_teacher
+from fskd_onnx.pipeline.teacher_analysis import outline_teacher, prepared, study_teacher
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
 from fskd_onnx.results import FitResult
 from fskd_onnx.runtime.providers import Runtime, open_runtime
@@ -101,25 +102,39 @@ class _Compression:
     def run(self) -> CompressResult:
         """Analyse, choose, rewrite, fit, report."""
         options = self._options
-        study = self._study()
         student: _Student | None = None
         if options.plan is not None:
-            with self._timer("plan"):
-                plan = study.completed(read_plan(options.plan, self._model.name, study.limits()))
-        elif options.max_drop is not None:
-            student = self._smallest(study, options.max_drop)
-            plan = student.plan
-        elif options.reduction.what == CostName.LATENCY:
-            student = self._fast_enough(study, options.reduction.budget)
-            plan = student.plan
+            study, plan = self._read_plan(options.plan)
         else:
-            with self._timer("plan"):
-                plan = study.choose(options.reduction.what, options.reduction.budget)
+            study = self._study()
+            plan, student = self._choose(study)
         if options.dry_run:
             return self._result(study, self._rewritten(study, plan), None)
-        if student is None or student.fit is None:
-            student = self._fitted(study, plan)
+        student = student or self._fitted(study, plan)
         return self._result(study, student, student.model)
+
+    def _read_plan(self, file: str) -> tuple[TeacherStudy, Plan]:
+        """Return a plan from a file, with the channels that it leaves open."""
+        with self._timer("plan"):
+            shapes = None if self._samples is None else self._samples.shapes
+            study = outline_teacher(self._model, self._options, shapes)
+            plan = read_plan(file, self._model.name, study.limits())
+        widths = [unit for unit in plan.units if unit.kind == UnitKind.WIDTH and unit.is_reduced]
+        if any(unit.kept is None for unit in widths):
+            study = self._study()  # for what each channel is worth
+        with self._timer("plan"):
+            return study, study.completed(plan)
+
+    def _choose(self, study: TeacherStudy) -> tuple[Plan, _Student | None]:
+        """Return the plan that meets the target, and its student if the search has fitted it."""
+        options = self._options
+        if options.max_drop is not None:
+            student = self._smallest(study, options.max_drop)
+            return student.plan, student
+        if options.reduction.what == CostName.LATENCY:
+            return self._fast_enough(study, options.reduction.budget).plan, None
+        with self._timer("plan"):
+            return study.choose(options.reduction.what, options.reduction.budget), None
 
     def _study(self) -> TeacherStudy:
         options = self._options

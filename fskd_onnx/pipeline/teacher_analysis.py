@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.compress_options import CompressOptions, MethodName
@@ -16,6 +15,9 @@ from fskd_onnx.compression.candidates import (
     Level,
     block_candidate,
     factor_candidates,
+    whole_block,
+    whole_node,
+    whole_width,
     width_candidates,
 )
 from fskd_onnx.compression.channel_scores import (
@@ -24,28 +26,63 @@ from fskd_onnx.compression.channel_scores import (
     reader_places,
     unit_readings,
 )
-from fskd_onnx.compression.costs import count_costs, run_shapes
-from fskd_onnx.compression.sensitivity import SAMPLES, Run, sensitivities
-from fskd_onnx.errors import ModelError, OptionError
+from fskd_onnx.compression.costs import NetworkCosts, count_costs, run_shapes
+from fskd_onnx.compression.output_errors import Change, output_errors
+from fskd_onnx.compression.sensitivity import noises, sensitivity
+from fskd_onnx.errors import OptionError
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.passes import DropBlocks, FoldExtents
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.prunable_channels import PrunableChannels
 from fskd_onnx.passes.analysis.residual_blocks import ResidualBlock, find_residual_blocks
-from fskd_onnx.passes.base import export
 from fskd_onnx.pipeline.divided_samples import DividedSamples
 from fskd_onnx.pipeline.networks import LoadedModel
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
 from fskd_onnx.printable import shortened
-from fskd_onnx.runtime.forward import forward
 from fskd_onnx.runtime.providers import Runtime
-from fskd_onnx.samples.batches import first_batches
+from fskd_onnx.samples.batches import Batch, first_batches
 
 _SKIPPED = "it is to be left whole (--skip)"
 # An error that is not finite is one to stay away from.
 _HOPELESS = 1e9
+# Multiply-adds of a run that shows errors of outputs, and the fewest and most samples of it.
+_OUTPUT_MACS, _OUTPUT_SAMPLES = 2**36, (8, 64)
 # Names that a message lists.
 _NAMED = 5
+
+
+def outline_teacher(
+    model: LoadedModel, options: CompressOptions, shapes: Mapping[str, tuple[int, ...]] | None
+) -> TeacherStudy:
+    """Return what the graph of a teacher says, without other levels of its units and scores.
+
+    Args:
+        model: the teacher, see `prepared`.
+        options: what to leave whole.
+        shapes: of one sample's tensors, by input; None without samples.
+
+    Raises:
+        OptionError: what is to be left whole is not there.
+        ModelError: what the teacher costs cannot be told.
+    """
+    graph = model.graph()
+    channels, blocks = PrunableChannels(graph), find_residual_blocks(graph)
+    _check_skips(options, model.name, [*channels.linears, *(block.name for block in blocks)])
+    whole, count = run_shapes(model.inputs, shapes)
+    return TeacherStudy(
+        model=model,
+        channels=channels,
+        blocks=tuple(blocks),
+        shapes=whole,
+        count=count,
+        costs=count_costs(graph, whole, count),
+        candidates=(
+            *(whole_width(unit, unit.reason) for unit in channels.units),
+            *(whole_node(name, "") for name in channels.linears),
+            *(whole_block(block.name, block.reason) for block in blocks),
+        ),
+        scores={},
+    )
 
 
 def study_teacher(
@@ -66,12 +103,8 @@ def study_teacher(
         OptionError: what is to be left whole is not there.
         ModelError: what the teacher costs, or what matters to it, cannot be told.
     """
-    graph = model.graph()
-    channels, blocks = PrunableChannels(graph), find_residual_blocks(graph)
-    _check_skips(options, model.name, [*channels.linears, *(block.name for block in blocks)])
-    of_samples = None if samples is None else samples.decoded.shapes
-    shapes, count = run_shapes(model.inputs, of_samples)
-    costs = count_costs(graph, shapes, count)
+    outline = outline_teacher(model, options, None if samples is None else samples.decoded.shapes)
+    channels, blocks = outline.channels, outline.blocks
     places = reader_places(channels)
     moments: dict[str, NodeMoments] = {}
     weights: dict[str, float] = {}
@@ -84,20 +117,24 @@ def study_teacher(
         reason = skipped.get(linear.name, "")
         if not reason and samples is not None and patches is None:
             reason = "the moments of what it reads are not known"
-        return factor_candidates(linear, patches, 1.0, options, reason)
+        return factor_candidates(linear, patches, options, reason)
 
     if samples is not None:
-        found = analyse(
-            runtime, graph, linears, places, samples.decoded, samples.splits.final.batches
-        )
+        batches = samples.splits.final.batches
+        found = analyse(runtime, model.graph(), linears, places, samples.decoded, batches)
         for node in found:
             # Moments of patches are large, and the errors that they tell are not.
             factors[node.linear.name] = candidates_of(node.linear, node.patches)
             moments[node.linear.name] = dataclasses.replace(node, patches=None)
-        run = _runner(model, samples, runtime, options.run.batch_size)
-        weights = sensitivities(model.graph, moments.values(), run, options.run.seed)
+        felt = noises(moments.values(), options.run.seed)
+        left_out = []
         if options.allows(MethodName.DROP_BLOCK):
-            lost = _errors_without(model, blocks, run)
+            left_out = [_left_out(block, linears) for block in blocks if not block.reason]
+        changes = _in_order([*felt, *left_out], linears)
+        few = _few(batches, outline.costs)
+        errors = output_errors(runtime, model.graph, changes, samples.decoded, few)
+        weights = {change.name: sensitivity(errors[change]) for change in felt}
+        lost = {change.name: errors[change] for change in left_out}
     for linear in linears:
         if linear.name not in factors:
             factors[linear.name] = candidates_of(linear, None)
@@ -117,16 +154,8 @@ def study_teacher(
         _weighed(factors[linear.name], weights.get(linear.name, 1.0)) for linear in linears
     ]
     everything = (*widths, *found_factors, *dropped)
-    return TeacherStudy(
-        model=model,
-        channels=channels,
-        blocks=tuple(blocks),
-        shapes=shapes,
-        count=count,
-        costs=costs,
-        candidates=tuple(_weighed(unit, 1.0) for unit in everything),
-        scores=scores,
-    )
+    candidates = tuple(_weighed(unit, 1.0) for unit in everything)
+    return dataclasses.replace(outline, candidates=candidates, scores=scores)
 
 
 def prepared(model: LoadedModel) -> LoadedModel:
@@ -144,42 +173,23 @@ def _check_skips(options: CompressOptions, teacher: str, names: Sequence[str]) -
         )
 
 
-def _runner(
-    model: LoadedModel, samples: DividedSamples, runtime: Runtime, batch_size: int | None
-) -> Run:
-    """Return what runs a rewritten teacher on some samples."""
-    batches = first_batches(samples.splits.final.batches, SAMPLES)
-    indices = np.concatenate([batch.samples[: batch.count] for batch in batches])[:SAMPLES]
-
-    def run(graph: gs.Graph) -> list[Array]:
-        rewritten = export(graph, like=model.canonical)
-        found = forward(
-            runtime, rewritten, samples.decoded, indices, batch_size, model.name, model.inputs
-        )
-        finite = [np.nan_to_num(values.astype(np.float64)) for values in found.values.values()]
-        if not finite:
-            raise ModelError(
-                f"{model.name}: no output holds samples, so nothing tells what matters to it"
-            )
-        return finite
-
-    return run
+def _few(batches: Sequence[Batch], costs: NetworkCosts) -> list[Batch]:
+    """Return the samples to see errors of outputs on: fewer of a network that takes long."""
+    count = _OUTPUT_MACS // max(costs.total.macs, 1)
+    return first_batches(batches, int(np.clip(count, *_OUTPUT_SAMPLES)))
 
 
-def _errors_without(
-    model: LoadedModel, blocks: Sequence[ResidualBlock], run: Run
-) -> dict[str, float]:
-    """Return the relative error of the output without each residual block, by its name."""
-    target = run(model.graph())
-    energy = sum(float(np.sum((values - values.mean(axis=0)) ** 2)) for values in target)
-    found = {}
-    for block in blocks:
-        if not block.reason and energy > 0:
-            graph = model.graph()
-            DropBlocks([block.name]).run(graph)
-            pairs = zip(run(graph), target, strict=True)
-            found[block.name] = sum(float(np.sum((a - b) ** 2)) for a, b in pairs) / energy
-    return found
+def _left_out(block: ResidualBlock, linears: Sequence[Linear]) -> Change:
+    """Return a network's change when it loses a residual block."""
+    # Nothing that is computed in front of the block's first linear node reads the block's sum.
+    first = next((one for one in linears if one.name in block.linears), linears[0])
+    return Change(block.name, first.input.name, DropBlocks([block.name]).run)
+
+
+def _in_order(changes: Sequence[Change], linears: Sequence[Linear]) -> list[Change]:
+    """Return changes in the order of the linear nodes that they begin at."""
+    places = [linear.input.name for linear in linears]
+    return sorted(changes, key=lambda change: places.index(change.behind))
 
 
 def _block(

@@ -183,14 +183,37 @@ class SegmentRunner:
             observer().advance(self._batches[batch].count)
         return made
 
+    def _last_tensors(self, stage: int, graph: gs.Graph) -> Iterator[dict[str, OrtValue]]:
+        for batch in range(len(self._batches)):
+            self._tensors(stage, batch)
+        wanted = self._stops[-1]
+        made = tuple(name for name in wanted if name not in self._cut[0])
+        segment = replace(join(self._plan[stage + 1 :]), outputs=made)
+        with named_errors(graph.name):
+            session = self._compiled(graph, stage, segment) if made else None
+            for parts in self._parts:
+                found = []
+                for cut in (self._cut[part] for part in parts):
+                    tensors = {name: cut[name].value() for name in wanted if name in cut}
+                    if session is not None:
+                        feeds = {name: cut[name].value() for name in segment.inputs}
+                        tensors |= run(session, feeds, made, self._runtime.device)
+                    found.append(tensors)
+                yield self._samples_first(found)
+
     def _session(self, reached: int, segment: Segment) -> onnxruntime.InferenceSession:
         """Compile a segment as the graph is now, for parts that have reached the same stage."""
         key = reached, segment.outputs
         if key not in self._sessions:
-            cuts = [c for c, at in zip(self._cut, self._reached, strict=True) if at == reached]
-            types = {name: _type_of([cut[name] for cut in cuts]) for name in segment.inputs}
-            self._sessions[key] = self._runtime.session(extract(self._graph, segment, types))
+            self._sessions[key] = self._compiled(self._graph, reached, segment)
         return self._sessions[key]
+
+    def _compiled(
+        self, graph: gs.Graph, reached: int, segment: Segment
+    ) -> onnxruntime.InferenceSession:
+        cuts = [c for c, at in zip(self._cut, self._reached, strict=True) if at == reached]
+        types = {name: _type_of([cut[name] for cut in cuts]) for name in segment.inputs}
+        return self._runtime.session(extract(graph, segment, types))
 
 
 class Stage:
@@ -227,6 +250,18 @@ class Stage:
                 fewer of them runs faster: the runtime then fuses more of its nodes.
         """
         return self._runner._tensors_once(self._number, batch, names)
+
+    def last_tensors(self, graph: gs.Graph) -> Iterator[dict[str, OrtValue]]:
+        """Run what is behind this stage as another graph has it, and leave all where it is.
+
+        Args:
+            graph: the network, rewritten behind this stage; tensors that the nodes in front of it
+                give have the names that they had.
+
+        Yields:
+            The tensors of the last stop, as `tensors` returns them, batch after batch.
+        """
+        return self._runner._last_tensors(self._number, graph)
 
 
 def _type_of(tensors: Sequence[StoredTensor]) -> onnx.TypeProto:

@@ -117,12 +117,10 @@ def test_greedy_takes_first_what_explains_most() -> None:
 def test_chains_are_those_that_are_allowed_and_cost_no_less_than_the_limit() -> None:
     linear = linears(teacher("two blocks"))["c2"]
     shape = LinearShape.of(linear)
-    every = factor_candidates(linear, None, 1.0, options())
+    every = factor_candidates(linear, None, options())
     assert every.kind == UnitKind.FACTORS
     assert {level.method for level in every.levels[1:]} == set(Form)
-    some = factor_candidates(
-        linear, None, 1.0, options(methods=("tucker", "l1"), max_ratio=0.5)
-    ).levels
+    some = factor_candidates(linear, None, options(methods=("tucker", "l1"), max_ratio=0.5)).levels
     assert {level.method for level in some[1:]} == {"tucker"}
     whole = shape.inputs * shape.outputs * shape.taps
     for level in some[1:]:
@@ -132,26 +130,25 @@ def test_chains_are_those_that_are_allowed_and_cost_no_less_than_the_limit() -> 
             rank < full
             for rank, full in zip(level.after, full_ranks(linear, Form.TUCKER), strict=True)
         )
-    assert factor_candidates(linear, None, 1.0, options(methods=("l1",))).levels == some[:1]
+    assert factor_candidates(linear, None, options(methods=("l1",))).levels == some[:1]
 
 
-def test_errors_of_chains_are_weighed_and_fall_with_the_rank() -> None:
+def test_errors_of_chains_fall_with_the_rank() -> None:
     linear = linears(teacher("two blocks"))["c2"]
     only = options(methods=("channel-svd",))
-    one, other = (factor_candidates(linear, None, weight, only).levels for weight in (1.0, 0.5))
-    errors = [level.error for level in one[1:]]
+    levels = factor_candidates(linear, None, only).levels
+    errors = [level.error for level in levels[1:]]
     assert errors == sorted(errors)
-    assert [level.error for level in other[1:]] == pytest.approx([e / 2 for e in errors])
     spectrum = np.linalg.svd(linear.matrix[0], compute_uv=False) ** 2
-    for level in one[1:]:
+    for level in levels[1:]:
         tail = spectrum[level.after[0] :].sum() / spectrum.sum()
         assert level.error == pytest.approx(tail, rel=1e-6, abs=1e-9)
 
 
 def test_a_node_that_cannot_be_a_chain_says_why() -> None:
     grouped = linears(teacher("grouped"))["gr"]
-    found = factor_candidates(grouped, None, 1.0, options(), "nothing is known of it")
+    found = factor_candidates(grouped, None, options(), "nothing is known of it")
     assert (len(found.levels), found.reason) == (1, "it has groups")
     plain = linears(teacher("grouped"))["c3"]
-    found = factor_candidates(plain, None, 1.0, options(), "nothing is known of it")
+    found = factor_candidates(plain, None, options(), "nothing is known of it")
     assert (len(found.levels), found.reason) == (1, "nothing is known of it")

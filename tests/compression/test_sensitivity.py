@@ -6,16 +6,19 @@ import math
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 import pytest
 
-from fskd_onnx.compression.analysis import NodeMoments
-from fskd_onnx.compression.sensitivity import sensitivities
-from fskd_onnx.passes.base import export
-from tests.helpers import Array, build, linears, run
+from fskd_onnx.compression.analysis import analyse
+from fskd_onnx.compression.channel_scores import reader_places
+from fskd_onnx.compression.output_errors import output_errors
+from fskd_onnx.compression.sensitivity import noises, sensitivity
+from fskd_onnx.passes.analysis.prunable_channels import PrunableChannels
+from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
+from fskd_onnx.runtime.tensor_store import TensorStore
+from tests.compressible import cpu, loaded, options
+from tests.helpers import Array, build
 
 N, COUNT = 4, 32
-NOTHING = (np.zeros((1, N)), np.ones((1, N)))
 
 
 def orthogonal(seed: int, size: int = N) -> Array:
@@ -30,26 +33,18 @@ def white() -> Array:
 
 def found(model: onnx.ModelProto, samples: Array, seed: int = 0) -> dict[str, float]:
     """Give the sensitivity of each node."""
-    nodes = []
-    outputs = onnx.ModelProto()
-    outputs.CopyFrom(model)
-    views = linears(model)
-    outputs.graph.output.extend(
-        onnx.helper.make_tensor_value_info(view.output.name, 1, None)
-        for view in views.values()
-        if view.output.name not in {output.name for output in model.graph.output}
-    )
-    values = run(outputs, {"x": samples})
-    for view in views.values():
-        given = values[view.output.name].astype(np.float64)
-        mean = given.mean(axis=0)[np.newaxis]
-        nodes.append(NodeMoments(view, None, {}, (mean, given.var(axis=0)[np.newaxis])))
-
-    def forward(graph: gs.Graph) -> list[Array]:
-        made = run(export(graph, like=model), {"x": samples})
-        return [made[output.name] for output in model.graph.output]
-
-    return sensitivities(lambda: gs.import_onnx(model), nodes, forward, seed)
+    own, chosen, runtime = loaded(model), options(), cpu()
+    graph = own.graph()
+    channels = PrunableChannels(graph)
+    views = list(channels.linears.values())
+    with TensorStore() as store:
+        read = open_samples({"x": samples}, own, chosen.run)
+        divided = divide_samples((own,), read, chosen.fit, store, runtime)
+        batches, decoded = divided.splits.final.batches, divided.decoded
+        nodes = list(analyse(runtime, graph, views, reader_places(channels), decoded, batches))
+        changes = noises(nodes, seed)
+        errors = output_errors(runtime, own.graph, changes, decoded, batches)
+    return {change.name: sensitivity(errors[change]) for change in changes}
 
 
 def test_an_error_of_a_node_passes_through_rotations_as_it_is() -> None:
@@ -85,10 +80,10 @@ def test_what_nothing_reads_is_not_felt() -> None:
         }""",
         {"b": np.zeros((4, 4))},
     )
-    sensitivity = found(model, white())
-    assert sensitivity["one"] == 0
-    assert sensitivity["two"] == 0
-    assert sensitivity["three"] > 0.5
+    felt = found(model, white())
+    assert felt["one"] == 0
+    assert felt["two"] == 0
+    assert felt["three"] > 0.5
 
 
 def test_a_constant_output_feels_nothing() -> None:

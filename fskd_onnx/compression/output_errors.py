@@ -1,0 +1,113 @@
+"""What changes inside of a network do to its outputs.
+
+The network runs once, from one place of change to the next; behind each it runs on as each change
+has it, so nothing in front of a change runs twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnxruntime import OrtValue
+
+from fskd_onnx.errors import ModelError
+from fskd_onnx.linalg.backends import Array
+from fskd_onnx.runtime.decoded_samples import DecodedSamples
+from fskd_onnx.runtime.providers import Runtime
+from fskd_onnx.runtime.sample_axis import SampleAxis
+from fskd_onnx.runtime.segment_runner import SegmentRunner
+from fskd_onnx.runtime.tensor_axes import find_axes
+from fskd_onnx.runtime.tensor_store import download
+from fskd_onnx.samples.batches import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """A change of a network.
+
+    Attributes:
+        name: of the change.
+        behind: name of the tensor that all which changes depends on.
+        rewrite: makes the change in a graph of the network.
+    """
+
+    name: str
+    behind: str
+    rewrite: Callable[[gs.Graph], object]
+
+
+def output_errors(
+    runtime: Runtime,
+    graph: Callable[[], gs.Graph],
+    changes: Sequence[Change],
+    samples: DecodedSamples,
+    batches: Sequence[Batch],
+) -> dict[Change, float]:
+    """Return the relative error of the outputs under each change.
+
+    The error of an output is relative to how much it varies over the samples; that of several, the
+    mean of theirs. Outputs that do not vary, or hold no samples, do not count.
+
+    Args:
+        runtime: where to run.
+        graph: gives a fresh graph of the network.
+        changes: their places in a topological order of the network.
+        samples: inputs of the network.
+        batches: the samples to run, and which of them together.
+
+    Returns:
+        Numbers of 0 and more; no number, or infinite, where an output overflows.
+
+    Raises:
+        ModelError: no output holds samples.
+    """
+    network = graph()
+    names = [tensor.name for tensor in network.outputs]
+    axes = find_axes(runtime, network, samples, batches, names)
+    names = [name for name in dict.fromkeys(names) if isinstance(axes[name], SampleAxis)]
+    if not names:
+        raise ModelError(
+            f"{network.name}: no output holds samples, so nothing tells what matters to it"
+        )
+    places = list(dict.fromkeys(change.behind for change in changes))
+    runner = SegmentRunner(
+        runtime, network, [*([place] for place in places), names], batches, samples
+    )
+    found: dict[Change, float] = {}
+    target: list[Array] | None = None
+    for number, place in enumerate(places):
+        text = f"sensitivity, place {number + 1} of {len(places)}"
+        with runner.next_stage(text) as stage:
+            if target is None:
+                target = _joined(stage.last_tensors(network), names, batches)
+            for change in changes:
+                if change.behind == place:
+                    changed = graph()
+                    change.rewrite(changed)
+                    outputs = _joined(stage.last_tensors(changed), names, batches)
+                    found[change] = _relative(outputs, target)
+    return found
+
+
+def _joined(
+    outputs: Iterable[Mapping[str, OrtValue]], names: Sequence[str], batches: Sequence[Batch]
+) -> list[Array]:
+    """Return outputs of all samples, without the padding of batches."""
+    parts = [
+        [download(values[name])[: batch.count].astype(np.float64) for name in names]
+        for values, batch in zip(outputs, batches, strict=True)
+    ]
+    return [np.concatenate(own) for own in zip(*parts, strict=True)]
+
+
+def _relative(outputs: Sequence[Array], target: Sequence[Array]) -> float:
+    errors = []
+    for output, right in zip(outputs, target, strict=True):
+        finite = np.isfinite(right).all(axis=tuple(range(1, right.ndim)))  # samples
+        energy = float(np.sum((right[finite] - right[finite].mean(axis=0)) ** 2))
+        if energy > 0:
+            errors.append(float(np.sum((output[finite] - right[finite]) ** 2)) / energy)
+    return float(np.mean(errors)) if errors else 0.0
