@@ -43,25 +43,44 @@ def agreement(
     Raises:
         ModelError: the outputs differ in their shapes.
     """
-    error = energy = size = 0.0
-    counts = rows or [1] * len(teacher)
-    for index, (t, s, count) in enumerate(zip(teacher, student, counts, strict=True)):
+    error = 0.0
+    for index, (t, s) in enumerate(zip(teacher, student, strict=True)):
         if t.shape != s.shape:
             raise ModelError(
                 f"output {index + 1} of the student has the shape {s.shape[1:]} per sample and "
                 f"that of the teacher {t.shape[1:]}; give a student whose outputs are the teacher's"
             )
-        exact = t.astype(np.float64)
-        over = (0, 1) if count > 1 else 0
-        error += float(np.sum((s.astype(np.float64) - exact) ** 2))
-        energy += float(np.sum((exact - exact.mean(axis=over)) ** 2))
-        size += float(np.sum(exact**2))
-    relative = error / (energy or size or 1.0)
+        error += float(np.sum((s.astype(np.float64) - t.astype(np.float64)) ** 2))
+    relative = error / _spread(teacher, rows)
     classes = [scores(outputs) for outputs in (teacher, student)]
     top1 = None
     if classes[0] is not None and classes[1] is not None:
         top1 = float(np.mean(classes[0].argmax(1) == classes[1].argmax(1)))
     return Agreement(relative, top1)
+
+
+def sample_errors(
+    teacher: Outputs, student: Outputs, *, rows: Sequence[int] | None = None
+) -> NDArray[np.float64]:
+    """Return the relative error of each sample, (samples,); their mean is that of `agreement`.
+
+    Args:
+        teacher: each of the teacher's outputs, (samples, ...).
+        student: the student's, of the same shapes.
+        rows: as of `agreement`.
+    """
+    return squared_errors(teacher, student) * (len(teacher[0]) / _spread(teacher, rows))
+
+
+def _spread(teacher: Outputs, rows: Sequence[int] | None) -> float:
+    """Return what errors are relative to, over all outputs; see `agreement`."""
+    energy = size = 0.0
+    for output, count in zip(teacher, rows or [1] * len(teacher), strict=True):
+        exact = output.astype(np.float64)
+        over = (0, 1) if count > 1 else 0
+        energy += float(np.sum((exact - exact.mean(axis=over)) ** 2))
+        size += float(np.sum(exact**2))
+    return energy or size or 1.0
 
 
 @_OVERFLOWS
