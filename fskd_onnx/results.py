@@ -103,6 +103,21 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class SampleError:
+    """How far a student is from its teacher on one sample.
+
+    Attributes:
+        name: of the sample; of an image, the path of its file.
+        error: ``||student - teacher||^2``, relative to the mean of ``||teacher - mean||^2``.
+        error_before: the same of the student before a fit; None without one.
+    """
+
+    name: str
+    error: float
+    error_before: float | None = None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """How certain it is that a fit brings the student closer, by samples that it has not seen.
 
@@ -137,6 +152,7 @@ class Comparison:
         student: path or name of the student.
         options: the options of the comparison, by name.
         providers: execution providers that were used, in order.
+        worst_samples: as of a fit, of all samples.
         error_quantiles: of the errors of single samples, each relative to the teacher's spread
             around its mean output: the least, those that each further twentieth of the samples does
             not exceed, the greatest; none where the outputs are not numbers.
@@ -154,6 +170,7 @@ class Comparison:
     student: str = ""
     options: Mapping[str, object] = field(default_factory=dict)
     providers: tuple[str, ...] = ()
+    worst_samples: tuple[SampleError, ...] = ()
     error_quantiles: tuple[float, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
@@ -202,6 +219,8 @@ class FitReport:
         samples_left_out: names of the held-out samples that the verdict leaves out, since an output
             of the teacher or of the given student is not finite.
         outputs_left_out: outputs that could not be compared, each with the reason.
+        worst_samples: the held-out samples on which the fitted student errs most, the worst
+            first.
         command: the command that made it, as it was typed; empty for a call from Python.
     """
 
@@ -223,6 +242,7 @@ class FitReport:
     versions: dict[str, str]
     samples_left_out: tuple[str, ...] = ()
     outputs_left_out: tuple[tuple[str, str], ...] = ()
+    worst_samples: tuple[SampleError, ...] = ()
     command: str = ""
 
     @property

@@ -192,4 +192,5 @@ def _report(
         versions=versions_used(),
         samples_left_out=problem.samples_left_out,
         outputs_left_out=problem.outputs_left_out,
+        worst_samples=best.worst,
     )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fskd_onnx.errors import ModelError
-from fskd_onnx.results import Agreement
+from fskd_onnx.results import Agreement, SampleError
 from fskd_onnx.runtime.forward import Outputs
 
 # A fitted student may overflow; then its error is NaN or infinite, which is worse than any other.
 _OVERFLOWS = np.errstate(invalid="ignore", over="ignore")
+
+_WORST = 8
 
 
 def finite_rows(values: NDArray[np.generic]) -> NDArray[np.bool_]:
@@ -59,6 +61,7 @@ def agreement(
     return Agreement(relative, top1)
 
 
+@_OVERFLOWS
 def sample_errors(
     teacher: Outputs, student: Outputs, *, rows: Sequence[int] | None = None
 ) -> NDArray[np.float64]:
@@ -70,6 +73,27 @@ def sample_errors(
         rows: as of `agreement`.
     """
     return squared_errors(teacher, student) * (len(teacher[0]) / _spread(teacher, rows))
+
+
+def worst_samples(
+    errors: NDArray[np.float64],
+    name: Callable[[int], str],
+    before: NDArray[np.float64] | None = None,
+) -> tuple[SampleError, ...]:
+    """Return the samples with the greatest errors, the worst first; none without an error.
+
+    Args:
+        errors: (samples,) see `sample_errors`; NaN is worse than all else.
+        name: what to call a sample.
+        before: the same before a fit.
+    """
+    ranked = np.where(np.isnan(errors), np.inf, errors)
+    worst = np.argsort(-ranked, kind="stable")[:_WORST].tolist()
+    return tuple(
+        SampleError(name(at), float(errors[at]), None if before is None else float(before[at]))
+        for at in worst
+        if ranked[at] > 0
+    )
 
 
 def _spread(teacher: Outputs, rows: Sequence[int] | None) -> float:

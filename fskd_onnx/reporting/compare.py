@@ -9,7 +9,7 @@ import numpy as np
 
 from fskd_onnx.option_checks import check_path, given
 from fskd_onnx.options import RunOptions
-from fskd_onnx.reporting.agreement import accuracy, sample_errors
+from fskd_onnx.reporting.agreement import accuracy, worst_samples
 from fskd_onnx.reporting.comparable import comparable
 from fskd_onnx.results import Comparison
 from fskd_onnx.runtime.forward import forward
@@ -75,7 +75,8 @@ def compare(
         None if truth is None else accuracy(outputs, truth)
         for outputs in (compared.teacher, compared.student)
     )
-    errors = sample_errors(compared.teacher, compared.student, rows=compared.rows)
+    errors = compared.sample_errors(compared.student)
+    judged = np.flatnonzero(compared.judged).tolist()
     return Comparison(
         teacher=names[0],
         student=names[1],
@@ -87,6 +88,7 @@ def compare(
         accuracy_student=of_student,
         samples_left_out=tuple(map(loaded.describe, np.flatnonzero(~compared.judged).tolist())),
         outputs_left_out=compared.outputs_left_out,
+        worst_samples=worst_samples(errors, lambda at: loaded.describe(judged[at])),
         error_quantiles=tuple(np.quantile(errors, _PARTS).tolist()),
         versions=versions_used(),
     )

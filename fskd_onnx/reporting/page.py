@@ -103,6 +103,25 @@ class Reasons:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """A sample on which the student errs.
+
+    Attributes:
+        name: the last part of its name.
+        path: its whole name.
+        error: on it.
+        before: the same before a fit; empty where there was none.
+        picture: address of its picture; empty where it is no image.
+    """
+
+    name: str
+    path: str
+    error: str
+    before: str
+    picture: str
+
+
+@dataclass(frozen=True)
 class Page:
     """All of a page.
 
@@ -114,6 +133,7 @@ class Page:
         caption: below the picture.
         tables: of blocks, of units.
         reasons: what was left alone and why.
+        samples: the worst, the worst first.
         notes: what else there is to know, a sentence each.
         facts: how it was made, each by its name; code where it is to be copied.
         options: all that were chosen, by name.
@@ -126,6 +146,7 @@ class Page:
     caption: str
     tables: Sequence[Table]
     reasons: Sequence[Reasons]
+    samples: Sequence[Sample]
     notes: Sequence[str]
     facts: Mapping[str, str]
     options: Mapping[str, str]

@@ -7,11 +7,12 @@ from pathlib import PurePath
 from typing import Any
 
 from fskd_onnx.compress_results import UnitKind
-from fskd_onnx.reporting.page import UNKNOWN, Page, Reasons, Tile
+from fskd_onnx.reporting.page import UNKNOWN, Page, Reasons, Sample, Tile
 from fskd_onnx.reporting.page_tables import block_table, number_text, percent_text, unit_table
 from fskd_onnx.reporting.pictures import Bars, Curve, Pairs, Panel
 from fskd_onnx.reporting.record import Record
 from fskd_onnx.reporting.tables import short
+from fskd_onnx.reporting.thumbnails import thumbnail
 from fskd_onnx.results import BlockStatus
 
 _STATUS_TITLES = {
@@ -58,6 +59,7 @@ def _page_of_fit(record: Record) -> Page:
         caption=_caption(panel),
         tables=[block_table(record)],
         reasons=list(_reasons_of_fit(record)),
+        samples=_worst(record),
         notes=[],
         facts=_facts(record, record),
         options=dict(_flat(record["options"])),
@@ -133,6 +135,7 @@ def _page_of_compression(record: Record) -> Page:
             ),
             *(() if fit is None else _reasons_of_fit(fit)),
         ],
+        samples=[] if fit is None else _worst(fit),
         notes=record.get("notes", ()),
         facts=_facts(record, fit or {}),
         options=dict(_flat(record["options"])),
@@ -171,6 +174,7 @@ def _page_of_comparison(record: Record) -> Page:
             Reasons.group("Outputs left out", record.get("left_out", {}).items()),
             _samples_left_out(record),
         ],
+        samples=_worst(record),
         notes=[],
         facts=_facts(record, record),
         options=dict(_flat(record["options"])),
@@ -224,6 +228,20 @@ def _reasons_of_fit(fit: Record) -> Iterator[Reasons]:
 def _samples_left_out(record: Record) -> Reasons:
     names = record["samples"].get("left_out", ())
     return Reasons.group("Samples left out", ((n, "their outputs are not finite") for n in names))
+
+
+def _worst(record: Record) -> list[Sample]:
+    """Return the samples on which the student errs most."""
+    return [
+        Sample(
+            _name(sample["name"]),
+            sample["name"],
+            number_text(sample["error"]),
+            number_text(sample["error_before"]) if "error_before" in sample else "",
+            thumbnail(sample["name"]),
+        )
+        for sample in record["samples"].get("worst", ())
+    ]
 
 
 def _facts(record: Record, run: Record) -> dict[str, str]:

@@ -147,7 +147,7 @@ class Bars:
     @property
     def height(self) -> float:
         """Inches."""
-        return 0.3 + 0.26 * len(self.shares)
+        return (0.35 if self.before else 0.15) + 0.26 * len(self.shares)
 
     def draw(self, axes: Axes) -> None:
         """Draw the bars, the figure behind each, and a hollow mark for what was before."""

@@ -48,13 +48,12 @@ def _of_fit(report: FitReport) -> dict[str, object]:
         del block["adds_node"]
         if not block["note"]:
             del block["note"]
-    samples: dict[str, object] = {
+    samples = {
         "count": report.sample_count,
         "independent": report.independent_count,
         "held_out": report.held_out_count,
+        **_told_of(report),
     }
-    if report.samples_left_out:
-        samples["left_out"] = report.samples_left_out
     return {
         "schema_version": SCHEMA_VERSION,
         "teacher": report.teacher,
@@ -102,21 +101,29 @@ def _of_compression(report: CompressReport) -> dict[str, object]:
 
 
 def _of_comparison(report: Comparison) -> dict[str, object]:
-    samples: dict[str, object] = {"count": report.count}
-    if report.samples_left_out:
-        samples["left_out"] = report.samples_left_out
     return {
         "schema_version": SCHEMA_VERSION,
         "teacher": report.teacher,
         "student": report.student,
         "options": report.options,
         "providers": report.providers,
-        "samples": samples,
+        "samples": {"count": report.count, **_told_of(report)},
         "agreement": asdict(report.agreement),
         "accuracy": {"teacher": report.accuracy_teacher, "student": report.accuracy_student},
         "error_quantiles": report.error_quantiles,
         "versions": report.versions,
     } | ({"left_out": dict(report.outputs_left_out)} if report.outputs_left_out else {})
+
+
+def _told_of(report: FitReport | Comparison) -> dict[str, object]:
+    """Return which samples are told of, where there are some."""
+    worst = [asdict(sample) for sample in report.worst_samples]
+    for sample in worst:
+        if sample["error_before"] is None:
+            del sample["error_before"]
+    return ({"left_out": report.samples_left_out} if report.samples_left_out else {}) | (
+        {"worst": worst} if worst else {}
+    )
 
 
 def plain(value: object) -> Any:

@@ -27,7 +27,7 @@ PRESETS = ("imagenet", "caffe", "inception", "raw", "unit", "fashion-mnist")
 REPORT_KEYS = {
     "": "schema_version teacher student output options providers samples blocks end_to_end"
     " parameters seconds versions command",
-    "samples": "count independent held_out",
+    "samples": "count independent held_out worst",
     "end_to_end": "before after verdict",
     "end_to_end.before": "relative_mse top1_agreement",
     "end_to_end.after": "relative_mse top1_agreement",
@@ -175,6 +175,7 @@ def test_the_report_has_the_stable_keys(fitted: Fitted) -> None:
     assert (report["teacher"], report["student"]) == (str(TEACHER), str(fitted.student))
     assert report["output"] == str(fitted.output)
     assert report["samples"]["count"] == 56
+    assert all(Path(sample["name"]).is_file() for sample in report["samples"]["worst"])
     assert report["parameters"]["fused"] <= report["parameters"]["student"]
     ends = report["end_to_end"]
     assert ends["after"]["relative_mse"] < ends["before"]["relative_mse"]
@@ -383,6 +384,9 @@ def test_compare_saves_reports(tmp_path: Path) -> None:
     assert (done.returncode, said(done)) == (0, [])
     record = json.loads(reports[0].read_text(encoding="utf-8"))
     assert f"teacher accuracy  {record['accuracy']['teacher']:.1%}" in done.stdout
-    assert record["samples"] == {"count": 56}
+    assert record["samples"]["count"] == 56
+    worst = [sample["error"] for sample in record["samples"]["worst"]]
+    assert worst == sorted(worst, reverse=True)
+    assert worst[0] == record["error_quantiles"][-1]
     assert len(record["error_quantiles"]) == 21
     assert reports[1].read_text(encoding="utf-8") == to_html(record)

@@ -24,6 +24,7 @@ from fskd_onnx.results import (
     Evidence,
     FitReport,
     Matching,
+    SampleError,
     StageSeconds,
     Verdict,
 )
@@ -77,6 +78,7 @@ REPORT = FitReport(
     parameters_fused=3_700_128,
     seconds=StageSeconds(total=12.34, capture=6, solve=3, fuse=0.5, verify=2),
     versions={"onnx": "1.23.2"},
+    worst_samples=(SampleError("photos/b.png", 0.31, 2.5), SampleError("photos/a.png", 0.02, 0.9)),
 )
 
 MATCHING = Matching(
@@ -144,6 +146,7 @@ COMPARISON = Comparison(
     student="student.onnx",
     options={"seed": 0},
     providers=("CPUExecutionProvider",),
+    worst_samples=(SampleError("x.npy, sample 7", 3.0),),
     error_quantiles=(0.0, 0.01, 0.2, 3.0),
     versions={"onnx": "1.23.2"},
     command="fskd-onnx compare teacher.onnx student.onnx x.npy",

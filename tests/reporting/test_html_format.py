@@ -6,14 +6,17 @@ import dataclasses
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fskd_onnx.compress_results import CompressReport
 from fskd_onnx.reporting.html_format import to_html
 from fskd_onnx.reporting.json_format import to_json
 from fskd_onnx.reporting.record import Report, record_of
-from fskd_onnx.results import Agreement, BlockReport, BlockStatus, Evidence
+from fskd_onnx.reporting.thumbnails import thumbnail
+from fskd_onnx.results import Agreement, BlockReport, BlockStatus, Evidence, SampleError
 from tests.reporting.records import COMPARISON, COMPRESSION, KEPT, REPORT, block
 
 HOSTILE = "</td></script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -147,6 +150,19 @@ def test_a_page_of_a_comparison_has_what_it_leaves_out() -> None:
         assert part in page.text
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_the_worst_samples_are_shown_with_their_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "b.png"
+    Image.new("L", (8, 8)).save(path)
+    worst = (SampleError(str(path), 0.31, 2.5), SampleError("x.npy, sample 7", 0.2, 0.5))
+    page = page_of(dataclasses.replace(REPORT, worst_samples=worst))
+    sources = [value for name, value in page.attributes if name == "src"]
+    assert sources == [thumbnail(str(path))]
+    assert ("title", str(path)) in page.attributes
+    for text in ("b.png2.5 \N{RIGHTWARDS ARROW} 0.31", "x.npy, sample 70.5"):
+        assert text in page.text
+
+
 def test_figures_that_are_not_known_are_dashes() -> None:
     errors = Agreement(relative_mse=0.5, top1_agreement=None)
     page = page_of(
@@ -179,6 +195,7 @@ def test_names_are_text_whatever_is_in_them(name: str) -> None:
         command=name,
         blocks=(block(name, reason=name), block(name, **{**KEPT, "reason": name})),
         samples_left_out=(name,),
+        worst_samples=(SampleError(name, 1.0),),
         outputs_left_out=((name, name),),
         versions={name: name},
         options={name: name},

@@ -37,7 +37,15 @@ def test_the_keys_are_those_of_the_contract() -> None:
         "versions",
     ]
     assert document["schema_version"] == SCHEMA_VERSION
-    assert document["samples"] == {"count": 500, "independent": 400, "held_out": 100}
+    assert document["samples"] == {
+        "count": 500,
+        "independent": 400,
+        "held_out": 100,
+        "worst": [
+            {"name": "photos/b.png", "error": 0.31, "error_before": 2.5},
+            {"name": "photos/a.png", "error": 0.02, "error_before": 0.9},
+        ],
+    }
     assert list(document["blocks"][0]) == [
         "student",
         "teacher",
@@ -172,7 +180,11 @@ def test_comparisons_for_machines() -> None:
         "student": "student.onnx",
         "options": {"seed": 0},
         "providers": ["CPUExecutionProvider"],
-        "samples": {"count": 40, "left_out": ["x.npy, sample 3"]},
+        "samples": {
+            "count": 40,
+            "left_out": ["x.npy, sample 3"],
+            "worst": [{"name": "x.npy, sample 7", "error": 3.0}],
+        },
         "agreement": {"relative_mse": 0.25, "top1_agreement": 0.9},
         "accuracy": {"teacher": 0.95, "student": 0.875},
         "error_quantiles": [0.0, 0.01, 0.2, 3.0],
