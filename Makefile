@@ -1,9 +1,10 @@
 # make demo        the main job on models/demo, then accuracies on 2,000 test images
-# make test        pytest, side by side (all tests; those of models/ need PyTorch)
+# make test        pytest, side by side (all tests; those of models/ need PyTorch, those of reports
+#                  in a browser need Chromium: apt-get install chromium)
 # make lint        ruff, rules and format; make format mends what it can
 # make typecheck   mypy, strict
 # make bench-accuracy, make bench-speed   the tables of tests/benchmarks/; BENCH passes options
-# make oldest      the demo with the oldest dependencies that pyproject.toml allows
+# make oldest      the demo, with a report, with the oldest dependencies that pyproject.toml allows
 #
 # Every target makes its own virtual environment on first use and is fast afterwards.
 
@@ -19,6 +20,9 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 DEMO := models/demo
 OUT ?= build/demo
+# Extras that the demo is run with, and options for its fit.
+EXTRAS ?=
+FIT ?=
 ON_TEST := $(DEMO)/test.npz --preprocess fashion-mnist --labels $(DEMO)/test.npz
 
 .PHONY: demo test lint format typecheck oldest bench-accuracy bench-speed clean
@@ -26,7 +30,7 @@ ON_TEST := $(DEMO)/test.npz --preprocess fashion-mnist --labels $(DEMO)/test.npz
 demo: $(VENV)/.installed
 	@mkdir -p $(OUT)
 	$(BIN)/fskd-onnx fit $(DEMO)/teacher.onnx $(DEMO)/student.onnx $(DEMO)/samples \
-	  --preprocess fashion-mnist -o $(OUT)/fused.onnx | tee $(OUT)/fit.txt
+	  --preprocess fashion-mnist -o $(OUT)/fused.onnx $(FIT) | tee $(OUT)/fit.txt
 	$(BIN)/fskd-onnx compare $(DEMO)/teacher.onnx $(DEMO)/student.onnx $(ON_TEST) > $(OUT)/untouched.txt
 	$(BIN)/fskd-onnx compare $(DEMO)/teacher.onnx $(OUT)/fused.onnx $(ON_TEST) > $(OUT)/fused.txt
 	@echo
@@ -67,17 +71,19 @@ oldest:
 	@mkdir -p build
 	@$(PYTHON) -c 'import tomllib; \
 	  project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	  print("\n".join(project["dependencies"]).replace(">=", "=="))' > build/oldest.txt
-	PIP_CONSTRAINT=$(CURDIR)/build/oldest.txt $(MAKE) --no-print-directory demo VENV=build/oldest OUT=build/oldest-demo
+	  bounds = project["dependencies"] + project["optional-dependencies"]["report"]; \
+	  print("\n".join(bounds).replace(">=", "=="))' > build/oldest.txt
+	PIP_CONSTRAINT=$(CURDIR)/build/oldest.txt $(MAKE) --no-print-directory demo VENV=build/oldest OUT=build/oldest-demo \
+	  EXTRAS=[report] FIT="--report build/oldest-demo/fit.html"
 
 clean:
 	rm -rf build
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable ".$(EXTRAS)"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[dev,torch]"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[dev,torch,report]"
 	@touch $@

@@ -187,6 +187,7 @@ class CompressReport:
         versions: versions of this package and of those it computes with.
         notes: what else there is to know, a sentence each: that nothing was fitted and why, or
             which nodes are no faster for having fewer multiply-adds.
+        command: as of a fit.
     """
 
     teacher: str
@@ -198,6 +199,7 @@ class CompressReport:
     seconds: CompressSeconds
     versions: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    command: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -65,10 +66,10 @@ class BlockReport:
         error_after: the same of the block in the student that is given out.
         status: whether it was fitted, kept or replaced.
         reason: why it was not fitted; empty where it was.
-        teacher_width: number of channels of the teacher's tensor. The terminal shows it, the JSON
-            report does not.
+        teacher_width: number of channels of the teacher's tensor; None where that is not known.
+        evidence: what the channels were found by; ``SELECTED`` where they were chosen anew.
         note: what else there is to know of a fitted block; mostly nothing.
-        adds_node: whether an Add was put behind it for its bias; as teacher_width.
+        adds_node: whether an Add was put behind it for its bias.
     """
 
     student: str
@@ -82,6 +83,7 @@ class BlockReport:
     status: BlockStatus
     reason: str
     teacher_width: int | None = None
+    evidence: Evidence = Evidence.NONE
     note: str = ""
     adds_node: bool = False
 
@@ -98,6 +100,21 @@ class Agreement:
 
     relative_mse: float
     top1_agreement: float | None
+
+
+@dataclass(frozen=True)
+class SampleError:
+    """How far a student is from its teacher on one sample.
+
+    Attributes:
+        name: of the sample; of an image, the path of its file.
+        error: ``||student - teacher||^2``, relative to the mean of ``||teacher - mean||^2``.
+        error_before: the same of the student before a fit; None without one.
+    """
+
+    name: str
+    error: float
+    error_before: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +148,16 @@ class Comparison:
         accuracy_student: the same of the student.
         samples_left_out: names of the samples for which an output of either model is not finite.
         outputs_left_out: outputs that could not be compared, each with the reason.
+        teacher: path or name of the teacher.
+        student: path or name of the student.
+        options: the options of the comparison, by name.
+        providers: execution providers that were used, in order.
+        worst_samples: as of a fit, of all samples.
+        error_quantiles: of the errors of single samples, each relative to the teacher's spread
+            around its mean output: the least, those that each further twentieth of the samples does
+            not exceed, the greatest; none where the outputs are not numbers.
+        versions: as of a fit.
+        command: as of a fit.
     """
 
     agreement: Agreement
@@ -139,6 +166,14 @@ class Comparison:
     accuracy_student: float | None
     samples_left_out: tuple[str, ...] = ()
     outputs_left_out: tuple[tuple[str, str], ...] = ()
+    teacher: str = ""
+    student: str = ""
+    options: Mapping[str, object] = field(default_factory=dict)
+    providers: tuple[str, ...] = ()
+    worst_samples: tuple[SampleError, ...] = ()
+    error_quantiles: tuple[float, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,6 +219,9 @@ class FitReport:
         samples_left_out: names of the held-out samples that the verdict leaves out, since an output
             of the teacher or of the given student is not finite.
         outputs_left_out: outputs that could not be compared, each with the reason.
+        worst_samples: the held-out samples on which the fitted student errs most, the worst
+            first.
+        command: the command that made it, as it was typed; empty for a call from Python.
     """
 
     teacher: str
@@ -204,6 +242,8 @@ class FitReport:
     versions: dict[str, str]
     samples_left_out: tuple[str, ...] = ()
     outputs_left_out: tuple[tuple[str, str], ...] = ()
+    worst_samples: tuple[SampleError, ...] = ()
+    command: str = ""
 
     @property
     def added_nodes(self) -> tuple[str, ...]:

@@ -43,7 +43,9 @@ def test_the_two_packages_are_installed_and_nothing_else(wheel: zipfile.ZipFile)
     expected = {path.relative_to(ROOT).as_posix() for path in FILES.values()}
     expected = {re.sub("^passes/", "fskd_onnx/passes/", name) for name in expected}
     assert {name for name in files if name.endswith(".py")} == expected
-    assert {Path(name).name for name in files if not name.endswith(".py")} <= {"py.typed"}
+    templates = ROOT / "fskd_onnx" / "reporting" / "templates"
+    others = {path.relative_to(ROOT).as_posix() for path in templates.iterdir()}
+    assert {name for name in files if not name.endswith((".py", "py.typed"))} == others
 
 
 def test_the_wheel_holds_the_licence_and_the_command(wheel: zipfile.ZipFile) -> None:
@@ -96,7 +98,7 @@ def stage(module: str) -> str:
 
 STAGES = (
     *("results", "compress_results", "printable", "errors", "option_checks"),
-    *("options", "compress_options", "progress", "timing"),
+    *("options", "compress_options", "progress", "timing", "versions"),
     *("passes.errors", "passes.analysis", "passes"),
     *("serialization", "samples", "runtime", "linalg"),
     *("matching", "fitting", "compression", "reporting", "pipeline", "cli"),
@@ -140,9 +142,10 @@ def test_dependencies_are_those_that_are_imported() -> None:
     tops = {source.split(".")[0] for path in FILES.values() for source, _ in imports(path)}
     imported = tops - set(sys.stdlib_module_names) - {"fskd_onnx"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
     required, optional = (
         {re.split(r"[^\w-]", line)[0] for line in lines}
-        for lines in (project["dependencies"], project["optional-dependencies"]["torch"])
+        for lines in (project["dependencies"], extras["torch"] + extras["report"])
     )
     needed = {DISTRIBUTIONS.get(name, name) for name in imported}
     assert needed - optional == required - {"onnxruntime-gpu"}

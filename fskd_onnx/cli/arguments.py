@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,11 @@ import typer
 from fskd_onnx.cli.values import byte_count, parse
 from fskd_onnx.errors import one_of
 from fskd_onnx.options import FOLDERS, RunOptions
-from fskd_onnx.reporting.formats import REPORT_FORMATS, has_report_format
+from fskd_onnx.reporting.formats import (
+    REPORT_FORMATS,
+    check_report_modules,
+    has_report_format,
+)
 
 _SUFFIXES = one_of(REPORT_FORMATS)
 
@@ -73,8 +79,16 @@ def checked_reports(reports: Sequence[Path] | None) -> tuple[Path, ...]:
 
     Raises:
         typer.BadParameter: one has no suffix of a format.
+        FskdError: what its format needs is not installed.
     """
     for path in reports or ():
         if not has_report_format(path):
             raise typer.BadParameter(f"{path} does not end in {_SUFFIXES}", param_hint="--report")
+    for path in reports or ():
+        check_report_modules(path)
     return tuple(reports or ())
+
+
+def command_line() -> str:
+    """Return the command as it was typed, quoted for a shell."""
+    return shlex.join(("fskd-onnx", *sys.argv[1:]))

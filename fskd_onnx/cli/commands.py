@@ -22,9 +22,12 @@ from fskd_onnx.cli.arguments import (
     BlockMap,
     Groups,
     MemoryLimit,
+    Reports,
     Samples,
     Student,
     Teacher,
+    checked_reports,
+    command_line,
     file_of,
     with_own,
 )
@@ -75,7 +78,7 @@ def _fit(
     except NoImprovementError as error:
         print_report(error.report, shared.console)
         raise
-    outcome = replace(result.report, output=str(output))
+    outcome = replace(result.report, output=str(output), command=command_line())
     with OutputFiles([*weight_files(teacher), *weight_files(student)]) as files:
         stage_model(files, result.model, output, like=student)
         for path in settings.reports:
@@ -133,16 +136,24 @@ def _compare(
             metavar="FILE", help="One class per sample (.npy, .npz, .txt, .csv), for accuracies."
         ),
     ] = None,
+    report: Reports = None,
 ) -> None:
     """Show how far two networks agree on samples."""
+    reports = checked_reports(report)
     shared.start(
-        {"TEACHER": teacher, "STUDENT": student}, {"SAMPLES": samples, "the labels": labels}, []
+        {"TEACHER": teacher, "STUDENT": student},
+        {"SAMPLES": samples, "the labels": labels},
+        [("--report", path) for path in reports],
     )
 
     from fskd_onnx.reporting.compare import compare
     from fskd_onnx.reporting.terminal import print_comparison
 
-    comparison = compare(teacher, student, samples, shared.run, labels)
+    found = compare(teacher, student, samples, shared.run, labels)
+    comparison = replace(found, command=command_line())
+    with OutputFiles() as files:
+        for path in reports:
+            stage_report(files, comparison, path)
     print_comparison(comparison, shared.console)
 
 

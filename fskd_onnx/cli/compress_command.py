@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fskd_onnx.cli.arguments import Teacher
+from fskd_onnx.cli.arguments import Teacher, command_line
 from fskd_onnx.cli.fit_settings import FitSettings
 from fskd_onnx.cli.shared_options import SharedOptions
 from fskd_onnx.cli.values import names, parse, ratio
@@ -120,7 +120,8 @@ def compress(
         if error.plan is not None:
             print_plan(error.plan, shared.console)
         raise
-    report = result.report if result.model is None else _written(result.report, output)
+    report = replace(result.report, command=command_line())
+    report = report if result.model is None else _written(report, output)
     with OutputFiles(weight_files(teacher)) as files:
         if result.model is not None:
             stage_model(files, result.model, output, like=teacher)

@@ -282,6 +282,7 @@ def _fitted(pair: BlockPair, block: BlockFit, before: float | None, note: str) -
         status=BlockStatus.FITTED,
         reason="",
         teacher_width=pair.teacher_width,
+        evidence=pair.evidence,
         note=note,
     )
 
@@ -368,4 +369,5 @@ def _kept(
         status=BlockStatus.KEPT,
         reason=reason,
         teacher_width=pair.teacher_width,
+        evidence=pair.evidence,
     )

@@ -19,11 +19,11 @@ from fskd_onnx.compression.linear_case import LinearCase
 from fskd_onnx.compression.node_latency import NodeLatency
 from fskd_onnx.compression.slow_nodes import find_slow_nodes, reduced_nodes
 from fskd_onnx.passes import Canonicalize
-from fskd_onnx.pipeline.fit import versions_used
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
 from fskd_onnx.results import FitReport
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.timing import StageTimer
+from fskd_onnx.versions import versions_used
 
 _SECONDS = 5.0
 # Nodes are looked at where so much more of the time is left than of the multiply-adds.

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import logging
 from collections.abc import Mapping
 
@@ -30,6 +29,7 @@ from fskd_onnx.samples.reader import Samples
 from fskd_onnx.samples.sources import SampleSource
 from fskd_onnx.serialization.model_files import ModelSource, check_sources, count_parameters
 from fskd_onnx.timing import StageTimer
+from fskd_onnx.versions import versions_used
 
 logger = logging.getLogger(__name__)
 
@@ -192,15 +192,5 @@ def _report(
         versions=versions_used(),
         samples_left_out=problem.samples_left_out,
         outputs_left_out=problem.outputs_left_out,
+        worst_samples=best.worst,
     )
-
-
-def versions_used() -> dict[str, str]:
-    """Return the versions of this package and of those that it computes with."""
-    versions = {"fskd-onnx": importlib.metadata.version("fskd-onnx")}
-    for package in ("onnx", "onnxruntime-gpu", "onnxruntime", "onnx-graphsurgeon", "numpy"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

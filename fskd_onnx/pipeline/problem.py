@@ -23,9 +23,9 @@ from fskd_onnx.options import FitOptions, RunOptions
 from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
 from fskd_onnx.pipeline.networks import LoadedModel, Networks, compose_decomposed, load_networks
 from fskd_onnx.pipeline.splits import Splits
-from fskd_onnx.reporting.agreement import squared_errors
+from fskd_onnx.reporting.agreement import squared_errors, worst_samples
 from fskd_onnx.reporting.comparable import Comparable, check_finite, comparable
-from fskd_onnx.results import Agreement, Matching
+from fskd_onnx.results import Agreement, Matching, SampleError
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.forward import ForwardResult, Outputs, forward
 from fskd_onnx.runtime.providers import Runtime, open_runtime
@@ -99,6 +99,12 @@ class FitProblem:
     def agreement(self, outputs: Outputs) -> Agreement:
         """Return how close outputs for the samples of the verdict are to the teacher's."""
         return self._compared.agreement(outputs)
+
+    def worst_samples(self, outputs: Outputs) -> tuple[SampleError, ...]:
+        """Return the samples of the verdict on which such outputs err most, the worst first."""
+        errors, before = map(self._compared.sample_errors, (outputs, self._compared.student))
+        judged = self.held_out[self.judged].tolist()
+        return worst_samples(errors, lambda at: self.samples.describe(judged[at]), before)
 
     @cached_property
     def errors_before(self) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ from fskd_onnx.pipeline.verdict import judge
 from fskd_onnx.pipeline.weight_growth import Sizes, sizes_of, stored_tensors
 from fskd_onnx.progress import with_prefix
 from fskd_onnx.reporting.agreement import squared_errors
-from fskd_onnx.results import Agreement, BlockReport, BlockStatus, Verdict
+from fskd_onnx.results import Agreement, BlockReport, BlockStatus, SampleError, Verdict
 from fskd_onnx.runtime.forward import Outputs
 from fskd_onnx.serialization.model_check import checked
 from fskd_onnx.timing import StageTimer
@@ -57,6 +57,7 @@ class Candidate:
         errors: on each independent one of these samples that gives the verdict.
         verdict: how certain it is that they came closer than the untouched student.
         sizes: of the weights of its fits, one for each trial, see ``weight_growth``.
+        worst: of these samples, those on which its fits err most.
     """
 
     last: FittedStudent
@@ -64,6 +65,7 @@ class Candidate:
     errors: NDArray[np.float64]
     verdict: Verdict
     sizes: tuple[Sizes, ...]
+    worst: tuple[SampleError, ...] = ()
 
 
 def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list[Candidate]:
@@ -96,6 +98,7 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
                 errors,
                 judge(problem.errors_before, errors, size),
                 tuple(sizes[targets]),
+                problem.worst_samples(together),
             )
         )
     return candidates

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fskd_onnx.errors import ModelError
-from fskd_onnx.reporting.agreement import agreement, finite_rows
+from fskd_onnx.reporting.agreement import agreement, finite_rows, sample_errors
 from fskd_onnx.results import Agreement
 from fskd_onnx.runtime.forward import ForwardResult, Outputs, common_outputs
 
@@ -37,6 +37,10 @@ class Comparable:
     def agreement(self, outputs: Outputs) -> Agreement:
         """Return how close outputs for the samples that are judged are to the teacher's."""
         return agreement(self.teacher, outputs, rows=self.rows)
+
+    def sample_errors(self, outputs: Outputs) -> NDArray[np.float64]:
+        """Return the relative error of each sample that is judged, (samples,)."""
+        return sample_errors(self.teacher, outputs, rows=self.rows)
 
 
 def comparable(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from fskd_onnx.option_checks import check_path, given
 from fskd_onnx.options import RunOptions
-from fskd_onnx.reporting.agreement import accuracy
+from fskd_onnx.reporting.agreement import accuracy, worst_samples
 from fskd_onnx.reporting.comparable import comparable
 from fskd_onnx.results import Comparison
 from fskd_onnx.runtime.forward import forward
@@ -22,6 +23,9 @@ from fskd_onnx.serialization.model_files import (
     load_model,
     source_name,
 )
+from fskd_onnx.versions import versions_used
+
+_PARTS = np.linspace(0, 1, 21)
 
 
 def compare(
@@ -71,11 +75,20 @@ def compare(
         None if truth is None else accuracy(outputs, truth)
         for outputs in (compared.teacher, compared.student)
     )
+    errors = compared.sample_errors(compared.student)
+    judged = np.flatnonzero(compared.judged).tolist()
     return Comparison(
+        teacher=names[0],
+        student=names[1],
+        options={**asdict(options), "labels": labels},
+        providers=runtime.providers,
         agreement=compared.agreement(compared.student),
         count=int(compared.judged.sum()),
         accuracy_teacher=of_teacher,
         accuracy_student=of_student,
         samples_left_out=tuple(map(loaded.describe, np.flatnonzero(~compared.judged).tolist())),
         outputs_left_out=compared.outputs_left_out,
+        worst_samples=worst_samples(errors, lambda at: loaded.describe(judged[at])),
+        error_quantiles=tuple(np.quantile(errors, _PARTS).tolist()),
+        versions=versions_used(),
     )

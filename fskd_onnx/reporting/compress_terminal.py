@@ -16,11 +16,9 @@ from fskd_onnx.reporting.tables import (
     print_facts,
     print_reasons,
     print_table,
+    short,
 )
 from fskd_onnx.reporting.terminal import facts_of_fit
-
-_THOUSAND = 1000.0
-_PREFIXES = ("", "k", "M", "G", "T")
 
 
 def print_compression(report: CompressReport, console: Console) -> None:
@@ -71,9 +69,9 @@ def print_plan(plan: Plan, console: Console) -> None:
             unit.method or NOT_KNOWN,
             _size(unit, unit.before),
             _size(unit, unit.after),
-            _short(unit.macs_before),
-            _short(unit.macs_after),
-            _short(unit.parameters_after),
+            short(unit.macs_before),
+            short(unit.macs_after),
+            short(unit.parameters_after),
             number(unit.error),
         )
         for unit in shown
@@ -99,24 +97,14 @@ def _size(unit: UnitPlan, sizes: tuple[int, ...]) -> str:
     return ",".join(map(str, sizes)) or NOT_KNOWN
 
 
-def _short(count: float) -> str:
-    """Return a large number in three digits: 31.0M."""
-    if count < _THOUSAND:
-        return f"{count:.0f}"
-    power = 0
-    while count >= _THOUSAND - 0.5 and power < len(_PREFIXES) - 1:
-        count, power = count / _THOUSAND, power + 1
-    return f"{count:.3g}{_PREFIXES[power]}" if count < 100 else f"{count:.0f}{_PREFIXES[power]}"
-
-
 def _change(change: Change, unit: str = "") -> str:
     """Return a figure before and after; nothing where it is not known."""
     if change.before is None:
         return ""
     if change.after is None:
-        return f"{_short(change.before)}{unit}"
+        return f"{short(change.before)}{unit}"
     left = "" if change.ratio is None else f" ({percent(change.ratio)} left)"
-    return f"{_short(change.before)}{unit} -> {_short(change.after)}{unit}{left}"
+    return f"{short(change.before)}{unit} -> {short(change.after)}{unit}{left}"
 
 
 def _latency(latency: Change) -> str:

@@ -18,6 +18,8 @@ from fskd_onnx.printable import printable
 NOT_KNOWN = "-"
 """In place of a figure that there is not."""
 
+_THOUSAND = 1000.0
+_PREFIXES = ("", "k", "M", "G", "T")
 _ELLIPSIS = "..."
 _LEAST_NAME = 8
 
@@ -104,3 +106,13 @@ def number(value: float | None) -> str:
 def percent(value: float | None) -> str:
     """Return a fraction as a percentage."""
     return NOT_KNOWN if value is None else f"{value:.1%}"
+
+
+def short(count: float) -> str:
+    """Return a large number in three digits: 31.0M."""
+    if count < _THOUSAND:
+        return f"{count:.0f}"
+    power = 0
+    while count >= _THOUSAND - 0.5 and power < len(_PREFIXES) - 1:
+        count, power = count / _THOUSAND, power + 1
+    return f"{count:.3g}{_PREFIXES[power]}" if count < 100 else f"{count:.0f}{_PREFIXES[power]}"

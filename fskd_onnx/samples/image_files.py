@@ -28,7 +28,9 @@ from fskd_onnx.serialization.interface import InputSpec
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+"""Of files that are samples by themselves, in lower case."""
+
 # What is in the file decides, not the suffix. Other formats have forms that Pillow reads in ways
 # that are not a viewer's, and some start other programs.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -53,11 +55,11 @@ class ImageFiles:
     """Image files, see `SampleFormat`."""
 
     name = "images"
-    words = f"images ({', '.join(suffix.removeprefix('.') for suffix in _SUFFIXES)})"
+    words = f"images ({', '.join(suffix.removeprefix('.') for suffix in IMAGE_SUFFIXES)})"
 
     def find(self, source: Path) -> list[Path]:
         """Return the image itself, or those of a folder, by name."""
-        return files_with_suffix(source, _SUFFIXES)
+        return files_with_suffix(source, IMAGE_SUFFIXES)
 
     def open(
         self, items: Sequence[Path], inputs: tuple[InputSpec, ...], preprocess: Preprocess

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import numpy as np
 import onnx
 import pytest
 
+from fskd_onnx.reporting.html_format import to_html
+
 DEMO = Path(__file__).parents[2] / "models" / "demo"
 TEACHER, SAMPLES, TEST = DEMO / "teacher.onnx", DEMO / "samples", DEMO / "test.npz"
 FEW = ("--preprocess", "fashion-mnist", "--max-samples", "56")
@@ -23,8 +26,8 @@ PRESETS = ("imagenet", "caffe", "inception", "raw", "unit", "fashion-mnist")
 # Stable: a script that reads a report relies on all of them.
 REPORT_KEYS = {
     "": "schema_version teacher student output options providers samples blocks end_to_end"
-    " parameters seconds versions",
-    "samples": "count independent held_out",
+    " parameters seconds versions command",
+    "samples": "count independent held_out worst",
     "end_to_end": "before after verdict",
     "end_to_end.before": "relative_mse top1_agreement",
     "end_to_end.after": "relative_mse top1_agreement",
@@ -43,6 +46,8 @@ BLOCK_KEYS = [
     "error_after",
     "status",
     "reason",
+    "teacher_width",
+    "evidence",
 ]
 
 
@@ -104,7 +109,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fitted]:
     folder = tmp_path_factory.mktemp("fitted")
     student, report = new_student(folder), folder / "report.json"
     before, teacher = student.read_bytes(), TEACHER.read_bytes()
-    done = fskd_onnx("fit", TEACHER, student, SAMPLES, *FEW, "--report", report)
+    reports = ("--report", report, "--report", report.with_suffix(".html"))
+    done = fskd_onnx("fit", TEACHER, student, SAMPLES, *FEW, *reports)
     yield Fitted(student, before, report, done)
     assert TEACHER.read_bytes() == teacher
 
@@ -120,7 +126,7 @@ def floats(model: onnx.ModelProto) -> int:
 def test_fit_writes_its_default_output_and_leaves_the_student(fitted: Fitted) -> None:
     assert (fitted.done.returncode, said(fitted.done)) == (0, [])
     files = {path.name for path in fitted.student.parent.iterdir()}
-    assert files == {"student.onnx", "student.fskd.onnx", "report.json"}
+    assert files == {"student.onnx", "student.fskd.onnx", "report.json", "report.html"}
     assert fitted.student.read_bytes() == fitted.before
     assert str(fitted.output) in "".join(fitted.done.stdout.split())  # long paths are wrapped
 
@@ -169,9 +175,21 @@ def test_the_report_has_the_stable_keys(fitted: Fitted) -> None:
     assert (report["teacher"], report["student"]) == (str(TEACHER), str(fitted.student))
     assert report["output"] == str(fitted.output)
     assert report["samples"]["count"] == 56
+    assert all(Path(sample["name"]).is_file() for sample in report["samples"]["worst"])
     assert report["parameters"]["fused"] <= report["parameters"]["student"]
     ends = report["end_to_end"]
     assert ends["after"]["relative_mse"] < ends["before"]["relative_mse"]
+
+
+def test_the_report_for_people_is_made_of_the_same_record(fitted: Fitted) -> None:
+    record = json.loads(fitted.report.read_text(encoding="utf-8"))
+    assert fitted.report.with_suffix(".html").read_text(encoding="utf-8") == to_html(record)
+    assert shlex.split(record["command"])[:4] == [
+        "fskd-onnx",
+        "fit",
+        str(TEACHER),
+        record["student"],
+    ]
 
 
 def test_the_report_has_a_line_for_every_linear_node(fitted: Fitted) -> None:
@@ -357,3 +375,18 @@ def test_compare_with_labels_shows_accuracies() -> None:
     lines = [line.split() for line in done.stdout.splitlines()]
     percent = {line[0]: float(line[2].rstrip("%")) for line in lines if line[1] == "accuracy"}
     assert percent["teacher"] > 80 > percent["student"]
+
+
+def test_compare_saves_reports(tmp_path: Path) -> None:
+    reports = tmp_path / "r.json", tmp_path / "r.html"
+    options = (*FEW, "--labels", TEST, "--report", reports[0], "--report", reports[1])
+    done = fskd_onnx("compare", TEACHER, DEMO / "student.onnx", TEST, *options)
+    assert (done.returncode, said(done)) == (0, [])
+    record = json.loads(reports[0].read_text(encoding="utf-8"))
+    assert f"teacher accuracy  {record['accuracy']['teacher']:.1%}" in done.stdout
+    assert record["samples"]["count"] == 56
+    worst = [sample["error"] for sample in record["samples"]["worst"]]
+    assert worst == sorted(worst, reverse=True)
+    assert worst[0] == record["error_quantiles"][-1]
+    assert len(record["error_quantiles"]) == 21
+    assert reports[1].read_text(encoding="utf-8") == to_html(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from typer.testing import CliRunner, Result
 from fskd_onnx.cli.app import app
 from fskd_onnx.errors import FskdError, NoImprovementError, SamplesError
 from fskd_onnx.options import Preprocess, RunOptions
-from fskd_onnx.reporting.formats import REPORT_FORMATS
+from fskd_onnx.reporting.formats import REPORT_FORMATS, ReportFormat
 from fskd_onnx.results import (
     Agreement,
     BlockPair,
@@ -148,6 +149,19 @@ def test_wrong_usage_of_fit(tmp_path: Path) -> None:
         assert "is an input" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["fit", "compare"])
+def test_a_report_without_its_libraries_is_refused_before_any_work(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    files = (tmp_path / "t.onnx", tmp_path / "s.onnx", tmp_path / "samples")
+    result = invoke(command, *files, "--report", tmp_path / "r.html")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {tmp_path / 'r.html'}: a report in .html needs jinja2")
+    assert "fskd-onnx[report]" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("option", ["-o", "--report", "--log-file"])
 def test_places_that_cannot_be_written_are_told_first(tmp_path: Path, option: str) -> None:
     place = tmp_path / "nowhere" / "a.json"
@@ -172,7 +186,8 @@ def test_the_packages_are_the_program(module: str) -> None:
 def test_a_report_of_a_new_format_is_written_by_its_suffix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both = {**REPORT_FORMATS, ".txt": lambda report: f"{report.sample_count} samples\n"}
+    text = ReportFormat(lambda record: f"{record['samples']['count']} samples\n")
+    both = {**REPORT_FORMATS, ".txt": text}
     monkeypatch.setattr("fskd_onnx.reporting.formats.REPORT_FORMATS", both)
     install_fit(monkeypatch)
     options = ("--report", tmp_path / "a.TXT", "--report", tmp_path / "b.json")

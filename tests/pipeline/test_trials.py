@@ -77,6 +77,9 @@ def test_few_samples_are_judged_each_by_a_fit_that_has_not_seen_it() -> None:
         errors.append(squared_errors(target, outputs))
     np.testing.assert_allclose(found.errors, np.concatenate(errors), rtol=1e-6)
     assert len(found.errors) == 12
+    errors_of = dict(zip(problem.held_out.tolist(), np.concatenate(errors), strict=True))
+    worst = sorted(errors_of, key=lambda sample: -errors_of[sample])[:8]
+    assert [sample.name for sample in found.worst] == [*map(problem.samples.describe, worst)]
     together = problem.outputs(problem.student.model, "student", problem.held_out)
     assert problem.before == agreement(problem.target, together)
 

@@ -1,4 +1,4 @@
-"""Records to report on: of a fit and of a match."""
+"""Results to report on: of a fit, a match, a compression and a comparison."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from fskd_onnx.results import (
     BlockPair,
     BlockReport,
     BlockStatus,
+    Comparison,
     Evidence,
     FitReport,
     Matching,
+    SampleError,
     StageSeconds,
     Verdict,
 )
@@ -76,6 +78,7 @@ REPORT = FitReport(
     parameters_fused=3_700_128,
     seconds=StageSeconds(total=12.34, capture=6, solve=3, fuse=0.5, verify=2),
     versions={"onnx": "1.23.2"},
+    worst_samples=(SampleError("photos/b.png", 0.31, 2.5), SampleError("photos/a.png", 0.02, 0.9)),
 )
 
 MATCHING = Matching(
@@ -130,4 +133,21 @@ COMPRESSION = CompressReport(
     seconds=CompressSeconds(total=20.5, analysis=5, plan=1.25, rewrite=0, latency=2, fit=12.25),
     versions={"onnx": "1.23.2"},
     notes=("conv9: has half of the multiply-adds and is no faster",),
+)
+
+COMPARISON = Comparison(
+    agreement=Agreement(relative_mse=0.25, top1_agreement=0.9),
+    count=40,
+    accuracy_teacher=0.95,
+    accuracy_student=0.875,
+    samples_left_out=("x.npy, sample 3",),
+    outputs_left_out=(("boxes", "no rows"),),
+    teacher="teacher.onnx",
+    student="student.onnx",
+    options={"seed": 0},
+    providers=("CPUExecutionProvider",),
+    worst_samples=(SampleError("x.npy, sample 7", 3.0),),
+    error_quantiles=(0.0, 0.01, 0.2, 3.0),
+    versions={"onnx": "1.23.2"},
+    command="fskd-onnx compare teacher.onnx student.onnx x.npy",
 )

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from fskd_onnx.errors import ModelError
-from fskd_onnx.reporting.agreement import agreement, squared_errors
+from fskd_onnx.reporting.agreement import (
+    agreement,
+    sample_errors,
+    squared_errors,
+    worst_samples,
+)
+from fskd_onnx.results import SampleError
 from tests.helpers import Array
 
 
@@ -87,3 +93,26 @@ def test_an_output_that_overflows_is_an_error_without_a_warning() -> None:
         warnings.simplefilter("error")
         assert not np.isfinite(agreement(teacher, student).relative_mse)
         assert not np.isfinite(squared_errors(teacher, student)).any()
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_the_mean_of_the_errors_of_samples_is_the_error_of_all(rows: int) -> None:
+    teacher, student = outputs(0, 6, 8, 4), outputs(1, 6, 8, 4)
+    errors = sample_errors([teacher], [student], rows=[rows])
+    assert errors.shape == (6,)
+    expected = agreement([teacher], [student], rows=[rows]).relative_mse
+    assert errors.mean() == pytest.approx(expected, rel=1e-12)
+    assert sample_errors([teacher[:1]], [student[:1]]).shape == (1,)
+
+
+def test_the_worst_samples_come_first_and_what_is_not_finite_before_them() -> None:
+    found = worst_samples(np.array([0.1, np.nan, 0.0, 0.3]), str, np.arange(4.0))
+    assert [(sample.name, sample.error_before) for sample in found] == [
+        ("1", 1.0),
+        ("3", 3.0),
+        ("0", 0.0),
+    ]
+    assert worst_samples(np.zeros(3), str) == ()
+    many = worst_samples(np.arange(20.0), str)
+    assert len(many) == 8
+    assert many[0] == SampleError("19", 19.0)

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from fskd_onnx.compress_results import UNKNOWN, CompressTotals
-from fskd_onnx.reporting.compress_terminal import _short, print_compression, print_plan
+from fskd_onnx.reporting.compress_terminal import print_compression, print_plan
 from tests.reporting.records import COMPRESSION, LONG, PLAN
 from tests.reporting.test_terminal import PIPE, firsts, printed
 
@@ -62,14 +62,3 @@ def test_a_dry_run_says_that_nothing_was_written() -> None:
     assert "size" not in flat
     assert "latency 2.0" in flat
     assert "of the teacher's" not in flat
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        *((0, "0"), (999, "999"), (1000, "1k"), (1234, "1.23k"), (99_999, "100k")),
-        *((271_402, "271k"), (999_499, "999k"), (999_999, "1M"), (4.089e9, "4.09G")),
-    ],
-)
-def test_large_numbers_have_three_digits(count: float, text: str) -> None:
-    assert _short(count) == text

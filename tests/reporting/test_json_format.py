@@ -8,8 +8,14 @@ from typing import cast
 
 import numpy as np
 
-from fskd_onnx.reporting.json_format import SCHEMA_VERSION, matching_to_json, to_json
-from tests.reporting.records import COMPRESSION, MATCHING, REPORT, block
+from fskd_onnx.reporting import json_format
+from fskd_onnx.reporting.json_format import matching_to_json
+from fskd_onnx.reporting.record import SCHEMA_VERSION, Report, record_of
+from tests.reporting.records import COMPARISON, COMPRESSION, MATCHING, REPORT, block
+
+
+def to_json(report: Report) -> str:
+    return json_format.to_json(record_of(report))
 
 
 def test_the_keys_are_those_of_the_contract() -> None:
@@ -31,7 +37,15 @@ def test_the_keys_are_those_of_the_contract() -> None:
         "versions",
     ]
     assert document["schema_version"] == SCHEMA_VERSION
-    assert document["samples"] == {"count": 500, "independent": 400, "held_out": 100}
+    assert document["samples"] == {
+        "count": 500,
+        "independent": 400,
+        "held_out": 100,
+        "worst": [
+            {"name": "photos/b.png", "error": 0.31, "error_before": 2.5},
+            {"name": "photos/a.png", "error": 0.02, "error_before": 0.9},
+        ],
+    }
     assert list(document["blocks"][0]) == [
         "student",
         "teacher",
@@ -43,6 +57,8 @@ def test_the_keys_are_those_of_the_contract() -> None:
         "error_after",
         "status",
         "reason",
+        "teacher_width",
+        "evidence",
     ]
     assert document["blocks"][0]["channels"] == list(range(0, 32, 2))
     assert document["parameters"] == {"student": 3_700_000, "fused": 3_700_128}
@@ -127,9 +143,11 @@ def test_compressions_for_machines() -> None:
     ]
     assert document["units"][0] == {
         "unit": "conv1",
+        "kind": "width",
         "method": "thinet",
         "before": 64,
         "after": 24,
+        "kept": list(range(24)),
         "macs_before": 31_021_952,
         "macs_after": 11_600_000,
         "parameters_before": 36_928,
@@ -153,3 +171,31 @@ def test_compressions_without_a_fit_or_notes() -> None:
     document = json.loads(to_json(dataclasses.replace(COMPRESSION, fit=None, notes=())))
     assert document["fit"] is None
     assert "notes" not in document
+
+
+def test_comparisons_for_machines() -> None:
+    assert json.loads(to_json(COMPARISON)) == {
+        "schema_version": SCHEMA_VERSION,
+        "teacher": "teacher.onnx",
+        "student": "student.onnx",
+        "options": {"seed": 0},
+        "providers": ["CPUExecutionProvider"],
+        "samples": {
+            "count": 40,
+            "left_out": ["x.npy, sample 3"],
+            "worst": [{"name": "x.npy, sample 7", "error": 3.0}],
+        },
+        "agreement": {"relative_mse": 0.25, "top1_agreement": 0.9},
+        "accuracy": {"teacher": 0.95, "student": 0.875},
+        "error_quantiles": [0.0, 0.01, 0.2, 3.0],
+        "versions": {"onnx": "1.23.2"},
+        "left_out": {"boxes": "no rows"},
+        "command": "fskd-onnx compare teacher.onnx student.onnx x.npy",
+    }
+
+
+def test_the_command_is_there_where_there_was_one() -> None:
+    for report in (REPORT, COMPRESSION):
+        called = dataclasses.replace(report, command="fskd-onnx 'a b'")
+        assert json.loads(to_json(called))["command"] == "fskd-onnx 'a b'"
+        assert "command" not in json.loads(to_json(report))
