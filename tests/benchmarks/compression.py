@@ -3,6 +3,7 @@
 Teachers are those of `tests.benchmarks.accuracy`; the students are made from them and from a few
 unlabelled training images, and judged on the 10,000 test images, which are used for nothing else.
 ``uniform`` is the reference that a choice has to beat: the same fraction of channels everywhere.
+Students of other tools, `tests.benchmarks.rivals`, are fitted like all others.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fskd_onnx import CompressOptions, compress
+from fskd_onnx import CompressOptions, compress, fit
 from fskd_onnx.compress_options import MethodName
 from fskd_onnx.compress_results import CompressResult, Plan, UnitKind, UnitPlan
 from fskd_onnx.compression.plan import plan_to_json
@@ -28,9 +29,11 @@ from models.build import teacher_path
 from models.data import draw_samples, load, normalise
 from tests.benchmarks.markers import write_between
 from tests.benchmarks.methods import onnx_accuracy, teacher_accuracy
+from tests.benchmarks.rivals import RIVALS, macs, rival_student
 
 KNOWN = Path(__file__).parents[2] / "docs" / "compression.json"
 UNIFORM = "uniform"
+DROP = "drop"
 _STEPS = 12
 _PRINTED = "Printed by `python -m tests.benchmarks.compression --known`.\n"
 
@@ -41,14 +44,15 @@ class Row:
 
     Attributes:
         network: its teacher.
-        reduce: as the option of the command line has it.
-        method: likewise, or `UNIFORM`.
+        reduce: as the option of the command line has it, or ``drop=PERCENT`` for ``--max-drop``.
+        method: likewise, or `UNIFORM`, or one of `RIVALS`.
         samples: how many images there were.
         teacher: accuracy of the teacher, per cent.
-        bare: of the student before its fit.
+        bare: of the student before its fit; of a rival's, after what the rival does for it.
         fitted: of the fitted student.
         macs: what is left of the teacher's multiply-adds, per cent.
         parameters: of its parameters.
+        latency: of the time of one run, measured in turns with the teacher.
         cpu_seconds: of the whole call.
         refused: why there is no student.
     """
@@ -62,6 +66,7 @@ class Row:
     fitted: float | None = None
     macs: float | None = None
     parameters: float | None = None
+    latency: float | None = None
     cpu_seconds: float | None = None
     refused: str = ""
 
@@ -77,11 +82,29 @@ def measure(network: str, reduce: str, method: str, samples: int) -> Row:
     images = normalise(draw_samples(load("train").images, samples, 0))
     teacher = round(teacher_accuracy(network), 2)
     start = time.process_time()
+    if method in RIVALS:
+        bare = rival_student(method, network, _left(reduce), images)
+        fitted = fit(path, bare, images).model
+        return Row(
+            network,
+            reduce,
+            method,
+            samples,
+            teacher,
+            bare=round(onnx_accuracy(bare, test), 2),
+            fitted=round(onnx_accuracy(fitted, test), 2),
+            macs=_percent(macs(fitted) / macs(onnx.load(path))),
+            cpu_seconds=round(time.process_time() - start, 1),
+        )
     try:
         if method == UNIFORM:
             result = _uniform(path, images, reduce)
         else:
-            result = compress(path, images, CompressOptions(reduce=reduce, methods=(method,)))
+            if reduce.partition("=")[0] == DROP:
+                asked = CompressOptions(methods=(method,), max_drop=1 - _left(reduce))
+            else:
+                asked = CompressOptions(methods=(method,), reduce=reduce)
+            result = compress(path, images, asked)
     except FskdError as error:
         text = str(error).replace(f"{path.parent}/", "")
         return Row(network, reduce, method, samples, teacher, refused=text)
@@ -98,6 +121,7 @@ def measure(network: str, reduce: str, method: str, samples: int) -> Row:
         fitted=round(onnx_accuracy(result.model, test), 2),
         macs=_percent(totals.macs.ratio),
         parameters=_percent(totals.parameters.ratio),
+        latency=_percent(totals.latency.ratio),
         cpu_seconds=round(seconds, 1),
     )
 
@@ -114,8 +138,7 @@ def _bare(teacher: Path, plan: Plan) -> onnx.ModelProto:
 
 def _uniform(teacher: Path, images: NDArray[np.float32], reduce: str) -> CompressResult:
     """Compress with the same fraction of channels in all units, by bisection."""
-    what, _, percent = reduce.partition("=")
-    wanted = 1 - float(percent.rstrip("%")) / 100
+    what, wanted = reduce.partition("=")[0], _left(reduce)
     dry = CompressOptions(reduce="macs=1%", methods=(MethodName.L1,), dry_run=True)
     units = compress(teacher, None, dry).plan.units
     low, high = 0.0, 1.0
@@ -145,6 +168,11 @@ def _narrowed(unit: UnitPlan, fraction: float) -> UnitPlan:
     return UnitPlan(unit.unit, unit.kind, MethodName.L1, unit.before, (after,))
 
 
+def _left(reduce: str) -> float:
+    """Return what is to be left of a cost, 0..1."""
+    return 1 - float(reduce.partition("=")[2].rstrip("%")) / 100
+
+
 def _percent(ratio: float | None) -> float | None:
     return None if ratio is None else round(100 * ratio, 1)
 
@@ -162,16 +190,18 @@ def _save(rows: Iterable[Row]) -> None:
 def table(rows: Iterable[Row]) -> str:
     """Return rows as a table in Markdown."""
     head = "| network | taken off | method | samples | teacher | bare | fitted | gap |"
-    more = " macs left % | parameters left % | CPU s |"
-    lines = [head + more, "|" + " --- |" * 11]
+    more = " macs left % | parameters left % | time left % | CPU s |"
+    lines = [head + more, "|" + " --- |" * 12]
+    rows = sorted(rows, key=lambda row: (row.network, -row.samples, row.reduce))
     for row in rows:
         cells: list[object] = [row.network, row.reduce, row.method, row.samples, row.teacher]
         if row.refused:
-            lines.append("| " + " | ".join(map(str, [*cells, *["-"] * 6])) + " |")
+            lines.append("| " + " | ".join(map(str, [*cells, *["-"] * 7])) + " |")
             continue
         gap = round(row.teacher - (row.fitted or 0.0), 2)
-        cells += [row.bare, row.fitted, gap, row.macs, row.parameters]
-        lines.append("| " + " | ".join(map(str, [*cells, row.cpu_seconds])) + " |")
+        cells += [row.bare, row.fitted, gap, row.macs, row.parameters, row.latency]
+        shown = ["-" if cell is None else cell for cell in [*cells, row.cpu_seconds]]
+        lines.append("| " + " | ".join(map(str, shown)) + " |")
     refused = [
         f"- {row.network}, {row.reduce}, {row.method}: {row.refused}" for row in rows if row.refused
     ]
@@ -185,7 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--networks", default="resnet20", help="by commas")
     parser.add_argument("--reduce", default="macs=50%", help="by commas")
-    parser.add_argument("--methods", default="auto", help=f"by commas; also {UNIFORM}")
+    parser.add_argument(
+        "--methods", default="auto", help=f"by commas; also {UNIFORM}, {', '.join(RIVALS)}"
+    )
     parser.add_argument("--samples", default="500", help="by commas")
     parser.add_argument("--known", action="store_true", help="measure nothing: show the file")
     parser.add_argument(
