@@ -47,9 +47,6 @@ from fskd_onnx.timing import StageTimer
 
 # Steps of a search for the smallest student that meets a measured target.
 _SEARCH_STEPS = 6
-_LATENCY_SECONDS = 5.0
-# Nodes are looked at where so much more of the time is left than of the multiply-adds.
-_NO_SPEED = 0.15
 
 
 @dataclass(frozen=True)
