@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from fskd_onnx.matching.alignment import Alignment
 from fskd_onnx.matching.block_evidence import likeness, may_be_partners, names_of, overlaps
-from fskd_onnx.matching.block_graph import BlockContext, BlockGraph, find_block_graph
+from fskd_onnx.matching.block_graph import BlockContext, find_block_graph
+from fskd_onnx.matching.torn_blocks import Place, TornBlocks
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.results import Evidence
 
@@ -40,6 +41,8 @@ question for each."""
 _SLICE = 2.0
 # Nodes less alike than this are rather left out.
 _LEAST_ALIKE = 0.5
+# A place that tears a residual block has to be more alike than others by so much, and then some.
+_TORN = 0.2
 # Of evidence that only counts among candidates that are as good as each other.
 _ALIKE_ACTIVATIONS = 2.0
 _SAME_NAME = 1.0
@@ -83,20 +86,19 @@ def pair_blocks(
     Returns:
         One for each linear node of the student, in the order of its nodes.
     """
-    return _Pairing(find_block_graph(teacher), find_block_graph(student), given or {}).run(
-        student, similarity
-    )
+    return _Pairing(teacher, student, given or {}).run(student, similarity)
 
 
 class _Pairing:
     """The search for partners."""
 
-    def __init__(
-        self, teacher: BlockGraph, student: BlockGraph, given: Mapping[str, Partner]
-    ) -> None:
-        self._teacher, self._student, self._given = teacher, student, given
-        self._overlaps = overlaps(student, teacher)
-        evidence = _SLICE * self._overlaps + likeness(student, teacher) - _LEAST_ALIKE
+    def __init__(self, teacher: gs.Graph, student: gs.Graph, given: Mapping[str, Partner]) -> None:
+        self._teacher, self._student = find_block_graph(teacher), find_block_graph(student)
+        self._given = given
+        self._torn_blocks = TornBlocks(teacher, self._teacher, self._student)
+        self._overlaps = overlaps(self._student, self._teacher)
+        alike = likeness(self._student, self._teacher)
+        evidence = _SLICE * self._overlaps + alike - _LEAST_ALIKE
         self._alignment = self._settled(evidence)
         self._evidence: dict[int, Evidence] = {}
 
@@ -131,8 +133,10 @@ class _Pairing:
 
         Inner nodes of chains that only their surroundings speak for are partners where the nodes
         behind them are. Where weights speak for one and the nodes behind it have no partner, as
-        when those only scale its channels, the end of the chain is the partner.
+        when those only scale its channels, the end of the chain is the partner. What would tear a
+        residual block has to be more alike than what would not.
         """
+        torn: set[Place] = set()
         while True:
             alignment = Alignment(evidence, self._student.before, self._teacher.before)
             self._take_given(alignment)
@@ -145,9 +149,22 @@ class _Pairing:
                     apart.append(at)
                 elif self._overlaps[at] <= 0 and self._part_behind(alignment, *at):
                     apart.append(at)
-            if not apart:
+            if apart:
+                evidence[tuple(zip(*apart, strict=True))] = -np.inf
+            elif found := self._torn_blocks.places(alignment, self._certain(alignment)) - torn:
+                evidence[tuple(zip(*found, strict=True))] -= _TORN
+                torn |= found
+            else:
                 return alignment
-            evidence[tuple(zip(*apart, strict=True))] = -np.inf
+
+    def _certain(self, alignment: Alignment) -> set[int]:
+        """Return the teacher's nodes whose partners are given, or found by their weights."""
+        return {
+            pair.teacher
+            for pair in alignment.pairs.values()
+            if self._student.blocks[pair.student].linear.name in self._given
+            or self._overlaps[pair.student, pair.teacher] > 0
+        }
 
     def _end_without_partner(
         self, alignment: Alignment, one: int, other: int
