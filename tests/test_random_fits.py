@@ -30,8 +30,9 @@ def test_no_random_fit_breaks_a_limit(first: int) -> None:
 # Chains that are made otherwise in both networks or only scale, widths that are alike, and dropped
 # residual blocks without an activation: cases that tell surroundings from places.
 _ALIKE = (400423, 410125, 410564, 410652, 410881, 501358, 600267)
-# Of a residual block that was dropped, a node that looks more like the student's than its own does.
-_DROPPED = (700383, 701163, 701220, 701974, 900732, 902564)
+# Residual blocks that were dropped: a node in one of them or around it looks more like one of the
+# student's than its partner does, or as much.
+_DROPPED = (700383, 701163, 701181, 701220, 701974, 900534, 900732, 902564)
 
 
 @pytest.mark.parametrize("seed", [*_ALIKE, *_DROPPED])

@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from fskd_onnx.matching.alignment import Alignment
 from fskd_onnx.matching.block_evidence import may_be_partners
 from fskd_onnx.matching.block_graph import BlockGraph
-from fskd_onnx.passes.analysis.residual_blocks import find_residual_blocks
+from fskd_onnx.matching.dropped_blocks import droppable_blocks
 
 Place = tuple[int, int]
 """A student's node and the teacher's that it may stand for, as numbers."""
@@ -64,8 +64,7 @@ class TornBlocks:
         numbers = {block.linear.name: j for j, block in enumerate(self._teacher.blocks)}
         return [
             frozenset(numbers[name] for name in block.linears)
-            for block in find_residual_blocks(self._graph)
-            if not block.reason and block.linears
+            for block in droppable_blocks(self._graph)
         ]
 
     def _tears(self, alignment: Alignment, place: Place, block: frozenset[int]) -> bool:
