@@ -17,7 +17,7 @@ paired with the teacher's block; the inner nodes have no partner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from fskd_onnx.matching.alignment import Alignment
 from fskd_onnx.matching.block_evidence import likeness, may_be_partners, names_of, overlaps
-from fskd_onnx.matching.block_graph import BlockContext, find_block_graph
+from fskd_onnx.matching.block_graph import find_block_graph
 from fskd_onnx.matching.dropped_blocks import with_dropped_blocks
+from fskd_onnx.matching.interchangeable import interchangeable_pair
 from fskd_onnx.matching.torn_blocks import Place, TornBlocks
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.results import Evidence
@@ -118,7 +119,9 @@ class _Pairing:
                 _ALIKE_ACTIVATIONS * self._activation_similarity(similarity), Evidence.ACTIVATIONS
             )
         self._settle(_SAME_NAME * self._names_in_common(), Evidence.NAMES)
-        while self._settle_interchangeable():
+        while twins := interchangeable_pair(self._alignment, self._student, self._teacher):
+            self._alignment.fix(twins.student, twins.teacher, twins.certainty)
+            self._evidence[twins.student] = Evidence.STRUCTURE
             self._settle(np.zeros(self._overlaps.shape), Evidence.STRUCTURE)
         found = {
             block.linear.name: self._partner(number)
@@ -230,31 +233,6 @@ class _Pairing:
                 shared[i, j] = bool(own & names[j])
         return shared
 
-    def _settle_interchangeable(self) -> bool:
-        """Pair one of several nodes that nothing tells apart with one of as many candidates.
-
-        They have to go the same way to an operator whose operands may be exchanged, in both
-        networks; any others have a place of their own, that the evidence does not tell.
-        """
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, rivals in self._alignment.rivals().items():
-            groups.setdefault(tuple(rivals), []).append(i)
-        for candidates, nodes in groups.items():
-            unordered = not (
-                self._student.before[np.ix_(nodes, nodes)].any()
-                or self._teacher.before[np.ix_(candidates, candidates)].any()
-            )
-            joined = _are_joined(self._student.blocks[i] for i in nodes) and _are_joined(
-                self._teacher.blocks[j] for j in candidates
-            )
-            if len(candidates) == len(nodes) > 1 and unordered and joined:
-                i = min(nodes, key=lambda node: _content(self._student.blocks[node]))
-                j = min(candidates, key=lambda node: _content(self._teacher.blocks[node]))
-                self._alignment.fix(i, j, 1 / len(candidates))
-                self._evidence[i] = Evidence.STRUCTURE
-                return True
-        return False
-
     def _partner(self, number: int) -> Partner:
         name = self._student.blocks[number].linear.name
         if name in self._given:
@@ -313,14 +291,3 @@ def _end_of_chain(chained: Mapping[int, int], number: int, paired: Collection[in
         if number in paired:
             return None
     return number
-
-
-def _are_joined(blocks: Iterable[BlockContext]) -> bool:
-    """Whether the outputs of some nodes go the same way to an operator that commutes."""
-    ways = {block.joined for block in blocks}
-    return len(ways) == 1 and None not in ways
-
-
-def _content(block: BlockContext) -> bytes:
-    """Return what orders nodes without a look at names or at the order in a file."""
-    return block.linear.matrix.tobytes() + block.linear.bias.tobytes()
