@@ -8,7 +8,9 @@ taken in this order:
 * weights that are slices of the teacher's (``fskd_onnx.matching.weight_overlap``), or kernels of
   chains that are composed to the teacher's (``fskd_onnx.matching.block_evidence``);
 * the kind of the node and of the nodes around it, and with it the order of data flow, which the
-  alignment keeps (``fskd_onnx.matching.alignment``);
+  alignment keeps (``fskd_onnx.matching.alignment``). Where the student has fewer nodes, the
+  teacher is looked at with residual blocks left out as well, and only as a whole
+  (``fskd_onnx.matching.dropped_blocks``, ``fskd_onnx.matching.torn_blocks``);
 * where that leaves several candidates: how alike activations are, then names in common.
 
 The last linear node of a decomposed block is the one in front of the block's activation, so it is
