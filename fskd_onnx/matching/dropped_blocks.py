@@ -12,7 +12,7 @@ that block in its place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import onnx_graphsurgeon as gs
@@ -27,14 +27,16 @@ def droppable_blocks(graph: gs.Graph) -> list[ResidualBlock]:
     return [block for block in find_residual_blocks(graph) if block.linears and not block.reason]
 
 
-def with_dropped_blocks(teacher: BlockGraph, graph: gs.Graph) -> BlockGraph:
+def with_dropped_blocks(
+    teacher: BlockGraph, graph: gs.Graph, blocks: Sequence[ResidualBlock]
+) -> BlockGraph:
     """Return the nodes of a teacher, each with its surroundings where others are left out.
 
     Args:
         teacher: the nodes.
         graph: that they are in, canonical.
+        blocks: its residual blocks that may be left out.
     """
-    blocks = droppable_blocks(graph)
     kept = {
         linear.output.name: frozenset(b.name for b in blocks if linear.name in b.linears)
         for linear in (block.linear for block in teacher.blocks)

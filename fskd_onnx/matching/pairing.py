@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from fskd_onnx.matching.alignment import Alignment
 from fskd_onnx.matching.block_evidence import likeness, may_be_partners, names_of, overlaps
 from fskd_onnx.matching.block_graph import find_block_graph
-from fskd_onnx.matching.dropped_blocks import with_dropped_blocks
+from fskd_onnx.matching.dropped_blocks import droppable_blocks, with_dropped_blocks
 from fskd_onnx.matching.interchangeable import interchangeable_pair
 from fskd_onnx.matching.torn_blocks import Place, TornBlocks
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
@@ -45,10 +45,10 @@ question for each."""
 _SLICE = 2.0
 # Nodes less alike than this are rather left out.
 _LEAST_ALIKE = 0.5
-# A place that tears a residual block has to be more alike than others by so much, and then some.
+# How much less alike a place counts where it would tear a residual block.
 _TORN = 0.2
 # Of evidence that only counts among candidates that are as good as each other. Of a few samples,
-# activations of neighbouring nodes are as alike as one's own to within some hundredths.
+# neighbours may be more alike than partners are by some hundredths; a difference of 0.08 is enough.
 _ALIKE_ACTIVATIONS = 0.5
 _SAME_NAME = 1.0
 
@@ -99,10 +99,12 @@ class _Pairing:
 
     def __init__(self, teacher: gs.Graph, student: gs.Graph, given: Mapping[str, Partner]) -> None:
         self._teacher, self._student = find_block_graph(teacher), find_block_graph(student)
-        if sum(not block.is_inner for block in self._student.blocks) < len(self._teacher.blocks):
-            self._teacher = with_dropped_blocks(self._teacher, teacher)
         self._given = given
-        self._torn_blocks = TornBlocks(teacher, self._teacher, self._student)
+        ends = [block for block in self._student.blocks if not block.is_inner]
+        lacks_nodes = len(ends) < len(self._teacher.blocks)
+        droppable = droppable_blocks(teacher) if lacks_nodes else []
+        self._teacher = with_dropped_blocks(self._teacher, teacher, droppable)
+        self._torn_blocks = TornBlocks(droppable, self._teacher, self._student)
         self._overlaps = overlaps(self._student, self._teacher)
         alike = likeness(self._student, self._teacher)
         evidence = _SLICE * self._overlaps + alike - _LEAST_ALIKE

@@ -13,15 +13,12 @@ its width or by what stands around it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from functools import cached_property
-
-import onnx_graphsurgeon as gs
+from collections.abc import Collection, Iterable
 
 from fskd_onnx.matching.alignment import Alignment
 from fskd_onnx.matching.block_evidence import may_be_partners
 from fskd_onnx.matching.block_graph import BlockGraph
-from fskd_onnx.matching.dropped_blocks import droppable_blocks
+from fskd_onnx.passes.analysis.residual_blocks import ResidualBlock
 
 Place = tuple[int, int]
 """A student's node and the teacher's that it may stand for, as numbers."""
@@ -30,15 +27,19 @@ Place = tuple[int, int]
 class TornBlocks:
     """The residual blocks of a teacher, and what would tear one of them."""
 
-    def __init__(self, graph: gs.Graph, teacher: BlockGraph, student: BlockGraph) -> None:
-        """Begin; residual blocks are looked for once one of the teacher's nodes has no partner.
+    def __init__(
+        self, blocks: Iterable[ResidualBlock], teacher: BlockGraph, student: BlockGraph
+    ) -> None:
+        """Begin.
 
         Args:
-            graph: the teacher, canonical.
-            teacher: its linear nodes.
+            blocks: the residual blocks that may be left out.
+            teacher: the teacher's linear nodes.
             student: those of the student.
         """
-        self._graph, self._teacher, self._student = graph, teacher, student
+        numbers = {block.linear.name: j for j, block in enumerate(teacher.blocks)}
+        self._blocks = [frozenset(numbers[name] for name in block.linears) for block in blocks]
+        self._teacher, self._student = teacher, student
 
     def places(self, alignment: Alignment, certain: Collection[int]) -> set[Place]:
         """Return the pairs of an alignment, and those it leaves open, that tear a residual block.
@@ -48,8 +49,6 @@ class TornBlocks:
             certain: the teacher's nodes that more than their surroundings speak for. A block that
                 one of them is in was not left out.
         """
-        if len(alignment.pairs) == len(self._teacher.blocks) or not self._blocks:
-            return set()
         pairs = [(pair.student, pair.teacher) for pair in alignment.pairs.values()]
         open_places = [(i, j) for i, rivals in alignment.rivals().items() for j in rivals]
         doubtful = [block for block in self._blocks if block.isdisjoint(certain)]
@@ -58,14 +57,6 @@ class TornBlocks:
             for place in (*pairs, *open_places)
             if any(place[1] in block and self._tears(alignment, place, block) for block in doubtful)
         }
-
-    @cached_property
-    def _blocks(self) -> list[frozenset[int]]:
-        numbers = {block.linear.name: j for j, block in enumerate(self._teacher.blocks)}
-        return [
-            frozenset(numbers[name] for name in block.linears)
-            for block in droppable_blocks(self._graph)
-        ]
 
     def _tears(self, alignment: Alignment, place: Place, block: frozenset[int]) -> bool:
         taken = {pair.teacher for pair in alignment.pairs.values()} | {place[1]}

@@ -46,7 +46,7 @@ def residual_chain(widths: Sequence[int], activated: bool, seed: int = 0) -> onn
 
 def contexts(model: onnx.ModelProto) -> dict[str, BlockContext]:
     graph = canonical(model)
-    found = with_dropped_blocks(find_block_graph(graph), graph)
+    found = with_dropped_blocks(find_block_graph(graph), graph, droppable_blocks(graph))
     return {block.linear.name: block for block in found.blocks}
 
 
@@ -87,7 +87,7 @@ def test_what_is_in_a_block_keeps_that_block() -> None:
 def test_the_teacher_is_not_changed() -> None:
     graph = canonical(residual_chain([4, 4], activated=False))
     before = [(node.name, [t.name for t in node.inputs]) for node in graph.nodes]
-    with_dropped_blocks(find_block_graph(graph), graph)
+    with_dropped_blocks(find_block_graph(graph), graph, droppable_blocks(graph))
     assert [(node.name, [t.name for t in node.inputs]) for node in graph.nodes] == before
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from fskd_onnx.matching.alignment import Alignment
 from fskd_onnx.matching.block_graph import find_block_graph
+from fskd_onnx.matching.dropped_blocks import droppable_blocks
 from fskd_onnx.matching.torn_blocks import TornBlocks
 from tests.helpers import build
 from tests.matching.test_dropped_blocks import canonical, partners, residual_chain
@@ -27,7 +28,7 @@ def torn(
     alignment = Alignment(evidence, own.before, teacher.before)
     for one, other in pairs.items():
         alignment.fix(one, other, 1.0)
-    return TornBlocks(graph, teacher, own).places(alignment, certain)
+    return TornBlocks(droppable_blocks(graph), teacher, own).places(alignment, certain)
 
 
 @pytest.mark.parametrize(
