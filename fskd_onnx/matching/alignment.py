@@ -62,7 +62,6 @@ class Alignment:
         self.pairs: dict[int, Pair] = {}
         self._evidence = evidence.astype(np.float64, copy=True)
         self._student, self._teacher = student, teacher
-        self._fits = np.ones(evidence.shape, dtype=bool)
 
     def fix(self, student: int, teacher: int, certainty: float) -> None:
         """Fix a pair, and rule out all that does not fit with it."""
@@ -73,7 +72,6 @@ class Alignment:
         )
         fits[student], fits[:, teacher] = False, False
         fits[student, teacher] = True
-        self._fits &= fits
         self._evidence[~fits] = -np.inf
 
     def leave_out(self, student: int) -> None:
@@ -100,10 +98,6 @@ class Alignment:
     def is_open(self, student: int, teacher: int) -> bool:
         """Whether neither has a partner, and they fit with all pairs that are fixed."""
         return student not in self.pairs and bool(self._evidence[student, teacher] > -np.inf)
-
-    def fits(self, student: int, teacher: int) -> bool:
-        """Whether a pair would keep the order of all that are fixed, whatever speaks for it."""
-        return bool(self._fits[student, teacher])
 
     def values(self, bonus: Floats | float = 0.0) -> Floats:
         """Return V, (n, m): the heaviest chain through each pair; -inf for what is ruled out."""

@@ -47,9 +47,8 @@ _SLICE = 2.0
 _LEAST_ALIKE = 0.5
 # How much less alike a place counts where it would tear a residual block.
 _TORN = 0.2
-# Of evidence that only counts among candidates that are as good as each other. Of a few samples,
-# neighbours may be more alike than partners are by some hundredths; a difference of 0.08 is enough.
-_ALIKE_ACTIVATIONS = 0.5
+# Of evidence that only counts among candidates that are as good as each other.
+_ALIKE_ACTIVATIONS = 2.0
 _SAME_NAME = 1.0
 
 
@@ -162,7 +161,7 @@ class _Pairing:
                     apart.append(at)
             if apart:
                 evidence[tuple(zip(*apart, strict=True))] = -np.inf
-            elif found := self._torn_blocks.places(alignment, self._certain(alignment)) - torn:
+            elif found := self._torn_blocks.places(alignment, self._certain(alignment), torn):
                 evidence[tuple(zip(*found, strict=True))] -= _TORN
                 torn |= found
             else:
@@ -216,7 +215,12 @@ class _Pairing:
     def _activation_similarity(self, similarity: Similarity) -> Floats:
         """Return how alike activations are, where several candidates are as good as each other."""
         outputs = {j: block.linear.output.name for j, block in enumerate(self._teacher.blocks)}
-        rivals = {i: found for i, found in self._alignment.rivals().items() if len(found) > 1}
+        certain = self._certain(self._alignment)
+        rivals = {
+            i: found
+            for i, found in self._alignment.rivals().items()
+            if len(found) > 1 and not self._torn_blocks.part(found, certain)
+        }
         alike = np.zeros(self._overlaps.shape)
         own = {i: self._student.blocks[i].linear.output.name for i in rivals}
         if rivals:
@@ -264,7 +268,10 @@ class _Pairing:
             return f"the teacher's '{names[0]}' fits it as well as others of the student ({quoted})"
         if len(candidates) > 1:
             quoted = ", ".join(f"'{name}'" for name in names)
-            return f"{len(names)} places in the teacher fit it as well as each other ({quoted})"
+            why = f"{len(names)} places in the teacher fit it as well as each other ({quoted})"
+            if self._torn_blocks.part(candidates, self._certain(self._alignment)):
+                why += ", depending on which residual block the student lacks"
+            return why
         if end is not None:
             return f"it is an inner node of the block that ends at '{end}'"
         return "no place in the teacher fits it"

@@ -13,7 +13,7 @@ its width or by what stands around it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from fskd_onnx.matching.alignment import Alignment
 from fskd_onnx.matching.block_evidence import may_be_partners
@@ -41,41 +41,76 @@ class TornBlocks:
         self._blocks = [frozenset(numbers[name] for name in block.linears) for block in blocks]
         self._teacher, self._student = teacher, student
 
-    def places(self, alignment: Alignment, certain: Collection[int]) -> set[Place]:
+    def places(
+        self, alignment: Alignment, certain: Collection[int], known: Collection[Place]
+    ) -> set[Place]:
         """Return the pairs of an alignment, and those it leaves open, that tear a residual block.
+
+        Where all that tear a block are known, a pair elsewhere does: of a node that may as well be
+        the one that the block lacks.
 
         Args:
             alignment: the pairs so far.
             certain: the teacher's nodes that more than their surroundings speak for. A block that
                 one of them is in was not left out.
+            known: places that are left out of what is returned.
         """
-        pairs = [(pair.student, pair.teacher) for pair in alignment.pairs.values()]
-        open_places = [(i, j) for i, rivals in alignment.rivals().items() for j in rivals]
-        doubtful = [block for block in self._blocks if block.isdisjoint(certain)]
-        return {
-            place
-            for place in (*pairs, *open_places)
-            if any(place[1] in block and self._tears(alignment, place, block) for block in doubtful)
+        pairs = {pair.student: pair.teacher for pair in alignment.pairs.values()}
+        rivals = alignment.rivals().items()
+        places = {*pairs.items(), *((i, j) for i, found in rivals for j in found)}
+        tearing = {
+            (i, j)
+            for i, j in places.difference(known)
+            if any(self._lacks({**pairs, i: j}, block) for block in self._around(j, certain))
+        }
+        return tearing or {
+            (i, j)
+            for block in self._blocks
+            if not block.isdisjoint(pairs.values())
+            for other in self._lacks(pairs, block)
+            for i, j in places.difference(known)
+            if j not in block and j not in certain and self._fits(i, other, pairs)
         }
 
-    def _tears(self, alignment: Alignment, place: Place, block: frozenset[int]) -> bool:
-        taken = {pair.teacher for pair in alignment.pairs.values()} | {place[1]}
-        gone = [inner for inner in self._blocks if inner < block and inner.isdisjoint(taken)]
-        left = block.difference(taken, *gone)
-        return any(not self._may_be_there(alignment, place, other) for other in left)
+    def part(self, rivals: Iterable[int], certain: Collection[int]) -> bool:
+        """Whether it depends on which residual block was left out where a node belongs.
 
-    def _may_be_there(self, alignment: Alignment, place: Place, other: int) -> bool:
-        """Whether a node without a partner may stand for one of the teacher, beside a pair."""
-        own, theirs = place
-        mine, before = self._student.before, self._teacher.before
-        of_other = self._teacher.blocks[other]
-        return any(
-            one != own
-            and mine[one, own] == before[other, theirs]
-            and mine[own, one] == before[theirs, other]
-            and alignment.fits(one, other)
-            and block.signature.agrees(of_other.signature)
-            and may_be_partners(block, of_other)
-            for one, block in enumerate(self._student.blocks)
-            if one not in alignment.pairs
+        Activations do not tell. The student's node reads what the block that is gone would have
+        changed, or what it would have been read by, so it is not like its partner either.
+
+        Args:
+            rivals: the teacher's nodes in question.
+            certain: see ``places``.
+        """
+        return len({self._around(number, certain) for number in rivals}) > 1
+
+    def _around(self, number: int, certain: Collection[int]) -> frozenset[frozenset[int]]:
+        """Return the blocks that a node is in and that may have been left out."""
+        return frozenset(
+            block for block in self._blocks if number in block and block.isdisjoint(certain)
+        )
+
+    def _lacks(self, pairs: Mapping[int, int], block: frozenset[int]) -> set[int]:
+        """Return the nodes of a block that no node of the student may stand for, beside pairs."""
+        taken = set(pairs.values())
+        gone = [inner for inner in self._blocks if inner < block and inner.isdisjoint(taken)]
+        free = [i for i in range(len(self._student.blocks)) if i not in pairs]
+        return {
+            other
+            for other in block.difference(taken, *gone)
+            if not any(self._fits(i, other, pairs) for i in free)
+        }
+
+    def _fits(self, one: int, other: int, pairs: Mapping[int, int]) -> bool:
+        """Whether a node may stand for one of the teacher's, beside the pairs of others."""
+        mine, theirs = self._student.before, self._teacher.before
+        own, partner = self._student.blocks[one], self._teacher.blocks[other]
+        return (
+            own.signature.agrees(partner.signature)
+            and may_be_partners(own, partner)
+            and all(
+                mine[one, i] == theirs[other, j] and mine[i, one] == theirs[j, other]
+                for i, j in pairs.items()
+                if i != one
+            )
         )

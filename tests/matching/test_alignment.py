@@ -171,16 +171,6 @@ def test_a_fixed_pair_rules_out_what_does_not_fit() -> None:
     alignment.fix(1, 1, 1.0)
     open_pairs = {(i, j) for i in range(3) for j in range(3) if alignment.is_open(i, j)}
     assert open_pairs == {(0, 0), (2, 2)}
-    assert {(i, j) for i in range(3) for j in range(3) if alignment.fits(i, j)} == {
-        (1, 1),
-        *open_pairs,
-    }
-
-
-def test_what_fits_may_be_ruled_out_all_the_same() -> None:
-    alignment = Alignment(np.full((2, 2), NEVER), chain(2), chain(2))
-    assert alignment.fits(0, 0)
-    assert not alignment.is_open(0, 0)
 
 
 def test_what_is_left_out_has_no_partner() -> None:

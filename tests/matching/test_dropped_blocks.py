@@ -113,7 +113,8 @@ def test_either_of_two_blocks_may_have_been_dropped(
         partner = found[f"{name}0"]
         assert partner.teacher is None
         assert partner.reason == (
-            f"2 places in the teacher fit it as well as each other ('{name}0', '{name}1')"
+            f"2 places in the teacher fit it as well as each other ('{name}0', '{name}1'), "
+            "depending on which residual block the student lacks"
         )
 
 

@@ -20,7 +20,10 @@ LONG = residual_chain([4], activated=True)
 
 
 def torn(
-    student: onnx.ModelProto, pairs: dict[int, int], certain: tuple[int, ...] = ()
+    student: onnx.ModelProto,
+    pairs: dict[int, int],
+    certain: tuple[int, ...] = (),
+    known: tuple[tuple[int, int], ...] = (),
 ) -> set[tuple[int, int]]:
     graph, own = canonical(TEACHER), find_block_graph(canonical(student))
     teacher = find_block_graph(graph)
@@ -28,7 +31,7 @@ def torn(
     alignment = Alignment(evidence, own.before, teacher.before)
     for one, other in pairs.items():
         alignment.fix(one, other, 1.0)
-    return TornBlocks(droppable_blocks(graph), teacher, own).places(alignment, certain)
+    return TornBlocks(droppable_blocks(graph), teacher, own).places(alignment, certain, known)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,14 @@ def test_places_that_are_open_are_looked_at_as_well() -> None:
 
 def test_a_block_with_a_certain_pair_was_not_left_out() -> None:
     assert torn(SHORT, {0: 1, 1: 4}, certain=(1,)) == {(1, 4)}
+
+
+def test_a_node_that_may_be_what_a_block_lacks_is_in_question() -> None:
+    # The second node of the last block is paired, its first one is not.
+    pairs = {0: 0, 1: 1, 2: 4, 3: 5}
+    assert torn(LONG, pairs, certain=(4,)) == {(1, 1)}
+    assert torn(LONG, pairs, known=((1, 1), (2, 4))) == set()
+    assert torn(LONG, pairs, certain=(4,), known=((1, 1),)) == set()
 
 
 def test_nothing_is_torn_where_each_of_the_teachers_nodes_has_a_partner() -> None:
