@@ -215,10 +215,15 @@ def _is_somewhere_in_a_chain(one: BlockContext, other: BlockContext) -> bool:
 def _is_part_of_a_sum(one: BlockContext, other: BlockContext) -> bool:
     """Whether a student's node is a branch of a sum that the teacher's node is not part of.
 
-    A shortcut around the teacher's node may be read from the kind of its reader as well.
+    Of two nodes, both or none have a shortcut around them, which may be read from the kind of their
+    readers as well.
     """
     if one.summed_with:
         return not other.summed_with
+    return _has_a_shortcut_alone(one, other) or _has_a_shortcut_alone(other, one)
+
+
+def _has_a_shortcut_alone(one: BlockContext, other: BlockContext) -> bool:
     return one.summed_with == () and other.summed_with is None and "sum" not in other.output_kinds
 
 
