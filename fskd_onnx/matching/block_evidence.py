@@ -188,8 +188,13 @@ def _above_chance(found: float) -> float:
 def may_be_partners(one: BlockContext, other: BlockContext) -> bool:
     """Whether neither is an inner node of a block where the other is the end of one.
 
-    A student's node in a chain is an inner node unless the teacher has such a chain as well.
+    A student's node in a chain is an inner node unless the teacher has such a chain as well, or
+    would have it without some of its residual blocks.
     """
+    return any(_are_alike_ends(one, context) for context in (other, *other.alternatives))
+
+
+def _are_alike_ends(one: BlockContext, other: BlockContext) -> bool:
     if one.end_of_chain and one.end_of_chain.isdisjoint(other.end_of_chain):
         return False
     return not (
@@ -203,16 +208,22 @@ def _is_somewhere_in_a_chain(one: BlockContext, other: BlockContext) -> bool:
 
     In a chain of another length than the teacher's, only the end has its place.
     """
-    return bool(one.end_of_chain) and one.chain_length != other.chain_length
+    lengths = {context.chain_length for context in (other, *other.alternatives)}
+    return bool(one.end_of_chain) and one.chain_length not in lengths
 
 
 def _is_part_of_a_sum(one: BlockContext, other: BlockContext) -> bool:
     """Whether a student's node is a branch of a sum that the teacher's node is not part of.
 
-    A shortcut around the teacher's node may be read from the kind of its reader as well.
+    Of two nodes, both or none have a shortcut around them, which may be read from the kind of their
+    readers as well.
     """
     if one.summed_with:
         return not other.summed_with
+    return _has_a_shortcut_alone(one, other) or _has_a_shortcut_alone(other, one)
+
+
+def _has_a_shortcut_alone(one: BlockContext, other: BlockContext) -> bool:
     return one.summed_with == () and other.summed_with is None and "sum" not in other.output_kinds
 
 
@@ -245,7 +256,8 @@ def likeness(student: BlockGraph, teacher: BlockGraph) -> Floats:
     for i, one in enumerate(student.blocks):
         for j, other in enumerate(teacher.blocks):
             if one.signature.agrees(other.signature):
-                found[i, j] = _alike(one, other, width_tells)
+                contexts = (other, *other.alternatives)
+                found[i, j] = max(_alike(one, context, width_tells) for context in contexts)
     return found
 
 

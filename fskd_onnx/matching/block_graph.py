@@ -88,6 +88,8 @@ class BlockContext:
             of, with nothing between them: the kinds that read the output of the last node of such a
             chain. Else empty.
         chain_length: nodes of the longest such chain through it.
+        alternatives: the same node with what stands around it where residual blocks of its network
+            are left out; none where that is not looked at.
     """
 
     linear: Linear
@@ -102,6 +104,7 @@ class BlockContext:
     summed_with: tuple[str, ...] | None = None
     end_of_chain: frozenset[str] = frozenset()
     chain_length: int = 1
+    alternatives: tuple[BlockContext, ...] = ()
 
     @property
     def is_inner(self) -> bool:

@@ -9,12 +9,14 @@ each node has a partner of its own, and nothing is merged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.matching.block_graph import find_block_graph
 from fskd_onnx.matching.pairing import pair_blocks
+from fskd_onnx.passes.analysis.composed_kernels import chains, next_in_chain
 from fskd_onnx.passes.analysis.factored_blocks import chain_of, find_chains
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.nodes import is_standard, nodes_in_bodies, sole_reader
@@ -118,14 +120,32 @@ def _end_of_sum(graph: gs.Graph, node: gs.Node, in_bodies: Collection[int]) -> i
 def _gone(teacher: gs.Graph, student: gs.Graph, sums: Mapping[str, BranchSum]) -> Names:
     """Return the teacher's sums of branches that a student without any no longer has.
 
-    A shortcut around a single node is in many networks, and rarely merged.
+    A shortcut around a single node is in many networks, and rarely merged: where it is, the merged
+    node gives as many channels as it reads. Else it was dropped together with its node.
     """
     missing = _count_sums(teacher) - _count_sums(student)
     several = {name: s for name, s in sums.items() if len(s.linears) > 1}
     of_several = sum(len(s.sums) for s in several.values())
-    if missing == sum(len(s.sums) for s in sums.values()):
+    may_be_merged = _count_of_equal_width(student) >= len(sums) - len(several)
+    if missing == sum(len(s.sums) for s in sums.values()) and may_be_merged:
         return frozenset(sums)
     return frozenset(several) if missing >= of_several else frozenset()
+
+
+def _count_of_equal_width(graph: gs.Graph) -> int:
+    """Return how many nodes, or chains up to them, give as many channels as they read."""
+    views = [view for view in find_linear(graph) if isinstance(view, Linear)]
+    chained = chains(next_in_chain(graph, views))
+    return sum(
+        any(_reads(views[start]) == view.width for start in chained.get(number, [number]))
+        for number, view in enumerate(views)
+    )
+
+
+def _reads(view: Linear) -> int:
+    """Return how many channels a node reads."""
+    groups, _, columns = view.shape
+    return groups * columns // math.prod(view.kernel_shape)
 
 
 def _count_sums(graph: gs.Graph) -> int:

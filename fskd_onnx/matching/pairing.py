@@ -8,7 +8,9 @@ taken in this order:
 * weights that are slices of the teacher's (``fskd_onnx.matching.weight_overlap``), or kernels of
   chains that are composed to the teacher's (``fskd_onnx.matching.block_evidence``);
 * the kind of the node and of the nodes around it, and with it the order of data flow, which the
-  alignment keeps (``fskd_onnx.matching.alignment``);
+  alignment keeps (``fskd_onnx.matching.alignment``). Where the student has fewer nodes, the
+  teacher is looked at with residual blocks left out as well, and only as a whole
+  (``fskd_onnx.matching.dropped_blocks``, ``fskd_onnx.matching.torn_blocks``);
 * where that leaves several candidates: how alike activations are, then names in common.
 
 The last linear node of a decomposed block is the one in front of the block's activation, so it is
@@ -17,7 +19,7 @@ paired with the teacher's block; the inner nodes have no partner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +28,10 @@ from numpy.typing import NDArray
 
 from fskd_onnx.matching.alignment import Alignment
 from fskd_onnx.matching.block_evidence import likeness, may_be_partners, names_of, overlaps
-from fskd_onnx.matching.block_graph import BlockContext, BlockGraph, find_block_graph
+from fskd_onnx.matching.block_graph import find_block_graph
+from fskd_onnx.matching.dropped_blocks import droppable_blocks, with_dropped_blocks
+from fskd_onnx.matching.interchangeable import interchangeable_pair
+from fskd_onnx.matching.torn_blocks import Place, TornBlocks
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.results import Evidence
 
@@ -40,6 +45,8 @@ question for each."""
 _SLICE = 2.0
 # Nodes less alike than this are rather left out.
 _LEAST_ALIKE = 0.5
+# How much less alike a place counts where it would tear a residual block.
+_TORN = 0.2
 # Of evidence that only counts among candidates that are as good as each other.
 _ALIKE_ACTIVATIONS = 2.0
 _SAME_NAME = 1.0
@@ -83,20 +90,23 @@ def pair_blocks(
     Returns:
         One for each linear node of the student, in the order of its nodes.
     """
-    return _Pairing(find_block_graph(teacher), find_block_graph(student), given or {}).run(
-        student, similarity
-    )
+    return _Pairing(teacher, student, given or {}).run(student, similarity)
 
 
 class _Pairing:
     """The search for partners."""
 
-    def __init__(
-        self, teacher: BlockGraph, student: BlockGraph, given: Mapping[str, Partner]
-    ) -> None:
-        self._teacher, self._student, self._given = teacher, student, given
-        self._overlaps = overlaps(student, teacher)
-        evidence = _SLICE * self._overlaps + likeness(student, teacher) - _LEAST_ALIKE
+    def __init__(self, teacher: gs.Graph, student: gs.Graph, given: Mapping[str, Partner]) -> None:
+        self._teacher, self._student = find_block_graph(teacher), find_block_graph(student)
+        self._given = given
+        ends = [block for block in self._student.blocks if not block.is_inner]
+        lacks_nodes = len(ends) < len(self._teacher.blocks)
+        droppable = droppable_blocks(teacher) if lacks_nodes else []
+        self._teacher = with_dropped_blocks(self._teacher, teacher, droppable)
+        self._torn_blocks = TornBlocks(droppable, self._teacher, self._student)
+        self._overlaps = overlaps(self._student, self._teacher)
+        alike = likeness(self._student, self._teacher)
+        evidence = _SLICE * self._overlaps + alike - _LEAST_ALIKE
         self._alignment = self._settled(evidence)
         self._evidence: dict[int, Evidence] = {}
 
@@ -112,7 +122,9 @@ class _Pairing:
                 _ALIKE_ACTIVATIONS * self._activation_similarity(similarity), Evidence.ACTIVATIONS
             )
         self._settle(_SAME_NAME * self._names_in_common(), Evidence.NAMES)
-        while self._settle_interchangeable():
+        while twins := interchangeable_pair(self._alignment, self._student, self._teacher):
+            self._alignment.fix(twins.student, twins.teacher, twins.certainty)
+            self._evidence[twins.student] = Evidence.STRUCTURE
             self._settle(np.zeros(self._overlaps.shape), Evidence.STRUCTURE)
         found = {
             block.linear.name: self._partner(number)
@@ -131,8 +143,10 @@ class _Pairing:
 
         Inner nodes of chains that only their surroundings speak for are partners where the nodes
         behind them are. Where weights speak for one and the nodes behind it have no partner, as
-        when those only scale its channels, the end of the chain is the partner.
+        when those only scale its channels, the end of the chain is the partner. What would tear a
+        residual block has to be more alike than what would not.
         """
+        torn: set[Place] = set()
         while True:
             alignment = Alignment(evidence, self._student.before, self._teacher.before)
             self._take_given(alignment)
@@ -145,9 +159,22 @@ class _Pairing:
                     apart.append(at)
                 elif self._overlaps[at] <= 0 and self._part_behind(alignment, *at):
                     apart.append(at)
-            if not apart:
+            if apart:
+                evidence[tuple(zip(*apart, strict=True))] = -np.inf
+            elif found := self._torn_blocks.places(alignment, self._certain(alignment), torn):
+                evidence[tuple(zip(*found, strict=True))] -= _TORN
+                torn |= found
+            else:
                 return alignment
-            evidence[tuple(zip(*apart, strict=True))] = -np.inf
+
+    def _certain(self, alignment: Alignment) -> set[int]:
+        """Return the teacher's nodes whose partners are given, or found by their weights."""
+        return {
+            pair.teacher
+            for pair in alignment.pairs.values()
+            if self._student.blocks[pair.student].linear.name in self._given
+            or self._overlaps[pair.student, pair.teacher] > 0
+        }
 
     def _end_without_partner(
         self, alignment: Alignment, one: int, other: int
@@ -188,7 +215,12 @@ class _Pairing:
     def _activation_similarity(self, similarity: Similarity) -> Floats:
         """Return how alike activations are, where several candidates are as good as each other."""
         outputs = {j: block.linear.output.name for j, block in enumerate(self._teacher.blocks)}
-        rivals = {i: found for i, found in self._alignment.rivals().items() if len(found) > 1}
+        certain = self._certain(self._alignment)
+        rivals = {
+            i: found
+            for i, found in self._alignment.rivals().items()
+            if len(found) > 1 and not self._torn_blocks.part(found, certain)
+        }
         alike = np.zeros(self._overlaps.shape)
         own = {i: self._student.blocks[i].linear.output.name for i in rivals}
         if rivals:
@@ -208,31 +240,6 @@ class _Pairing:
             for j in rivals:
                 shared[i, j] = bool(own & names[j])
         return shared
-
-    def _settle_interchangeable(self) -> bool:
-        """Pair one of several nodes that nothing tells apart with one of as many candidates.
-
-        They have to go the same way to an operator whose operands may be exchanged, in both
-        networks; any others have a place of their own, that the evidence does not tell.
-        """
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, rivals in self._alignment.rivals().items():
-            groups.setdefault(tuple(rivals), []).append(i)
-        for candidates, nodes in groups.items():
-            unordered = not (
-                self._student.before[np.ix_(nodes, nodes)].any()
-                or self._teacher.before[np.ix_(candidates, candidates)].any()
-            )
-            joined = _are_joined(self._student.blocks[i] for i in nodes) and _are_joined(
-                self._teacher.blocks[j] for j in candidates
-            )
-            if len(candidates) == len(nodes) > 1 and unordered and joined:
-                i = min(nodes, key=lambda node: _content(self._student.blocks[node]))
-                j = min(candidates, key=lambda node: _content(self._teacher.blocks[node]))
-                self._alignment.fix(i, j, 1 / len(candidates))
-                self._evidence[i] = Evidence.STRUCTURE
-                return True
-        return False
 
     def _partner(self, number: int) -> Partner:
         name = self._student.blocks[number].linear.name
@@ -261,7 +268,10 @@ class _Pairing:
             return f"the teacher's '{names[0]}' fits it as well as others of the student ({quoted})"
         if len(candidates) > 1:
             quoted = ", ".join(f"'{name}'" for name in names)
-            return f"{len(names)} places in the teacher fit it as well as each other ({quoted})"
+            why = f"{len(names)} places in the teacher fit it as well as each other ({quoted})"
+            if self._torn_blocks.part(candidates, self._certain(self._alignment)):
+                why += ", depending on which residual block the student lacks"
+            return why
         if end is not None:
             return f"it is an inner node of the block that ends at '{end}'"
         return "no place in the teacher fits it"
@@ -292,14 +302,3 @@ def _end_of_chain(chained: Mapping[int, int], number: int, paired: Collection[in
         if number in paired:
             return None
     return number
-
-
-def _are_joined(blocks: Iterable[BlockContext]) -> bool:
-    """Whether the outputs of some nodes go the same way to an operator that commutes."""
-    ways = {block.joined for block in blocks}
-    return len(ways) == 1 and None not in ways
-
-
-def _content(block: BlockContext) -> bytes:
-    """Return what orders nodes without a look at names or at the order in a file."""
-    return block.linear.matrix.tobytes() + block.linear.bias.tobytes()

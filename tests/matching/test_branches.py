@@ -207,3 +207,28 @@ def test_a_residual_around_a_node_that_was_decomposed_stays() -> None:
     for student, expected in ((factors, frozenset()), (merged, frozenset({"y"}))):
         graphs = canonical(teacher), canonical(build(student))
         assert sums_to_merge(*graphs) == (expected, frozenset())
+
+
+def test_a_shortcut_that_was_dropped_with_its_node_is_not_merged() -> None:
+    """A merged node gives as many channels as it reads, and the student has no such node."""
+    teacher = build("""g (float[N,3] x) => (float[N,4] z)
+      <float[3,6] u, float[6,6] w, float[6,4] v> {
+        [first] p = MatMul (x, u)
+        r = Relu (p)
+        [around] q = MatMul (r, w)
+        y = Add (r, q)
+        [last] z = MatMul (y, v)
+    }""")
+    student = build("""g (float[N,3] x) => (float[N,4] z)
+      <float[3,6] u, float[6,1] a, float[1,4] b> {
+        [first] p = MatMul (x, u)
+        r = Relu (p)
+        [factor] q = MatMul (r, a)
+        [last] z = MatMul (q, b)
+    }""")
+    assert sums_to_merge(canonical(teacher), canonical(student)) == (frozenset(), frozenset())
+    assert teachers(nameless(teacher, with_fresh_weights(student))) == {
+        "first": "p",
+        "factor": None,
+        "last": "z",
+    }
