@@ -26,7 +26,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from fskd_onnx.compress_options import CompressOptions
 from fskd_onnx.options import FitOptions, RunOptions
+from fskd_onnx.pipeline.compress import compress
 from fskd_onnx.pipeline.fit import fit
 from fskd_onnx.runtime.providers import open_runtime
 from fskd_onnx.runtime.session_run import run
@@ -53,7 +55,8 @@ class Case:
     Attributes:
         network: "vgg16-D", "resnet20-inner50", "resnet50", "mobilenet_v2" or "chain-DEPTH".
         samples: how many.
-        adapter: as of ``fit``; "paper" for the paper's way, "runs" for its forward passes alone.
+        adapter: as of ``fit``; "paper" for the paper's way, "compress" for the command of that name,
+            which takes the teacher alone.
         targets: as of ``fit``.
         memory_limit: as of ``fit``.
         files: teacher and student, where they are files.
@@ -122,6 +125,7 @@ def cases(quick: bool) -> Iterator[Case]:
         for adapter in ("pointwise", "kernel", "auto"):
             yield Case(network, 64, adapter)
         yield Case(network, 256, "pointwise")
+        yield Case(network, 64, "compress")
 
 
 def measure(case: Case) -> Figures:
@@ -132,6 +136,8 @@ def measure(case: Case) -> Figures:
     def work() -> object:
         if case.adapter == "paper":
             return paper_fit(teacher, student, samples)
+        if case.adapter == "compress":
+            return compress(teacher, samples, CompressOptions(run=_RUN))
         run_options = RunOptions(providers=("cpu",), memory_limit=case.memory_limit)
         options = FitOptions(run_options, adapter=case.adapter, targets=case.targets)
         return fit(teacher, student, samples, options)
@@ -205,6 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.speed")
     parser.add_argument("--quick", action="store_true", help="leave out what takes minutes")
     parser.add_argument("--only", default="", help="only networks whose name begins so")
+    parser.add_argument("--adapter", default="", help="only this one")
     parser.add_argument(
         "--write", type=Path, metavar="FILE", help="write the table between its markers, speed"
     )
@@ -216,7 +223,7 @@ def main() -> None:
     rows = [HEAD]
     print(HEAD, flush=True)
     for case in cases(arguments.quick):
-        if case.network.startswith(arguments.only):
+        if case.network.startswith(arguments.only) and arguments.adapter in ("", case.adapter):
             rows.append(_measure_apart(case).row(case))
             print(rows[-1], flush=True)
     if arguments.write is not None:
