@@ -55,8 +55,8 @@ class Case:
     Attributes:
         network: "vgg16-D", "resnet20-inner50", "resnet50", "mobilenet_v2" or "chain-DEPTH".
         samples: how many.
-        adapter: as of ``fit``; "paper" for the paper's way, "compress" for the command of that name,
-            which takes the teacher alone.
+        adapter: as of ``fit``; "paper" for the paper's way, "compress" for the command of that
+            name, which takes the teacher alone.
         targets: as of ``fit``.
         memory_limit: as of ``fit``.
         files: teacher and student, where they are files.
