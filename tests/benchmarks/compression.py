@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -80,17 +80,13 @@ def measure(network: str, reduce: str, method: str, samples: int) -> Row:
     """Make a student and judge it."""
     path, test = teacher_path(network), load("test")
     images = normalise(draw_samples(load("train").images, samples, 0))
-    teacher = round(teacher_accuracy(network), 2)
+    row = Row(network, reduce, method, samples, teacher=round(teacher_accuracy(network), 2))
     start = time.process_time()
     if method in RIVALS:
         bare = rival_student(method, network, _left(reduce), images)
         fitted = fit(path, bare, images).model
-        return Row(
-            network,
-            reduce,
-            method,
-            samples,
-            teacher,
+        return replace(
+            row,
             bare=round(onnx_accuracy(bare, test), 2),
             fitted=round(onnx_accuracy(fitted, test), 2),
             macs=_percent(macs(fitted) / macs(onnx.load(path))),
@@ -107,16 +103,12 @@ def measure(network: str, reduce: str, method: str, samples: int) -> Row:
             result = compress(path, images, asked)
     except FskdError as error:
         text = str(error).replace(f"{path.parent}/", "")
-        return Row(network, reduce, method, samples, teacher, refused=text)
+        return replace(row, refused=text)
     seconds = time.process_time() - start
     assert result.model is not None
     totals = result.report.totals
-    return Row(
-        network,
-        reduce,
-        method,
-        samples,
-        teacher,
+    return replace(
+        row,
         bare=round(onnx_accuracy(_bare(path, result.plan), test), 2),
         fitted=round(onnx_accuracy(result.model, test), 2),
         macs=_percent(totals.macs.ratio),
