@@ -109,6 +109,33 @@ TEXTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         }""",
         {},
     ),
+    # The samples are on the second axis.
+    "time first": (
+        """g (float[3,N,8] x) => (float[3,N,5] z) <float[8,8] w1, float[8] b1, float[8,5] w2> {
+            [p1] q1 = MatMul (x, w1)
+            y1 = Add (q1, b1)
+            r1 = Relu (y1)
+            [p2] z = MatMul (r1, w2)
+        }""",
+        {},
+    ),
+    # Nodes that read a part of the channels that go together.
+    "parts": (
+        """g (float[N,3,4] x) => (float[N,3,5] z) <float[4,8] w1, float[8] b1, float[8,6] w2,
+          float[7,6] w3, float[13,5] w4, int64[2] sizes = {7, 7}> {
+            [p1] q1 = MatMul (x, w1)
+            y1 = Add (q1, b1)
+            r1 = Relu (y1)
+            [p2] y2 = MatMul (r1, w2)
+            c = Concat <axis = 2> (y2, r1)
+            d, e = Split <axis = 2> (c, sizes)
+            [p3] y3 = MatMul (d, w3)
+            r3 = Relu (y3)
+            f = Concat <axis = 2> (r3, e)
+            [p4] z = MatMul (f, w4)
+        }""",
+        {},
+    ),
     # One linear node of one tap and one channel: nothing can go.
     "nothing": (
         """g (float[N,1,4,4] x) => (float[N,1,4,4] z) <float[1,1,1,1] w1, float[1] b1> {

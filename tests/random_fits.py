@@ -11,19 +11,12 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import argparse
-import json
 import math
-import multiprocessing
-import re
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -32,8 +25,19 @@ from fskd_onnx import FitResult, NoImprovementError, fit, match
 from fskd_onnx.errors import FskdError
 from fskd_onnx.passes import Canonicalize
 from fskd_onnx.results import BlockPair, BlockReport, Evidence
-from tests.helpers import Array, assert_close, insert_and_fuse, linears, random_adapters, run
+from tests.helpers import assert_close, insert_and_fuse, linears, random_adapters
 from tests.random_graphs.case import Case, draw
+from tests.random_graphs.judging import (
+    FRESH,
+    Outcome,
+    command,
+    errors_and_faults,
+    guarded,
+    judge_fresh,
+    normalised,
+    outputs_of,
+    where,
+)
 from tests.random_graphs.truth import Truth
 
 LIMITS = {
@@ -48,49 +52,18 @@ LIMITS = {
     "worse on fresh samples": 0.002,
 }
 """Faults, and the share of the accepted fits that may show each."""
-_FRESH = 204  # a multiple of all sizes of batches
-
-
-@dataclass
-class Outcome:
-    """What became of one seed.
-
-    Attributes:
-        seed: the seed.
-        recipe: how its student was made.
-        result: "accepted", "refused", or the kind of an error.
-        faults: kind of fault, and what was seen.
-        counts: of pairs and channels.
-        before: error of the student on fresh samples, where the fit was accepted.
-        after: the same of the fitted student.
-        seconds: of the fit.
-    """
-
-    seed: int
-    recipe: str = ""
-    result: str = ""
-    faults: list[tuple[str, str]] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    before: float = math.nan
-    after: float = math.nan
-    seconds: float = 0.0
 
 
 def judge(seed: int) -> Outcome:
     """Draw a case, fit it, and hold all that is reported against the truth."""
-    outcome = Outcome(seed)
-    try:
-        _judge(outcome)
-    except Exception:
-        outcome.faults.append(("invalid case", traceback.format_exc()[-600:]))
-    return outcome
+    return guarded(seed, _judge)
 
 
 def _judge(outcome: Outcome) -> None:
     case = draw(outcome.seed)
     outcome.recipe = str(case.recipe)
-    target = outputs_of(case.teacher.model, case, _FRESH)
-    before = outputs_of(case.student.model, case, _FRESH, target)
+    target = outputs_of(case.teacher.model, case, FRESH)
+    before = outputs_of(case.student.model, case, FRESH, target)
     for name, values in target.items():
         assert values.shape == before.get(name, values).shape, name
         assert np.isfinite(values).all(), name
@@ -102,16 +75,9 @@ def _judge(outcome: Outcome) -> None:
         return
     outcome.result = "accepted"
     _judge_untouched(case, result, outcome)
-    after = outputs_of(result.model, case, _FRESH, target)
-    outcome.before, outcome.after = (relative_error(o, target, case) for o in (before, after))
-    rounding = 1e-5 if next(iter(target.values())).dtype == np.float16 else 1e-9
-    if not outcome.after <= outcome.before * 1.001 + rounding:
-        said = result.report.before.relative_mse, result.report.after.relative_mse
-        text = (
-            f"{outcome.before:.4g} -> {outcome.after:.4g} where the report says "
-            f"{said[0]:.4g} -> {said[1]:.4g} on {case.count} samples"
-        )
-        outcome.faults.append(("worse on fresh samples", text))
+    said = result.report.before.relative_mse, result.report.after.relative_mse
+    text = f"{said[0]:.4g} -> {said[1]:.4g} on {case.count} samples"
+    judge_fresh(outcome, case, (case.student.model, result.model), text)
 
 
 def _fitted(case: Case, truth: Truth, outcome: Outcome) -> FitResult | None:
@@ -125,11 +91,11 @@ def _fitted(case: Case, truth: Truth, outcome: Outcome) -> FitResult | None:
     except NoImprovementError as error:
         outcome.result, report = "refused", error.report
     except FskdError as error:
-        outcome.result = f"{type(error).__name__}: {_normalised(str(error))}"
+        outcome.result = f"{type(error).__name__}: {normalised(str(error))}"
         return None
     except Exception as error:
         outcome.result = "traceback"
-        outcome.faults.append(("traceback", _where(error)))
+        outcome.faults.append(("traceback", where(error)))
         return None
     finally:
         outcome.seconds = time.perf_counter() - start
@@ -146,7 +112,7 @@ def _judge_matching(case: Case, truth: Truth, outcome: Outcome) -> None:
     except FskdError:
         return
     except Exception as error:
-        outcome.faults.append(("traceback", f"match: {_where(error)}"))
+        outcome.faults.append(("traceback", f"match: {where(error)}"))
         return
     scratch = Outcome(case.seed)
     certain = [pair for pair in pairs if pair.evidence is not Evidence.ACTIVATIONS]
@@ -252,94 +218,14 @@ def _at_least_single(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def outputs_of(
-    model: onnx.ModelProto, case: Case, count: int, wanted: Collection[str] | None = None
-) -> dict[str, Array]:
-    """Run fresh samples, in batches of the size that a model insists on.
-
-    Args:
-        model: the model.
-        case: gives the samples.
-        count: how many.
-        wanted: names of outputs; None leaves out what is the same for all samples.
-    """
-    feeds, axis = case.samples(count, seed=1), case.batch_axis
-    for value in model.graph.input:
-        kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        feeds[value.name] = feeds[value.name].astype(kind)
-    size = model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value or count
-    parts = []
-    for start in range(0, count - size + 1, size):
-        batch = {n: v.take(range(start, start + size), axis) for n, v in feeds.items()}
-        parts.append(run(model, batch))
-    varying = [
-        name
-        for name, first in parts[0].items()
-        if (name in wanted if wanted is not None else first.shape[axis] == size)
-        and (wanted is not None or len(parts) == 1 or not np.array_equal(first, parts[1][name]))
-    ]
-    return {name: np.concatenate([part[name] for part in parts], axis) for name in varying}
-
-
-def relative_error(outputs: dict[str, Array], target: dict[str, Array], case: Case) -> float:
-    """Give ||outputs - target||^2 / ||target - mean||^2 over all outputs, by name."""
-    error = energy = 0.0
-    # Of dead channels an output may be constant as well, and left out.
-    for name in target.keys() & outputs.keys():
-        exact = target[name].astype(np.float64)
-        error += float(np.sum((outputs[name] - exact) ** 2))
-        energy += float(np.sum((exact - exact.mean(case.batch_axis, keepdims=True)) ** 2))
-    return error / (energy or 1.0)
-
-
 def _parameters(model: onnx.ModelProto) -> int:
     constants = (a.t for node in model.graph.node for a in node.attribute if a.name == "value")
     return sum(math.prod(tensor.dims) for tensor in (*model.graph.initializer, *constants))
 
 
-def _normalised(message: str) -> str:
-    """Leave names and numbers out of a message, so that equal kinds look equal."""
-    message = re.sub(r"'[^']*'", "'_'", message)
-    return re.sub(r"-?\d[\d.e+-]*", "#", message)[:150]
-
-
-def _where(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    places = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-4:]))
-    return f"{type(error).__name__}: {str(error)[:150]} @ {places}"
-
-
-def judged(seeds: Sequence[int], jobs: int) -> Iterator[Outcome]:
-    """Judge seeds, side by side where there are several jobs."""
-    if jobs == 1:
-        yield from map(judge, seeds)
-        return
-    # Unlike a pool of multiprocessing, an executor does not wait for a process that was killed.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as executor:
-        yield from executor.map(judge, seeds, chunksize=10)
-
-
-def broken_limits(outcomes: Sequence[Outcome]) -> dict[str, list[int]]:
-    """Give the seeds of each kind of fault that is more frequent than it may be."""
-    accepted = sum(outcome.result == "accepted" for outcome in outcomes)
-    broken = {}
-    for kind, share in LIMITS.items():
-        seeds = [o.seed for o in outcomes if any(fault == kind for fault, _ in o.faults)]
-        if len(seeds) > share * accepted:
-            broken[kind] = seeds
-    return broken
-
-
 def summary(outcomes: Sequence[Outcome]) -> str:
     """Give the counts, one a line."""
     counts = sum((outcome.counts for outcome in outcomes), Counter())
-    results = Counter(outcome.result or "not fitted" for outcome in outcomes)
-    faults = Counter(kind for o in outcomes for kind in {fault for fault, _ in o.faults})
-    gains = [
-        math.log10(max(o.before, 1e-9) / max(o.after, 1e-9))
-        for o in outcomes
-        if o.result == "accepted" and o.before == o.before and o.after == o.after
-    ]
     seconds = sum(outcome.seconds for outcome in outcomes)
     lines = [
         f"graphs {len(outcomes)}, seconds per fit {seconds / max(len(outcomes), 1):.3f}",
@@ -351,38 +237,12 @@ def summary(outcomes: Sequence[Outcome]) -> str:
         f"{counts[f'wrong channels {kind}']} wrong"
         for kind in ("exact", "noisy")
     ]
-    mean = sum(gains) / max(len(gains), 1)
-    lines.append(f"mean gain on fresh samples: 10^{mean:.2f} over {len(gains)} accepted fits")
-    lines += [f"{count:6d} {result}" for result, count in results.most_common()]
-    lines.append("graphs with a fault, by kind:")
-    lines += [f"{faults[kind]:6d} {kind}" for kind in LIMITS]
-    return "\n".join(lines)
+    return "\n".join([*lines, *errors_and_faults(LIMITS, outcomes)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judge many seeds, print the counts; return 1 if a limit is broken."""
-    parser = argparse.ArgumentParser(prog="python -m tests.random_fits", description=__doc__)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--only", type=int, help="one seed, with all that was seen")
-    parser.add_argument("--json", type=Path, help="file for the outcome of each seed")
-    options = parser.parse_args(arguments)
-    seeds = range(options.seed, options.seed + options.count)
-    if options.only is not None:
-        seeds = range(options.only, options.only + 1)
-    outcomes = sorted(judged(seeds, options.jobs), key=lambda outcome: outcome.seed)
-    if options.json:
-        records = [vars(outcome) for outcome in outcomes]
-        options.json.write_text(json.dumps(records), encoding="utf-8")
-    print(summary(outcomes))
-    for outcome in outcomes:
-        for kind, text in outcome.faults:
-            print(f"seed {outcome.seed}: {kind}: {text}")
-    broken = broken_limits(outcomes)
-    for kind, found in broken.items():
-        print(f"limit broken: {kind}: seeds {', '.join(map(str, found))}")
-    return 1 if broken else 0
+    return command("tests.random_fits", __doc__, judge, LIMITS, summary, arguments)
 
 
 if __name__ == "__main__":

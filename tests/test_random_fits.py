@@ -10,8 +10,9 @@ import onnx
 import pytest
 
 from tests.helpers import Array, initializers
-from tests.random_fits import Outcome, broken_limits, judge, main, summary
+from tests.random_fits import LIMITS, judge, main, summary
 from tests.random_graphs.case import draw
+from tests.random_graphs.judging import Outcome, broken_limits
 
 _CHUNK = 20
 _CHUNKS = range(0, 100, _CHUNK)
@@ -20,7 +21,9 @@ _CHUNKS = range(0, 100, _CHUNK)
 @pytest.mark.parametrize("first", _CHUNKS)
 def test_no_random_fit_breaks_a_limit(first: int) -> None:
     outcomes = [judge(seed) for seed in range(first, first + _CHUNK)]
-    assert not broken_limits(outcomes), [(o.seed, fault) for o in outcomes for fault in o.faults]
+    assert not broken_limits(LIMITS, outcomes), [
+        (o.seed, fault) for o in outcomes for fault in o.faults
+    ]
     # A tool that leaves everything alone would break no limit.
     findable, found = (sum(o.counts[key] for o in outcomes) for key in ("findable", "found"))
     assert found > 0.7 * findable
@@ -97,6 +100,6 @@ def test_the_command_counts_and_names_what_breaks_a_limit(
 def test_few_may_be_worse_on_fresh_samples() -> None:
     worse = Outcome(0, result="accepted", faults=[("worse on fresh samples", "1 -> 2")])
     fine = [Outcome(seed, result="accepted") for seed in range(1, 1000)]
-    assert broken_limits([worse, *fine]) == {}
-    assert broken_limits([worse, *fine[:100]]) == {"worse on fresh samples": [0]}
+    assert broken_limits(LIMITS, [worse, *fine]) == {}
+    assert broken_limits(LIMITS, [worse, *fine[:100]]) == {"worse on fresh samples": [0]}
     assert "1 worse on fresh samples" in summary([worse, *fine])

@@ -7,10 +7,11 @@ nodes cost what they cost in the teacher.
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.compress_results import UnitKind
@@ -50,9 +51,10 @@ class ModelledNode:
         linear: the node.
         cost: by its numbers of channels.
         extents: of the positions of its input and of its output.
-        writes: its unit of width, by number, and how many rows each of the unit's channels is.
-        reads: likewise the units that it reads.
-        fixed: input channels that are of no unit.
+        levels: of the units that its cost depends on, by number.
+        writes: its unit of width, by number, and how many rows it has at each of the unit's levels.
+        reads: how many inputs it has of each unit that it reads, likewise.
+        fixed: inputs that are of no unit.
         owns: whether its weights, and its bias, are counted as its own: of nodes that share some,
             the first one's are.
         factors: number of the unit that it is as a node that may be factorized.
@@ -62,8 +64,9 @@ class ModelledNode:
     linear: Linear
     cost: WidthCost
     extents: tuple[tuple[int, ...], tuple[int, ...]] | None
-    writes: tuple[int, float] | None
-    reads: Mapping[int, float]
+    levels: Mapping[int, tuple[Level, ...]]
+    writes: tuple[int, tuple[int, ...]] | None
+    reads: Mapping[int, tuple[int, ...]]
     fixed: int
     owns: tuple[bool, bool]
     factors: int | None
@@ -72,24 +75,23 @@ class ModelledNode:
     @property
     def units(self) -> tuple[int, ...]:
         """Return the units that its cost depends on."""
-        own = () if self.writes is None else (self.writes[0],)
-        chain = () if self.factors is None else (self.factors,)
-        return tuple(dict.fromkeys((*own, *self.reads, *chain, *self.blocks)))
+        return tuple(self.levels)
 
     @property
     def whole(self) -> NodeCost:
         """Return the cost in the teacher."""
         return self._own(self.cost.cost(), self.cost.outputs)
 
-    def state(self, levels: Mapping[int, Level]) -> NodeState | None:
-        """Return what the node is at levels of these units; None where it is gone."""
-        if any(levels[block].method for block in self.blocks):
+    def state(self, numbers: Mapping[int, int]) -> NodeState | None:
+        """Return what the node is at these levels of its units; None where it is gone."""
+        if any(self.levels[block][numbers[block]].method for block in self.blocks):
             return None
         outputs = self.cost.outputs
         if self.writes is not None:
-            outputs = round(self.writes[1] * levels[self.writes[0]].after[0])
-        inputs = self.fixed + round(sum(n * levels[u].after[0] for u, n in self.reads.items()))
-        chosen = None if self.factors is None else levels[self.factors]
+            unit, rows = self.writes
+            outputs = rows[numbers[unit]]
+        inputs = self.fixed + sum(counts[numbers[unit]] for unit, counts in self.reads.items())
+        chosen = None if self.factors is None else self.levels[self.factors][numbers[self.factors]]
         if chosen is None or not chosen.method or self.extents is None:
             return NodeState(inputs, outputs)
         form = Form(chosen.method)
@@ -106,8 +108,11 @@ class ModelledNode:
             return self._own(whole, state.outputs)
         shape = LinearShape(state.outputs, state.inputs, self.linear.kernel_shape)
         chain = chain_costs(state.form, shape, state.rank, *self.extents)
+        # A sample may have more positions than the axes of positions say: several rows of a batch,
+        # or rows of a matrix on the axis in front of the samples.
+        rows = self.cost.positions / math.prod(self.extents[1])
         bias = state.outputs if self.cost.has_bias else 0
-        found = NodeCost(chain.multiply_adds, chain.parameters + bias)
+        found = NodeCost(round(rows * chain.multiply_adds), chain.parameters + bias)
         return self._own(found, state.outputs)
 
     def _own(self, cost: NodeCost, outputs: int) -> NodeCost:
@@ -152,44 +157,45 @@ class CostModel:
         self.candidates = tuple(candidates)
         self._total = costs.total
         number = {(c.kind, c.unit): at for at, c in enumerate(candidates) if len(c.levels) > 1}
-        of_width = {unit.name: unit for unit in channels.units}
         writer = {name: unit for unit in channels.units for name in unit.writers}
         extents = infer_shapes(graph, shapes)
         self.nodes: dict[str, ModelledNode] = {}
         counted: set[int] = set()
         for name, cost in costs.by_width.items():
-            linear = channels.linears[name]
-            read = Counter(read[0] for read in channels.inputs(linear) if read is not None)
-            own, reads = writer[name], {}
-            for unit, count in read.items():
-                if (at := number.get((UnitKind.WIDTH, unit))) is not None:
-                    reads[at] = count / of_width[unit].width
-            at = number.get((UnitKind.WIDTH, own.name))
-            taken = sum(n for unit, n in read.items() if (UnitKind.WIDTH, unit) in number)
+            linear, own = channels.linears[name], writer[name]
+            read: dict[int, list[int]] = {}
+            fixed = 0
+            for entry in channels.inputs(linear):
+                at = None if entry is None else number.get((UnitKind.WIDTH, entry[0]))
+                if entry is None or at is None:
+                    fixed += 1
+                else:
+                    read.setdefault(at, []).append(entry[1])
+            reads = {at: _kept_of(candidates[at], members) for at, members in read.items()}
+            wide = number.get((UnitKind.WIDTH, own.name))
+            writes = wide if wide is None else (wide, _kept_of(candidates[wide], own.members[name]))
+            factors = number.get((UnitKind.FACTORS, name))
+            within = [block.name for block in blocks if name in block.linears]
+            gone = tuple(number[key] for b in within if (key := (UnitKind.BLOCK, b)) in number)
+            alone = [unit for unit in (wide, factors) if unit is not None]
             self.nodes[name] = ModelledNode(
                 linear=linear,
                 cost=cost,
                 extents=_extents(linear, extents),
-                writes=None if at is None else (at, cost.outputs / own.width),
+                levels={unit: candidates[unit].levels for unit in (*alone, *reads, *gone)},
+                writes=writes,
                 reads=reads,
-                fixed=cost.inputs - taken,
+                fixed=fixed,
                 owns=(id(linear.weight) not in counted, id(linear.bias_constant) not in counted),
-                factors=number.get((UnitKind.FACTORS, name)),
-                blocks=tuple(
-                    at
-                    for block in blocks
-                    if name in block.linears
-                    and (at := number.get((UnitKind.BLOCK, block.name))) is not None
-                ),
+                factors=factors,
+                blocks=gone,
             )
             counted |= {id(linear.weight), id(linear.bias_constant)}
 
     def node(self, name: str, levels: Sequence[int]) -> NodeCost:
         """Return what a node costs, at a level of each unit."""
         node = self.nodes[name]
-        return node.cost_of(
-            node.state({u: self.candidates[u].levels[levels[u]] for u in node.units})
-        )
+        return node.cost_of(node.state({unit: levels[unit] for unit in node.units}))
 
     def total(self, levels: Sequence[int]) -> NodeCost:
         """Return what the network costs."""
@@ -206,10 +212,7 @@ class CostModel:
             measure: the cost of a node in a state.
         """
         return [
-            CostTerm(
-                node.units,
-                _TermCost(node, tuple(self.candidates[u].levels for u in node.units), measure),
-            )
+            CostTerm(node.units, _TermCost(node, measure))
             for node in self.nodes.values()
             if node.units
         ]
@@ -229,17 +232,37 @@ def parameters(node: ModelledNode, state: NodeState | None) -> float:
     return float(node.cost_of(state).parameters)
 
 
+def fitted_parameters(node: ModelledNode, state: NodeState | None) -> float:
+    """Return the parameters of a node once it is fitted: it has a bias then, with or without one.
+
+    Where nodes share weights, each of them may get one.
+    """
+    added = 0 if state is None or node.cost.has_bias else state.outputs
+    return parameters(node, state) + added
+
+
 @dataclass(frozen=True)
 class _TermCost:
     """The cost of a node as a function of the numbers of its units' levels."""
 
     node: ModelledNode
-    levels: tuple[tuple[Level, ...], ...]
     measure: Measure
 
     def __call__(self, numbers: Sequence[int]) -> float:
-        pairs = zip(self.node.units, self.levels, numbers, strict=True)
-        return self.measure(self.node, self.node.state({u: own[n] for u, own, n in pairs}))
+        at = dict(zip(self.node.units, numbers, strict=True))
+        return self.measure(self.node, self.node.state(at))
+
+
+def _kept_of(unit: Candidates, channels: Sequence[int]) -> tuple[int, ...]:
+    """Return how many of some channels of a unit stay, at each of its levels."""
+    counts = np.bincount(channels, minlength=unit.levels[0].after[0])
+    # Where it is not said which channels stay, as many of each part as of all of them.
+    return tuple(
+        round(counts.mean() * level.after[0])
+        if level.kept is None
+        else int(counts[list(level.kept)].sum())
+        for level in unit.levels
+    )
 
 
 def _extents(

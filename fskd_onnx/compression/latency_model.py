@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fskd_onnx.compress_results import UnitKind
 from fskd_onnx.compression.cost_model import CostModel, ModelledNode, NodeState
 from fskd_onnx.compression.linear_case import LinearCase
 from fskd_onnx.compression.node_latency import NodeLatency
@@ -95,11 +94,11 @@ class LatencyModel:
         case = self._cases.get(node.linear.name)
         if case is None:
             return None
-        writes = self._levels(node.writes, node.cost.outputs)
+        writes = [node.cost.outputs] if node.writes is None else sorted(set(node.writes[1]))
         reads = [node.cost.inputs]
         if len(node.reads) == 1:
-            ((unit, count),) = node.reads.items()
-            reads = [node.fixed + w for w in self._levels((unit, count), node.cost.inputs)]
+            (counts,) = node.reads.values()
+            reads = [node.fixed + count for count in sorted(set(counts))]
         if case.groups == case.inputs > 1:
             found = self._nodes.seconds([case.with_widths(w, w) for w in writes])
             if any(one is None for one in found):
@@ -107,14 +106,6 @@ class LatencyModel:
             return reads[-1:], writes, np.array([found], float)
         seconds = self._nodes.by_widths(case, reads, writes)
         return None if seconds is None else (reads, writes, seconds)
-
-    def _levels(self, unit: tuple[int, float] | None, whole: int) -> list[int]:
-        """Return numbers of channels, ascending."""
-        if unit is None:
-            return [whole]
-        at, each = unit
-        assert self._costs.candidates[at].kind == UnitKind.WIDTH
-        return sorted({round(each * level.after[0]) for level in self._costs.candidates[at].levels})
 
 
 def chain_cases(case: LinearCase, node: ModelledNode, state: NodeState) -> list[LinearCase]:

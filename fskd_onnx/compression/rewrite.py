@@ -6,7 +6,7 @@ import onnx_graphsurgeon as gs
 
 from fskd_onnx.compress_results import Plan
 from fskd_onnx.compression.cost_model import fits
-from fskd_onnx.matching.pairing import Partner
+from fskd_onnx.matching.pairing import Partner, inner_node_of
 from fskd_onnx.passes import DropBlocks, PruneChannels
 from fskd_onnx.passes.analysis.factorizable import Form, LinearShape
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
@@ -50,14 +50,17 @@ def pairs_of(plan: Plan, channels: PrunableChannels, student: gs.Graph) -> dict[
         for unit in channels.units
         for writer in unit.writers
     }
+    views = [view for view in find_linear(student) if isinstance(view, Linear)]
+    readers = {view.input.name: view for view in views}
     found = {}
-    for view in find_linear(student):
-        if not isinstance(view, Linear):
-            continue
+    for view in views:
         own = channels.linears.get(view.name)
-        if own is None:
-            found[view.name] = Partner(view.name, None)  # in front of the last node of a chain
+        if own is not None:
+            output, kept = own.output.name, rows[view.name]
+            found[view.name] = Partner(view.name, output, Evidence.PLAN, 1.0, channels=kept)
             continue
-        output, kept = own.output.name, rows[view.name]
-        found[view.name] = Partner(view.name, output, Evidence.PLAN, 1.0, channels=kept)
+        end = view
+        while end.name not in channels.linears:  # the last node of a chain has the teacher's name
+            end = readers[end.output.name]
+        found[view.name] = Partner(view.name, None, reason=inner_node_of(end.name))
     return found

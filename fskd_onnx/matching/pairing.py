@@ -72,6 +72,16 @@ class Partner:
     reason: str = ""
     channels: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a block without a partner and without a reason: it would count as paired."""
+        if self.teacher is None and not self.reason:
+            raise ValueError(f"'{self.student}' has no partner, and no reason says why")
+
+
+def inner_node_of(end: str) -> str:
+    """Return the reason of a node of a decomposed block, of which ``end`` is the last one."""
+    return f"it is an inner node of the block that ends at '{end}'"
+
 
 def pair_blocks(
     teacher: gs.Graph,
@@ -254,7 +264,7 @@ class _Pairing:
     def _why_alone(self, number: int) -> str:
         end = self._end_of_block(number)
         if end is not None and self._student.blocks[number].is_inner:
-            return f"it is an inner node of the block that ends at '{end}'"
+            return inner_node_of(end)
         rivals = self._alignment.rivals()
         candidates = rivals.get(number, [])
         summed = self._student.blocks[number].summed_with
@@ -273,7 +283,7 @@ class _Pairing:
                 why += ", depending on which residual block the student lacks"
             return why
         if end is not None:
-            return f"it is an inner node of the block that ends at '{end}'"
+            return inner_node_of(end)
         return "no place in the teacher fits it"
 
     def _end_of_block(self, number: int) -> str | None:

@@ -82,6 +82,7 @@ def outline_teacher(
             *(whole_block(block.name, block.reason) for block in blocks),
         ),
         scores={},
+        is_fitted=shapes is not None and not options.no_fit,
     )
 
 

@@ -19,6 +19,7 @@ from fskd_onnx.compression.cost_model import (
     CostModel,
     Measure,
     NodeState,
+    fitted_parameters,
     multiply_adds,
     parameters,
 )
@@ -47,6 +48,7 @@ class TeacherStudy:
         costs: of its nodes.
         candidates: its units: widths, then factors, then blocks.
         scores: of the channels of each unit of width, by method, by the unit's name.
+        is_fitted: whether its students are fitted.
     """
 
     model: LoadedModel
@@ -57,6 +59,7 @@ class TeacherStudy:
     costs: NetworkCosts
     candidates: tuple[Candidates, ...]
     scores: Mapping[str, Mapping[str, NDArray[np.float64]]]
+    is_fitted: bool
 
     @cached_property
     def cost_model(self) -> CostModel:
@@ -76,34 +79,42 @@ class TeacherStudy:
         Raises:
             TargetError: no plan leaves so little.
         """
-        if measure is None:
-            measure = parameters if what == CostName.PARAMS else multiply_adds
         model, total = self.cost_model, self.costs.total
-        terms = model.terms(measure)
-        changing = math.fsum(term.cost((0,) * len(term.units)) for term in terms)
+        counted = parameters if what == CostName.PARAMS else multiply_adds
+        if measure is None:
+            with_biases = what == CostName.PARAMS and self.is_fitted
+            measure = fitted_parameters if with_biases else counted
+        in_nodes = self._of_all_nodes(measure)
         if what == CostName.LATENCY:
             # The other nodes are thought to take as much less.
-            whole = sum(
-                measure(node, NodeState(node.cost.inputs, node.cost.outputs))
-                for node in model.nodes.values()
-            )
+            whole, elsewhere = in_nodes, 0.0
             budget = part * whole
         else:
             whole = float(total.parameters if what == CostName.PARAMS else total.macs)
+            elsewhere = whole - self._of_all_nodes(counted)
             # Costs are whole numbers; rounding of the budget must not take one off.
             budget = float(math.floor(part * whole * (1 + _ROUNDING)))
-        fixed = whole - changing
+        terms = model.terms(measure)
+        changing = math.fsum(term.cost((0,) * len(term.units)) for term in terms)
+        fixed = elsewhere + in_nodes - changing
         errors = [[level.error for level in unit.levels] for unit in self.candidates]
         choice = choose(errors, terms, budget - fixed)
         plan = self.plan(choice.levels)
         if choice.cost > budget - fixed:
-            left = (choice.cost + fixed) / whole
+            most = max(0.0, 1 - (choice.cost + fixed) / whole)
             raise TargetError(
-                f"{self.model.name}: at most {1 - left:.0%} of {what} can go within the limits; "
+                f"{self.model.name}: at most {most:.0%} of {what} can go within the limits; "
                 "ask for less, allow more methods, or raise --max-ratio",
                 plan,
             )
         return plan
+
+    def _of_all_nodes(self, measure: Measure) -> float:
+        """Return the cost of the linear nodes as they are in the teacher."""
+        return math.fsum(
+            measure(node, NodeState(node.cost.inputs, node.cost.outputs))
+            for node in self.cost_model.nodes.values()
+        )
 
     def plan(self, levels: Sequence[int]) -> Plan:
         """Return what becomes of each unit at some levels."""

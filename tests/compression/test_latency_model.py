@@ -105,13 +105,13 @@ def test_a_plan_for_latency_takes_what_is_fast() -> None:
     # Of these "seconds" a depthwise node takes nearly none.
     assert plan.reduced(UnitKind.FACTORS) or plan.reduced(UnitKind.WIDTH)
     seconds = sum(
-        model(node, node.state({u: known.candidates[u].levels[0] for u in node.units}))
+        model(node, node.state(dict.fromkeys(node.units, 0)))
         for node in known.cost_model.nodes.values()
     )
     levels = {
         at: next(
-            level
-            for level in unit.levels
+            number
+            for number, level in enumerate(unit.levels)
             if (level.method, level.after) == (record.method, record.after)
             or (not level.method and not record.method)
         )

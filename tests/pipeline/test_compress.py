@@ -18,6 +18,7 @@ from fskd_onnx.compression.linear_case import LinearCase
 from fskd_onnx.compression.node_latency import NodeLatency
 from fskd_onnx.compression.plan import plan_to_json
 from fskd_onnx.errors import NoImprovementError, OptionError, PlanError, TargetError
+from fskd_onnx.options import FitOptions
 from fskd_onnx.pipeline import compress as pipeline
 from fskd_onnx.pipeline import compress_report
 from fskd_onnx.pipeline.compress import compress
@@ -91,6 +92,24 @@ def test_the_target_is_met(what: str, count: int) -> None:
         assert not result.report.notes
     else:
         assert "without samples" in " ".join(result.report.notes)
+
+
+def test_biases_that_a_fit_adds_count() -> None:
+    result = made("parts", reduce="params=40%", round_to=1, methods=("l1", "channel-svd"))
+    assert result.model is not None and result.report.fit is not None
+    operators = [node.op_type for node in result.model.graph.node]
+    assert operators.count("Add") > 1
+    assert 0.4 < ratio(result, "parameters") <= 0.6
+
+
+@pytest.mark.parametrize("adapter", ["kernel", "pointwise"])
+def test_chains_whose_last_nodes_alone_are_fitted(adapter: str) -> None:
+    fit = FitOptions(adapter=adapter)
+    result = made("two blocks", reduce="macs=30%", methods=("channel-svd", "tucker"), fit=fit)
+    assert result.report.fit is not None
+    inner = [block for block in result.report.fit.blocks if block.teacher is None]
+    assert inner
+    assert all("inner node of the block that ends at 'c" in block.reason for block in inner)
 
 
 @pytest.mark.parametrize(
