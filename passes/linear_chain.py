@@ -216,7 +216,12 @@ def low_rank(matrix: Array, rank: int) -> tuple[Array, Array]:
 
 def leading_vectors(matrix: Array, rank: int) -> Array:
     """Return the left singular vectors of the largest singular values, (m, r), largest first."""
-    return leading_eigenvectors(matrix @ matrix.T, rank)
+    if not rank <= matrix.shape[1] < len(matrix):
+        return leading_eigenvectors(matrix @ matrix.T, rank)
+    # The narrow side is a smaller problem. A singular value of zero has no direction there; QR
+    # gives it one beside the others.
+    images: Array = np.linalg.qr(matrix @ leading_eigenvectors(matrix.T @ matrix, rank))[0]
+    return images
 
 
 def leading_eigenvectors(gram: Array, rank: int) -> Array:

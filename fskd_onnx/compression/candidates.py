@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fskd_onnx.compress_options import CompressOptions, MethodName
 from fskd_onnx.compress_results import UnitKind
 from fskd_onnx.compression.factor_ranks import candidate_ranks, chain_costs
-from fskd_onnx.compression.rank_errors import rank_curve
+from fskd_onnx.compression.rank_errors import RankErrors
 from fskd_onnx.compression.width_errors import Reading
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.passes.analysis.channel_unit import ChannelUnit
@@ -143,15 +143,16 @@ def factor_candidates(
     possible = [form for form, why in reasons.items() if not why]
     allowed = [] if reason else possible
     levels: list[Level] = []
+    fitted, judged = moments or (np.eye(linear.shape[2]), None)
+    ridge = _RIDGE if judged is not None else 0.0
+    errors_of = RankErrors(linear, fitted, ridge=ridge, held_out=judged)
     for form in allowed:
         ranks = [
             rank
             for rank in candidate_ranks(form, linear, options.round_to)
             if _cost_ratio(form, linear, rank) >= 1 - options.max_ratio
         ]
-        fitted, judged = moments or (np.eye(linear.shape[2]), None)
-        ridge = _RIDGE if judged is not None else 0.0
-        errors = rank_curve(form, linear, fitted, ranks, ridge=ridge, held_out=judged)
+        errors = errors_of.curve(form, ranks)
         levels += [
             Level(form.value, rank, None, error) for rank, error in zip(ranks, errors, strict=True)
         ]

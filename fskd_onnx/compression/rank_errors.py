@@ -21,6 +21,7 @@ solved for on some is judged on others. That of half of the samples, then, is ra
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
@@ -29,79 +30,88 @@ from fskd_onnx.compression.chain_moments import Floats, Moments, cholesky, front
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, Rank
 from fskd_onnx.passes.analysis.linear import Linear
+from fskd_onnx.passes.linear_chain import leading_eigenvectors, leading_vectors
 
 # Products of larger Gram matrices are formed in single precision, which is twice as fast and
 # changes an error by about 10^-6, and by 10^-3 where there are fewer columns than regressors.
 _LARGE = 1024
 
 
-def rank_curve(
-    form: Form,
-    linear: Linear,
-    gram: Array,
-    ranks: Sequence[Rank],
-    *,
-    ridge: float = 0.0,
-    held_out: Array | None = None,
-) -> list[float]:
-    """Return the error that is left at each rank, relative to the variation of the response.
+class RankErrors:
+    """The errors of one node, in all forms."""
 
-    Args:
-        form: of the chain.
-        linear: a node that can be factorized in the form, see ``factorizable.why_not``.
-        gram: (p, p) centred second moments of its patches, in the order of ``Linear.matrix``; how
-            they are scaled makes no difference.
-        ranks: each of the form, in any order.
-        ridge: what is added to the diagonal of ``gram``, relative to its mean, as a fit does that
-            pulls towards the kernel.
-        held_out: the same moments of other samples, to judge on; None: those that are solved with,
-            the ridge included.
+    def __init__(
+        self, linear: Linear, gram: Array, *, ridge: float = 0.0, held_out: Array | None = None
+    ) -> None:
+        """Take the moments of a node.
 
-    Returns:
-        Errors from 0 to 1, of a rank none above that of a smaller one. Of a response that does not
-        vary they are 0.
+        Args:
+            linear: the node.
+            gram: (p, p) centred second moments of its patches, in the order of ``Linear.matrix``;
+                how they are scaled makes no difference.
+            ridge: what is added to the diagonal of ``gram``, relative to its mean, as a fit does
+                that pulls towards the kernel.
+            held_out: the same moments of other samples, to judge on; None: those that are solved
+                with, the ridge included.
+        """
+        self._linear, self._gram, self._ridge, self._held_out = linear, gram, ridge, held_out
+        self._kind = np.float32 if len(gram) > _LARGE else np.float64
 
-    Raises:
-        ValueError: the moments are not finite.
-    """
-    if not ranks:
-        return []
-    shape = LinearShape.of(linear)
-    kind = np.float32 if len(gram) > _LARGE else np.float64
-    matrix: Floats = linear.matrix[0].astype(kind)
-    fitted = response_of(matrix, _scaled(gram, kind, ridge))
-    judged = None if held_out is None else response_of(matrix, _scaled(held_out, kind))
-    if form == Form.CHANNEL_SVD:
-        return response_curve(
-            fitted.cross @ matrix.T, ranks, None if judged is None else judged.cross @ matrix.T
-        )
-    if not (fitted if judged is None else judged).energy > 0:
-        return [0.0] * len(ranks)
-    kernel = matrix.reshape(shape.outputs, shape.inputs, *shape.kernel)
-    found: dict[Rank, float] = {}
-    for see, sizes in fronts(form, kernel, fitted, ranks):
-        found |= _errors(see(fitted), None if judged is None else see(judged), sizes)
-    return _monotone(ranks, (found[rank] for rank in ranks))
+    @cached_property
+    def _matrix(self) -> Floats:
+        return self._linear.matrix[0].astype(self._kind)
 
+    @cached_property
+    def _fitted(self) -> Moments:
+        return response_of(self._matrix, _scaled(self._gram, self._kind, self._ridge))
 
-def response_curve(
-    moments: Floats, ranks: Sequence[Rank], held_out: Floats | None = None
-) -> list[float]:
-    """Return the errors of ``channel-svd`` from moments of the response.
+    @cached_property
+    def _judged(self) -> Moments:
+        if self._held_out is None:
+            return self._fitted
+        return response_of(self._matrix, _scaled(self._held_out, self._kind))
 
-    Args:
-        moments: (n, n) W G W', the centred second moments of what the node computes.
-        ranks: as of ``rank_curve``.
-        held_out: the same of other samples, to judge on.
-    """
-    _, vectors = np.linalg.eigh(np.asarray(moments, np.float64))
-    judged = np.asarray(moments if held_out is None else held_out, np.float64)
-    # What each direction has of the variation, those that go first in front.
-    parts = np.maximum(np.einsum("nm,nk,km->m", vectors, judged, vectors, optimize=True), 0.0)
-    tails = np.concatenate([[0.0], np.cumsum(parts)])
-    if not tails[-1] > 0:
-        return [0.0] * len(ranks)
-    return _monotone(ranks, (float(tails[-1 - rank] / tails[-1]) for (rank,) in ranks))
+    def curve(self, form: Form, ranks: Sequence[Rank]) -> list[float]:
+        """Return the error that is left at each rank, relative to the variation of the response.
+
+        Args:
+            form: of the chain; one that the node can be factorized in, see
+                ``factorizable.why_not``.
+            ranks: each of the form, in any order.
+
+        Returns:
+            Errors from 0 to 1, of a rank none above that of a smaller one. Of a response that does
+            not vary they are 0.
+
+        Raises:
+            ValueError: the moments are not finite.
+        """
+        if not ranks:
+            return []
+        fitted, judged = self._fitted, self._judged
+        if not judged.energy > 0:
+            return [0.0] * len(ranks)
+        if form == Form.CHANNEL_SVD:
+            return _monotone(ranks, self._tails([rank for (rank,) in ranks]))
+        shape = LinearShape.of(self._linear)
+        kernel = self._matrix.reshape(shape.outputs, shape.inputs, *shape.kernel)
+        found: dict[Rank, float] = {}
+        for see, sizes in fronts(form, kernel, fitted, ranks):
+            found |= _errors(see(fitted), None if judged is fitted else see(judged), sizes)
+        return _monotone(ranks, (found[rank] for rank in ranks))
+
+    def _tails(self, ranks: Sequence[int]) -> list[float]:
+        """Return what the response varies by beside its leading directions, by their number."""
+        matrix, judged = self._matrix, self._judged
+        if len(matrix) <= matrix.shape[1]:
+            response = (self._fitted.cross @ matrix.T).astype(np.float64)
+            directions = leading_eigenvectors(response, max(ranks))
+        else:
+            whitened = matrix @ cholesky(self._fitted.gram)
+            directions = leading_vectors(whitened, max(ranks))
+        seen = (judged.cross.T @ directions) * (matrix.T @ directions)  # (p, rank)
+        left = np.concatenate([[0.0], np.cumsum(seen.sum(axis=0, dtype=np.float64))])
+        return [1.0 - float(left[rank]) / judged.energy for rank in ranks]
 
 
 def _scaled(gram: Array, kind: type[np.float32 | np.float64], ridge: float = 0.0) -> Floats:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
@@ -47,8 +48,7 @@ class Reading:
         Args:
             kept: channels that stay, ascending; one at least.
         """
-        whole = float(np.sum(self.weights * self.judged))
-        if not whole > 0:
+        if not self._whole > 0:
             return 0.0
         some = np.asarray(kept)
         own = self.fitted[np.ix_(some, some)]
@@ -62,4 +62,9 @@ class Reading:
         left = self.judged[np.ix_(gone, gone)] - cross - cross.T
         left += found.T @ self.judged[np.ix_(some, some)] @ found
         lost = float(np.sum(self.weights[np.ix_(gone, gone)] * left))
-        return min(max(lost / whole, 0.0), 1.0)
+        return min(max(lost / self._whole, 0.0), 1.0)
+
+    @cached_property
+    def _whole(self) -> float:
+        """What the reader's response varies by."""
+        return float(np.sum(self.weights * self.judged))

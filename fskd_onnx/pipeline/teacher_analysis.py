@@ -46,7 +46,7 @@ _SKIPPED = "it is to be left whole (--skip)"
 # An error that is not finite is one to stay away from.
 _HOPELESS = 1e9
 # Multiply-adds of a run that shows errors of outputs, and the fewest and most samples of it.
-_OUTPUT_MACS, _OUTPUT_SAMPLES = 2**36, (8, 64)
+_OUTPUT_MACS, _OUTPUT_SAMPLES = 2**35, (8, 64)
 # Names that a message lists.
 _NAMED = 5
 

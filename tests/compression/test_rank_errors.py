@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from fskd_onnx.compression import rank_errors
 from fskd_onnx.compression.factor_ranks import candidate_ranks
-from fskd_onnx.compression.rank_errors import rank_curve, response_curve
+from fskd_onnx.compression.rank_errors import RankErrors
 from fskd_onnx.fitting.factored import factorization_of
 from fskd_onnx.linalg.factor_fit import fit_factors
 from fskd_onnx.linalg.factor_step import Target
@@ -22,6 +23,18 @@ from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, Rank, full
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from tests.helpers import Array, linears
 from tests.passes.factorized import CASES, FORMS, pass_of
+
+
+def rank_curve(
+    form: Form,
+    linear: Linear,
+    gram: Array,
+    ranks: Sequence[Rank],
+    *,
+    ridge: float = 0.0,
+    held_out: Array | None = None,
+) -> list[float]:
+    return RankErrors(linear, gram, ridge=ridge, held_out=held_out).curve(form, ranks)
 
 
 def patches(size: int, columns: int, seed: int = 0) -> Array:
@@ -204,19 +217,6 @@ def test_a_response_that_does_not_vary_has_no_error(form: Form) -> None:
     nothing = np.zeros((linear.shape[2],) * 2)
     ranks = candidate_ranks(form, linear, 1)
     assert rank_curve(form, linear, nothing, ranks) == [0.0] * len(ranks)
-    assert response_curve(np.zeros((6, 6)), [(2,)]) == [0.0]
-
-
-def test_moments_of_the_response_give_the_same_as_those_of_patches() -> None:
-    (linear,) = linears(FORMS[Form.CHANNEL_SVD][0]["Gemm"].model()).values()
-    columns = patches(linear.shape[2], 50)
-    response = linear.matrix[0] @ columns
-    ranks = all_ranks(Form.CHANNEL_SVD, linear)
-    np.testing.assert_allclose(
-        response_curve(response @ response.T, ranks),
-        rank_curve(Form.CHANNEL_SVD, linear, columns @ columns.T, ranks),
-        atol=1e-12,
-    )
 
 
 def test_moments_that_are_not_finite_are_refused() -> None:
