@@ -143,6 +143,8 @@ class CompressOptions:
         plan: a file of a plan that is carried out in place of a choice, see
             ``fskd_onnx.compression.plan``.
         no_fit: whether the student is left without a fit.
+        rounds: in how many steps the student gets as small as it is to be, each from the fitted
+            student of the one before, and fitted to the teacher.
         fit: how the student is fitted; it reads samples as ``run`` says.
 
     Raises:
@@ -159,6 +161,7 @@ class CompressOptions:
     dry_run: bool = False
     plan: str | None = None
     no_fit: bool = False
+    rounds: int = 1
     fit: FitOptions = field(default_factory=FitOptions)
 
     def __post_init__(self) -> None:
@@ -177,6 +180,7 @@ class CompressOptions:
             raise OptionError("methods must name at least one, such as ('auto',)")
         check_names(self.skip, "skip", "conv1")
         check_integer(self.round_to, "round_to", 1)
+        check_integer(self.rounds, "rounds", 1)
         if not (is_number(self.max_ratio) and 0 < self.max_ratio <= 1):
             raise OptionError(
                 "max_ratio must be a number above 0 and at most 1, not "
@@ -212,9 +216,27 @@ class CompressOptions:
                 "max_drop and no_fit exclude each other, since only a fitted student tells how far "
                 "the agreement falls; give one of them"
             )
+        if self.rounds > 1:
+            self._check_rounds()
         if self.fit.map is not None:
             raise OptionError(
                 "fit must have no map: the pairs of a student are known from its plan"
+            )
+
+    def _check_rounds(self) -> None:
+        """Refuse what several rounds cannot be along with."""
+        reasons = {
+            "max_drop": "since a drop is reached by one choice",
+            "plan": "since a plan leaves nothing to choose",
+            "dry_run": "since each round chooses for the fitted student of the one before",
+            "no_fit": "since each round goes on from a fitted student",
+        }
+        for name, why in reasons.items():
+            if getattr(self, name):
+                raise OptionError(f"{name} and rounds exclude each other, {why}; give one of them")
+        if self.reduction.what == CostName.LATENCY:
+            raise OptionError(
+                "a latency is searched for in one round; give one, or reduce macs or params"
             )
 
     def _share_run(self) -> None:
@@ -238,6 +260,7 @@ class CompressOptions:
         """
         needing = [f"the method {name}" for name in self.methods if name in METHODS_WITH_SAMPLES]
         needing += ["max_drop"] if self.max_drop is not None else []
+        needing += ["rounds"] if self.rounds > 1 else []
         if needing:
             raise OptionError(f"{needing[0]} needs samples, and none are given; give some")
 

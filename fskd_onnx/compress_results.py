@@ -180,13 +180,13 @@ class CompressReport:
         teacher: path or name of the original network.
         output: path of the student; None where none was written.
         options: the options of the compression, by name.
-        plan: what became of each unit.
+        plan: what became of each unit; of several rounds, in the last one.
         totals: what the networks cost.
         fit: the report of the fit of the student; None where it was not fitted.
         seconds: time per stage.
         versions: versions of this package and of those it computes with.
-        notes: what else there is to know, a sentence each: that nothing was fitted and why, or
-            which nodes are no faster for having fewer multiply-adds.
+        notes: what else there is to know, a sentence each: that nothing was fitted and why, what
+            earlier rounds came to, or which nodes are no faster for having fewer multiply-adds.
         command: as of a fit.
     """
 
@@ -208,7 +208,8 @@ class CompressResult:
 
     Attributes:
         model: the student; None after a dry run.
-        plan: what became of each unit of the teacher.
+        plan: what became of each unit of the teacher; of several rounds, what the last one made of
+            the student before it.
         report: what the student costs, and how close it is to its teacher.
     """
 

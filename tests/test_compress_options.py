@@ -95,6 +95,12 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"plan": "p", "round_to": 4}, "round_to and plan exclude each other"),
     ({"plan": "p", "max_ratio": 0.5}, "max_ratio and plan exclude each other"),
     ({"max_drop": 0.01, "no_fit": True}, "max_drop and no_fit exclude each other"),
+    *_each("rounds", (0, -1, 1.5, True, None), "rounds must be"),
+    ({"rounds": 2, "max_drop": 0.01}, "max_drop and rounds exclude each other"),
+    ({"rounds": 2, "plan": "p"}, "plan and rounds exclude each other"),
+    ({"rounds": 2, "dry_run": True}, "dry_run and rounds exclude each other"),
+    ({"rounds": 2, "no_fit": True}, "no_fit and rounds exclude each other"),
+    ({"rounds": 2, "reduce": "latency=30%"}, "a latency is searched for in one round"),
     ({"fit": FitOptions(map="m.json")}, "fit must have no map"),
     ({"run": RUN, "fit": FitOptions(run=RunOptions(seed=4))}, "run and fit.run say different"),
 )
@@ -123,6 +129,8 @@ def test_methods_that_look_at_activations_need_samples(methods: tuple[str, ...])
         CompressOptions(methods=methods).check_without_samples()
     with pytest.raises(OptionError, match="max_drop needs samples"):
         CompressOptions(max_drop=0.01).check_without_samples()
+    with pytest.raises(OptionError, match="rounds needs samples"):
+        CompressOptions(rounds=2).check_without_samples()
     CompressOptions().check_without_samples()
 
 

@@ -77,9 +77,17 @@ def compress(
         bool, typer.Option("--dry-run", help="Show the plan, make nothing.")
     ] = False,
     no_fit: Annotated[bool, typer.Option("--no-fit", help="Leave the student unfitted.")] = False,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Get there in so many steps, each from a fitted student.")
+    ] = CompressOptions.rounds,
 ) -> None:
     """Make a smaller student from TEACHER alone, and fit it on unlabelled samples."""
     output = output or small_path(teacher)
+    if rounds > 1 and save_plan is not None:
+        raise typer.BadParameter(
+            "--save-plan and --rounds exclude each other, since later rounds plan for the student "
+            "of the one before; give one of them"
+        )
     try:
         options = CompressOptions(
             reduce=reduce,
@@ -91,6 +99,7 @@ def compress(
             dry_run=dry_run,
             plan=None if plan is None else str(plan),
             no_fit=no_fit,
+            rounds=rounds,
             fit=settings.options(shared.run),
         )
         if samples is None:

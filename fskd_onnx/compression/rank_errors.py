@@ -59,7 +59,8 @@ class RankErrors:
 
     @cached_property
     def _matrix(self) -> Floats:
-        return self._linear.matrix[0].astype(self._kind)
+        matrix: Floats = self._linear.matrix[0].astype(self._kind)
+        return matrix
 
     @cached_property
     def _fitted(self) -> Moments:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.compress_results import Plan
@@ -42,7 +45,7 @@ def pairs_of(plan: Plan, channels: PrunableChannels, student: gs.Graph) -> dict[
 
     Args:
         plan: that the student was made by.
-        channels: of the teacher.
+        channels: of the network that it was made from.
         student: the student, canonical.
     """
     rows = {
@@ -63,4 +66,29 @@ def pairs_of(plan: Plan, channels: PrunableChannels, student: gs.Graph) -> dict[
         while end.name not in channels.linears:  # the last node of a chain has the teacher's name
             end = readers[end.output.name]
         found[view.name] = Partner(view.name, None, reason=inner_node_of(end.name))
+    return found
+
+
+def pairs_through(
+    pairs: Mapping[str, Partner], channels: PrunableChannels, earlier: Mapping[str, Partner]
+) -> dict[str, Partner]:
+    """Return the partners in a teacher, from those in a student that it has.
+
+    Args:
+        pairs: of a student's student, by the names of its nodes.
+        channels: of the student.
+        earlier: the student's own partners, by the names of its nodes.
+    """
+    by_output = {linear.output.name: name for name, linear in channels.linears.items()}
+    found = {}
+    for name, pair in pairs.items():
+        partner = pair
+        if pair.teacher is not None:
+            if by_output[pair.teacher] not in earlier:
+                continue  # the fit gave it a bias, and so another name
+            partner = earlier[by_output[pair.teacher]]
+        rows = None
+        if pair.channels is not None and partner.channels is not None:
+            rows = tuple(partner.channels[channel] for channel in pair.channels)
+        found[name] = replace(partner, student=name, channels=rows)
     return found

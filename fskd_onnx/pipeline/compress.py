@@ -10,9 +10,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import onnx
 
@@ -26,14 +26,16 @@ from fskd_onnx.compression.latency_model import LatencyModel
 from fskd_onnx.compression.linear_case import LinearCase
 from fskd_onnx.compression.node_latency import NodeLatency
 from fskd_onnx.compression.plan import read_plan
-from fskd_onnx.compression.rewrite import carry_out, pairs_of
+from fskd_onnx.compression.rewrite import carry_out, pairs_of, pairs_through
 from fskd_onnx.errors import NoImprovementError, TargetError
+from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.option_checks import given
 from fskd_onnx.passes import Canonicalize, export
 from fskd_onnx.pipeline.compress_report import latency_ratio, report_of
 from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
 from fskd_onnx.pipeline.fit import fit_networks
 from fskd_onnx.pipeline.networks import LoadedModel
+from fskd_onnx.pipeline.target_search import search_student
 from fskd_onnx.pipeline.teacher_analysis import outline_teacher, prepared, study_teacher
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
 from fskd_onnx.results import FitResult
@@ -45,9 +47,6 @@ from fskd_onnx.serialization.model_check import checked
 from fskd_onnx.serialization.model_files import ModelSource, check_source
 from fskd_onnx.timing import StageTimer
 
-# Steps of a search for the smallest student that meets a measured target.
-_SEARCH_STEPS = 6
-
 
 @dataclass(frozen=True)
 class _Student:
@@ -56,6 +55,7 @@ class _Student:
     plan: Plan
     model: onnx.ModelProto
     fit: FitResult | None = None
+    partners: Mapping[str, Partner] = field(default_factory=dict)
 
 
 def compress(
@@ -91,7 +91,12 @@ class _Compression:
     def __init__(
         self, model: LoadedModel, samples: Samples | None, options: CompressOptions
     ) -> None:
-        self._model, self._samples, self._options = model, samples, options
+        self._teacher, self._samples, self._options = model, samples, options
+        # What is made smaller: the teacher, in later rounds the student of the one before; that
+        # one's partners in the teacher.
+        self._model: LoadedModel = model
+        self._partners: Mapping[str, Partner] = {}
+        self._notes: list[str] = []
         self._timer = StageTimer()
         self._runtime: Runtime = open_runtime(options.run.providers)
         self._student_name = f"the student of {model.name}"
@@ -99,6 +104,8 @@ class _Compression:
     def run(self) -> CompressResult:
         """Analyse, choose, rewrite, fit, report."""
         options = self._options
+        for number in range(1, options.rounds):
+            self._run_round(number)
         student: _Student | None = None
         if options.plan is not None:
             study, plan = self._read_plan(options.plan)
@@ -110,11 +117,54 @@ class _Compression:
         student = student or self._fitted(study, plan)
         return self._result(study, student, student.model)
 
+    def _run_round(self, number: int) -> None:
+        """Go a part of the way, and on from the student that comes out."""
+        what, rounds = self._options.reduction.what, self._options.rounds
+        study = self._study()
+        with self._timer("plan"):
+            plan = study.choose(what, self._part_left(study, number))
+        student = self._fitted(study, plan)
+        if student.fit is None:
+            return  # so little goes in this round that all stays whole
+        canonical = Canonicalize()(student.model).model
+        self._model = prepared(replace(self._teacher, model=student.model, canonical=canonical))
+        self._partners = student.partners
+        left = self._cost(outline_teacher(self._model, self._options, self._shapes)) / self._whole
+        self._notes.append(
+            f"round {number} of {rounds}: {left:.1%} of {what} left, relative error "
+            f"{student.fit.report.after.relative_mse:.4g} on held-out samples"
+        )
+
+    def _part_left(self, study: TeacherStudy, number: int) -> float:
+        """Return the part of a network's cost that a round leaves: of the teacher's, as much each.
+
+        Args:
+            study: of the network.
+            number: of the round, 1 for the first one.
+        """
+        options = self._options
+        part: float = options.reduction.budget ** (number / options.rounds)
+        return part if options.rounds == 1 else part * self._whole / self._cost(study)
+
+    @cached_property
+    def _whole(self) -> float:
+        """The cost of the teacher."""
+        return self._cost(outline_teacher(self._teacher, self._options, self._shapes))
+
+    def _cost(self, study: TeacherStudy) -> float:
+        total = study.costs.total
+        of_params = self._options.reduction.what == CostName.PARAMS
+        return float(total.parameters if of_params else total.macs)
+
+    @property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]] | None:
+        """Shapes of one sample, by input; None without samples."""
+        return None if self._samples is None else self._samples.shapes
+
     def _read_plan(self, file: str) -> tuple[TeacherStudy, Plan]:
         """Return a plan from a file, with the channels that it leaves open."""
         with self._timer("plan"):
-            shapes = None if self._samples is None else self._samples.shapes
-            study = outline_teacher(self._model, self._options, shapes)
+            study = outline_teacher(self._model, self._options, self._shapes)
             plan = read_plan(file, self._model.name, study.limits())
         widths = [unit for unit in plan.units if unit.kind == UnitKind.WIDTH and unit.is_reduced]
         if any(unit.kept is None for unit in widths):
@@ -131,7 +181,8 @@ class _Compression:
         if options.reduction.what == CostName.LATENCY:
             return self._fast_enough(study, options.reduction.budget).plan, None
         with self._timer("plan"):
-            return study.choose(options.reduction.what, options.reduction.budget), None
+            part = self._part_left(study, options.rounds)
+            return study.choose(options.reduction.what, part), None
 
     def _study(self) -> TeacherStudy:
         options = self._options
@@ -141,6 +192,9 @@ class _Compression:
                 divided = divide_samples(
                     (self._model,), self._samples, options.fit, store, self._runtime
                 )
+            if options.rounds > 1:  # together they take no more of a layer than one may
+                most = 1 - (1 - options.max_ratio) ** (1 / options.rounds)
+                options = replace(options, max_ratio=most)
             return study_teacher(self._model, options, divided, self._runtime)
 
     def _rewritten(self, study: TeacherStudy, plan: Plan) -> _Student:
@@ -158,12 +212,14 @@ class _Compression:
         if self._samples is None or self._options.no_fit or not plan.is_reduced:
             return bare
         model, canonical = bare.model, Canonicalize()(bare.model).model
-        own = replace(self._model, name=self._student_name, model=model, canonical=canonical)
+        own = replace(self._teacher, name=self._student_name, model=model, canonical=canonical)
         pairs = pairs_of(plan, study.channels, own.graph())
+        if self._partners:
+            pairs = pairs_through(pairs, study.channels, self._partners)
         with self._timer("fit"):
-            networks = self._model, own
+            networks = self._teacher, own
             fit = fit_networks(networks, self._samples, self._options.fit, StageTimer(), pairs)
-        return _Student(plan, fit.model, fit)
+        return _Student(plan, fit.model, fit, pairs)
 
     def _smallest(self, study: TeacherStudy, most: float) -> _Student:
         """Return the smallest student whose agreement on held-out samples falls by no more."""
@@ -176,8 +232,8 @@ class _Compression:
                 return 1 - after.top1_agreement <= most
             return after.relative_mse <= most
 
-        def choose(left: float) -> Plan:
-            return study.choose(CostName.MACS, left)
+        def choose(left: float) -> Plan | None:
+            return self._reachable(lambda: study.choose(CostName.MACS, left))
 
         def make(plan: Plan) -> _Student:
             try:
@@ -185,7 +241,7 @@ class _Compression:
             except NoImprovementError:
                 return _Student(plan, self._model.model)  # not one to give out
 
-        found = self._search(choose, make, meets)
+        found = search_student(choose, make, meets, smallest=True)
         if found is None:
             raise TargetError(
                 f"{self._model.name}: no student that was tried keeps the agreement within "
@@ -209,10 +265,11 @@ class _Compression:
             cases = LinearCase.find(study.model.graph(), study.shapes)
             seconds = LatencyModel(study.cost_model, cases, NodeLatency(self._runtime))
 
-        def choose(left: float) -> Plan:
-            return study.choose(CostName.LATENCY, left, seconds)
+        def choose(left: float) -> Plan | None:
+            return self._reachable(lambda: study.choose(CostName.LATENCY, left, seconds))
 
-        found = self._search(choose, partial(self._rewritten, study), meets, smallest=False)
+        make = partial(self._rewritten, study)
+        found = search_student(choose, make, meets, smallest=False)
         if found is None:
             raise TargetError(
                 f"{self._model.name}: the fastest student that was tried takes {fastest:.0%} of "
@@ -220,45 +277,11 @@ class _Compression:
             )
         return found
 
-    def _search(
-        self,
-        choose: Callable[[float], Plan],
-        make: Callable[[Plan], _Student],
-        meets: Callable[[_Student], bool],
-        *,
-        smallest: bool = True,
-    ) -> _Student | None:
-        """Search by bisection over what is left of a cost.
-
-        Args:
-            choose: gives the plan that leaves a part of it.
-            make: makes the student of a plan.
-            meets: whether a student meets the target.
-            smallest: whether the smallest of those is wanted, else the largest.
-        """
-        low, high = 0.0, 1.0
-        found = None
-        for _ in range(_SEARCH_STEPS):
-            part = (low + high) / 2
-            plan = self._reachable(choose, part)
-            if plan is None:
-                low = part
-                continue
-            student = make(plan)
-            good = meets(student)
-            found = student if good else found
-            # The smallest good one lies below a good one, the largest one above.
-            if good == smallest:
-                high = part
-            else:
-                low = part
-        return found
-
-    def _reachable(self, choose: Callable[[float], Plan], part: float) -> Plan | None:
-        """Return the plan that leaves a part of a cost; None where there is none."""
+    def _reachable(self, choose: Callable[[], Plan]) -> Plan | None:
+        """Return the plan that is chosen; None where there is none."""
         with self._timer("plan"):
             try:
-                return choose(part)
+                return choose()
             except TargetError:
                 return None
 
@@ -282,7 +305,9 @@ class _Compression:
             given_out: the model that is given out; None after a dry run.
         """
         fit = None if student.fit is None else student.fit.report
-        notes = () if fit is not None else (self._why_not_fitted(student.plan),)
+        notes = self._notes if fit is not None else [self._why_not_fitted(student.plan)]
+        if study.model is not self._teacher:
+            study = outline_teacher(self._teacher, self._options, self._shapes)
         report = report_of(
             study,
             student.plan,
@@ -291,6 +316,6 @@ class _Compression:
             self._options,
             self._runtime,
             self._timer,
-            notes=notes,
+            notes=tuple(notes),
         )
         return CompressResult(given_out, student.plan, report)

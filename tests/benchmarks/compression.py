@@ -45,7 +45,7 @@ class Row:
     Attributes:
         network: its teacher.
         reduce: as the option of the command line has it, or ``drop=PERCENT`` for ``--max-drop``.
-        method: likewise, or `UNIFORM`, or one of `RIVALS`.
+        method: likewise, with ``*2`` behind it in two rounds, or `UNIFORM`, or one of `RIVALS`.
         samples: how many images there were.
         teacher: accuracy of the teacher, per cent.
         bare: of the student before its fit; of a rival's, after what the rival does for it.
@@ -92,6 +92,7 @@ def measure(network: str, reduce: str, method: str, samples: int) -> Row:
             macs=_percent(macs(fitted) / macs(onnx.load(path))),
             cpu_seconds=round(time.process_time() - start, 1),
         )
+    name, _, rounds = method.partition("*")
     try:
         if method == UNIFORM:
             result = _uniform(path, images, reduce)
@@ -99,7 +100,7 @@ def measure(network: str, reduce: str, method: str, samples: int) -> Row:
             if reduce.partition("=")[0] == DROP:
                 asked = CompressOptions(methods=(method,), max_drop=1 - _left(reduce))
             else:
-                asked = CompressOptions(methods=(method,), reduce=reduce)
+                asked = CompressOptions(methods=(name,), reduce=reduce, rounds=int(rounds or 1))
             result = compress(path, images, asked)
     except FskdError as error:
         text = str(error).replace(f"{path.parent}/", "")
@@ -109,7 +110,8 @@ def measure(network: str, reduce: str, method: str, samples: int) -> Row:
     totals = result.report.totals
     return replace(
         row,
-        bare=round(onnx_accuracy(_bare(path, result.plan), test), 2),
+        # The plan of several rounds is not one of the teacher.
+        bare=None if rounds else round(onnx_accuracy(_bare(path, result.plan), test), 2),
         fitted=round(onnx_accuracy(result.model, test), 2),
         macs=_percent(totals.macs.ratio),
         parameters=_percent(totals.parameters.ratio),

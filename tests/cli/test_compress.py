@@ -68,7 +68,7 @@ def test_options_reach_the_library(tmp_path: Path, compress_calls: Callable[...,
     teacher = tmp_path / "t.onnx"
     options = (
         "--reduce params=60% --method L1,tucker --skip stem --skip head* --round-to 4 "
-        "--max-ratio 80% --adapter kernel --targets select --augment flip "
+        "--max-ratio 80% --rounds 2 --adapter kernel --targets select --augment flip "
         "--augment-copies 3 --solver torch --memory-limit 2GB --groups folders "
         "--providers CPU --max-samples 9 --seed 7 --preprocess imagenet"
     )
@@ -87,6 +87,7 @@ def test_options_reach_the_library(tmp_path: Path, compress_calls: Callable[...,
         skip=("stem", "head*"),
         round_to=4,
         max_ratio=0.8,
+        rounds=2,
         fit=FitOptions(run, "kernel", "select", ("flip",), 3, "torch"),
     )
     assert seen == [(teacher, Path("x"), expected)]
@@ -124,6 +125,9 @@ def test_options_reach_the_library(tmp_path: Path, compress_calls: Callable[...,
         ["--plan", "p.json", "--reduce", "macs=50%"],
         ["--plan", "p.json", "--save-plan", "p.json"],
         ["--no-fit", "--max-drop", "1%"],
+        ["--rounds", "0"],
+        ["--rounds", "2", "--dry-run"],
+        ["--rounds", "2", "--save-plan", "p.json"],
         ["--adapter", "wobble"],
         ["--augment", "wobble"],
         ["--memory-limit", "lots"],

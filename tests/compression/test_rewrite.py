@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from fskd_onnx.compress_results import Plan, UnitKind, UnitPlan
-from fskd_onnx.compression.rewrite import carry_out, pairs_of
+from fskd_onnx.compression.rewrite import carry_out, pairs_of, pairs_through
 from fskd_onnx.passes import DropBlocks, PruneChannels, export
 from fskd_onnx.passes.analysis.prunable_channels import PrunableChannels
 from fskd_onnx.passes.base import PassResult
@@ -80,3 +80,26 @@ def test_pairs_name_the_teachers_outputs_and_the_channels_that_stay() -> None:
     kept = {name: tuple(np.asarray(pairs[name].channels).tolist()) for name in outputs}
     every = tuple(range(8))
     assert kept == {"c1": every, "c2": NARROW.kept, "c3": every, "fc": (0, 1, 2, 3)}
+
+
+def test_pairs_in_the_teacher_are_found_through_a_student_in_between() -> None:
+    teacher_channels = PrunableChannels(loaded(teacher("two blocks")).graph())
+    first = Plan("t", (NARROW, CHAIN))
+    between = made(NARROW, CHAIN)
+    earlier = pairs_of(first, teacher_channels, between)
+    channels = PrunableChannels(between)
+    narrower = dataclasses.replace(NARROW, before=(5,), after=(2,), kept=(1, 4))
+    inner = UnitPlan("c3/factor1", UnitKind.WIDTH, "l1", (4,), (3,), (0, 1, 3))
+    second = Plan("s", (narrower, inner))
+    carry_out(second, between)
+    pairs = pairs_of(second, channels, between)
+    found = pairs_through(pairs, channels, earlier)
+    assert list(found) == list(pairs)
+    assert found["c2"].channels == (3, 11)  # of the teacher
+    assert found["c2"].teacher == earlier["c2"].teacher
+    assert found["c3/factor1"].teacher is None
+    assert "ends at 'c3'" in found["c3/factor1"].reason
+    assert found["c3"].channels == tuple(range(8))
+    # A node that got another name by its fit is left to the search for pairs.
+    del earlier["c2"]
+    assert "c2" not in pairs_through(pairs, channels, earlier)

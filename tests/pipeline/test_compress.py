@@ -19,9 +19,11 @@ from fskd_onnx.compression.node_latency import NodeLatency
 from fskd_onnx.compression.plan import plan_to_json
 from fskd_onnx.errors import NoImprovementError, OptionError, PlanError, TargetError
 from fskd_onnx.options import FitOptions
+from fskd_onnx.passes import Canonicalize
 from fskd_onnx.pipeline import compress as pipeline
-from fskd_onnx.pipeline import compress_report
+from fskd_onnx.pipeline import compress_report, target_search
 from fskd_onnx.pipeline.compress import compress
+from fskd_onnx.results import Evidence
 from tests.compressible import options, samples_of, teacher
 from tests.helpers import assert_same_function, check, linears, run, zoo_model
 
@@ -254,12 +256,41 @@ def test_the_largest_student_that_is_fast_enough(ratios: list[float]) -> None:
 
 
 def test_the_smallest_student_within_a_drop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_SEARCH_STEPS", 2)
+    monkeypatch.setattr(target_search, "_STEPS", 2)
     result = made("matmul", max_drop=0.5, methods=("thinet",))
     assert result.report.fit is not None
     after = result.report.fit.after
     lost = after.relative_mse if after.top1_agreement is None else 1 - after.top1_agreement
     assert lost <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("two blocks", {"reduce": "macs=60%"}),
+        ("two blocks", {"reduce": "params=60%", "methods": ("channel-svd", "spatial-svd")}),
+        ("parts", {"reduce": "macs=40%", "methods": ("l1", "channel-svd"), "round_to": 1}),
+        ("gate", {"reduce": "macs=50%", "methods": ("thinet",)}),
+    ],
+)
+def test_rounds_go_on_from_fitted_students(name: str, given: dict[str, Any]) -> None:
+    result = made(name, 40, rounds=3, **given)
+    what = "macs" if given["reduce"].startswith("macs") else "parameters"
+    assert ratio(result, what) <= 1 - int(given["reduce"].split("=")[1][:-1]) / 100
+    assert result.report.fit is not None
+    told = [note.split(":")[0] for note in result.report.notes]
+    assert told[:2] == ["round 1 of 3", "round 2 of 3"]
+    # The pairs are those of the teacher, whatever earlier rounds made of its nodes.
+    names = {view.output.name for view in linears(Canonicalize()(teacher(name)).model).values()}
+    paired = [block for block in result.report.fit.blocks if block.teacher is not None]
+    assert paired and {block.teacher for block in paired} <= names
+    assert {block.evidence for block in paired} <= {Evidence.MAP, Evidence.SELECTED}
+
+
+def test_one_round_is_what_a_call_is_without_rounds() -> None:
+    one, other = (made("two blocks", reduce="macs=40%", **given) for given in ({}, {"rounds": 1}))
+    assert one.model is not None and other.model is not None
+    assert one.model.SerializeToString() == other.model.SerializeToString()
 
 
 def test_students_that_a_fit_does_not_help_are_not_within_a_drop(
