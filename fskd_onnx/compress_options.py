@@ -138,7 +138,7 @@ class CompressOptions:
         round_to: numbers of channels and ranks are multiples of this, finer in layers of fewer than
             32 channels.
         max_ratio: the largest fraction that any one layer may lose of its channels, or of its cost
-            where it is factorized; above 0 and at most 1.
+            where it is factorized; above 0 and at most 1. Blocks that are left out go as a whole.
         dry_run: whether to choose only, and make no student.
         plan: a file of a plan that is carried out in place of a choice, see
             ``fskd_onnx.compression.plan``.

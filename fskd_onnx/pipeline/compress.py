@@ -39,6 +39,7 @@ from fskd_onnx.pipeline.target_search import search_student
 from fskd_onnx.pipeline.teacher_analysis import outline_teacher, prepared, study_teacher
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
 from fskd_onnx.results import FitResult
+from fskd_onnx.runtime.out_of_memory import with_enough_memory
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.reader import Samples
@@ -185,8 +186,13 @@ class _Compression:
             return study.choose(options.reduction.what, part), None
 
     def _study(self) -> TeacherStudy:
+        """Analyse what is made smaller, with as many samples at once as fit into memory."""
+        with self._timer("analysis"):
+            return with_enough_memory(self._analysed, self._options.run.batch_size)
+
+    def _analysed(self) -> TeacherStudy:
         options = self._options
-        with self._timer("analysis"), TensorStore(options.run.memory_limit) as store:
+        with TensorStore(options.run.memory_limit) as store:
             divided = None
             if self._samples is not None:
                 divided = divide_samples(

@@ -142,7 +142,7 @@ def _uniform(teacher: Path, images: NDArray[np.float32], reduce: str) -> Compres
         def write(fraction: float) -> CompressOptions:
             changed = [_narrowed(unit, fraction) for unit in units]
             file.write_text(plan_to_json(Plan(str(teacher), tuple(changed))))
-            return CompressOptions(plan=str(file), no_fit=True)
+            return CompressOptions(plan=str(file), dry_run=True)
 
         for _ in range(_STEPS):
             middle = (low + high) / 2

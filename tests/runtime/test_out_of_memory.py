@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fskd_onnx import FitOptions, OutOfMemoryError, RunOptions, compare, fit, match
+from fskd_onnx import (
+    CompressOptions,
+    FitOptions,
+    OutOfMemoryError,
+    RunOptions,
+    compare,
+    compress,
+    fit,
+    match,
+)
 from fskd_onnx.errors import ModelError, SamplesError
 from fskd_onnx.runtime import forward, segment_runner, session_run
 from fskd_onnx.runtime.out_of_memory import is_out_of_memory, with_enough_memory
@@ -29,6 +38,9 @@ WORK: dict[str, Work] = {
     "fit": lambda run: fit(*_models(), CHAIN.samples(200), FitOptions(run)),
     "match": lambda run: match(*_models(), CHAIN.samples(200), run),
     "compare": lambda run: compare(*_models(), CHAIN.samples(200), run),
+    "compress": lambda run: compress(
+        CHAIN.teacher(), CHAIN.samples(200), CompressOptions(run, dry_run=True)
+    ),
 }
 
 
@@ -77,6 +89,8 @@ def test_the_work_is_done_again_with_half_as_many_samples(
         assert found.report.after.relative_mse == pytest.approx(
             expected.report.after.relative_mse, rel=1e-3
         )
+    elif command == "compress":
+        assert [u.after for u in found.plan.units] == [u.after for u in expected.plan.units]
     elif command == "match":
         assert [p.channels for p in found.pairs] == [p.channels for p in expected.pairs]
     else:
