@@ -13,6 +13,7 @@ import pytest
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue, find_epilogue
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.nodes import nodes_in_bodies
+from fskd_onnx.passes.analysis.shapes import KnownShapes
 from tests.helpers import build
 
 INF = math.inf
@@ -40,7 +41,7 @@ def epilogue(
     graph = gs.import_onnx(model)
     linear = find_linear(graph)[0]
     assert isinstance(linear, Linear)
-    return find_epilogue(graph, linear, nodes_in_bodies(graph))
+    return find_epilogue(graph, linear, nodes_in_bodies(graph), KnownShapes(graph))
 
 
 ACTIVATIONS = [  # behind y, its bounds
@@ -144,7 +145,7 @@ def test_the_bias_of_a_product_belongs_to_the_block() -> None:
     )
     linear = find_linear(graph)[0]
     assert isinstance(linear, Linear)
-    assert find_epilogue(graph, linear, set()) == Epilogue("x", "s", 0.0, INF)
+    assert find_epilogue(graph, linear, set(), KnownShapes(graph)) == Epilogue("x", "s", 0.0, INF)
 
 
 def test_nothing_follows_an_output_that_nobody_clips() -> None:
@@ -171,4 +172,4 @@ def test_an_activation_of_another_domain_is_another_operator() -> None:
     )
     linear = find_linear(graph)[0]
     assert isinstance(linear, Linear)
-    assert find_epilogue(graph, linear, set()) == NO_EPILOGUE
+    assert find_epilogue(graph, linear, set(), KnownShapes(graph)) == NO_EPILOGUE
