@@ -26,6 +26,7 @@ class BlockUse:
     Attributes:
         name: of the student's node.
         block_input: the student's tensor that the node reads.
+        columns_last: whether a column of it lies on the last axis, see ``Linear``.
         partner: the teacher's block.
         epilogue: where the student's error is seen.
         teacher_sum: the teacher's sum behind its block output; None where the error is not seen
@@ -35,6 +36,7 @@ class BlockUse:
 
     name: str
     block_input: str
+    columns_last: bool
     partner: Linear
     epilogue: Epilogue
     teacher_sum: str | None
@@ -156,6 +158,7 @@ def plan_blocks(
             BlockUse(
                 name=linear.name,
                 block_input=linear.input.name,
+                columns_last=linear.columns_last,
                 partner=partner,
                 epilogue=epilogue,
                 teacher_sum=teacher_sum,
