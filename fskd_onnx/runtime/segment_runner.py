@@ -126,7 +126,8 @@ class SegmentRunner:
         """Join the tensors of a batch's parts, sample after sample along their first axis.
 
         The rows of a sample become an axis of their own in a matrix, and in other tensors whose
-        channels are on the last axis: positions, however samples are flattened. A tensor that does not hold samples stays as it is.
+        channels are on the last axis: positions, however samples are flattened. A tensor that does
+        not hold samples stays as it is.
         """
         tensors = {}
         for name, value in parts[0].items():

@@ -108,9 +108,11 @@ class Labels:
         """Remove axes; None if labels differ along them."""
         if self.axes & set(axes):
             return None
-        rest = [axis for axis in range(self.rank) if axis not in axes]
-        moved = frozenset(rest.index(axis) for axis in self.axes)
-        return self._map(lambda part: part.squeeze(tuple(axes)), moved)
+        return self._removed(axes)
+
+    def at_single(self, axis: int) -> Labels:
+        """Remove an axis of extent 1, be it that labels may differ along it."""
+        return Labels(self.channels, self.positions, self.axes - {axis})._removed([axis])
 
     def reshaped(self, old: Shape, new: Shape, same: int = 0) -> Labels | None:
         """Give the tensor another shape.
@@ -168,6 +170,11 @@ class Labels:
         first = [axis, *(a for a in range(self.rank) if a != axis)]
         parts = (self.channels, self.positions)
         return np.array([part.transpose(first).reshape(extent, -1) for part in parts])
+
+    def _removed(self, axes: Collection[int]) -> Labels:
+        rest = [axis for axis in range(self.rank) if axis not in axes]
+        moved = frozenset(rest.index(axis) for axis in self.axes)
+        return self._map(lambda part: part.squeeze(tuple(axes)), moved)
 
     def _expanded(self, extents: Mapping[int, int | None]) -> Labels | None:
         """Repeat labels along axes to their full extents, and count the positions."""
