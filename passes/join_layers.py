@@ -90,15 +90,31 @@ def can_be_split(joined: JoinedLayer) -> bool:
     """Whether each part of a joined layer can be given by a node of its own."""
     if joined.route is None:
         return False
-    if not joined.route:
+    _, rest = _flat_and_rest(joined)
+    if not rest:
         return not any(map(_drops_axis, joined.parts))
-    reshape, *turns = joined.route
-    target = stated_numbers(reshape, "shape", 1) if is_standard(reshape, "Reshape") else None
+    reshape, *turns = rest
+    target = _target(reshape)
     if target is None or len(turns) > 1 or not all(is_standard(n, "Transpose") for n in turns):
         return False
     place = _place_of_parts(joined)
     is_counted = target[place] == len(joined.parts) and len(set(joined.widths)) == 1
     return is_counted and 0 not in target[place:]
+
+
+def _target(node: gs.Node) -> list[int] | None:
+    """Return the shape that a Reshape states."""
+    return stated_numbers(node, "shape", 1) if is_standard(node, "Reshape") else None
+
+
+def _flat_and_rest(joined: JoinedLayer) -> tuple[Sequence[gs.Node], Sequence[gs.Node]]:
+    """Divide the route of a joined layer: Reshapes that leave channels as they are, the rest."""
+    route = joined.route or ()
+    whole = joined.linear.width
+    number = 0
+    while number < len(route) and (_target(route[number]) or [0])[-1] == whole:
+        number += 1
+    return route[:number], route[number:]
 
 
 def _axis_of_parts(joined: JoinedLayer) -> int:
@@ -107,9 +123,9 @@ def _axis_of_parts(joined: JoinedLayer) -> int:
 
 
 def _place_of_parts(joined: JoinedLayer) -> int:
-    """Return which axis of the Reshape on its route counts the parts of a joined layer."""
-    reshape, *turns = joined.route or ()
-    rank = len(stated_numbers(reshape, "shape", 1) or ())
+    """Return which axis of the Reshape that gives channels several counts the parts."""
+    _, (reshape, *turns) = _flat_and_rest(joined)
+    rank = len(_target(reshape) or ())
     order = turns[0].attrs.get("perm", range(rank)[::-1]) if turns else range(rank)
     return int(order[_axis_of_parts(joined) % rank])
 
@@ -128,7 +144,9 @@ def _join(graph: gs.Graph, linears: Sequence[Linear]) -> None:
     matrix = np.concatenate([linear.matrix[0] for linear in linears])
     bias = np.concatenate([linear.bias for linear in linears])
     weights = AffineMap(matrix[np.newaxis], bias[np.newaxis])
-    nodes = _matrix_nodes(graph, linears[0], linears[0].input, name, weights)
+    # What others read, though it is the same, may be given by later nodes.
+    first = min(linears, key=lambda linear: index_of(graph, linear.node))
+    nodes = _matrix_nodes(graph, first, first.input, name, weights)
     nodes[-1].outputs = [output]
     split = _with_numbers(graph, "Split", output, "split", [linear.width for linear in linears])
     split.attrs["axis"] = -1
@@ -138,21 +156,24 @@ def _join(graph: gs.Graph, linears: Sequence[Linear]) -> None:
 
 def _split(graph: gs.Graph, joined: JoinedLayer) -> None:
     """Put a node for each part, and the route behind it, where a joined layer stands."""
-    linear, route, starts = joined.linear, joined.route or (), np.cumsum([0, *joined.widths])
+    linear, starts = joined.linear, np.cumsum([0, *joined.widths])
+    flat, rest = _flat_and_rest(joined)
     new: list[gs.Node] = []
     ends: list[gs.Node] = []
     for number, part in enumerate(joined.parts):
         rows = slice(*starts[number : number + 2])
         weights = AffineMap(linear.matrix[:, rows], linear.bias[np.newaxis, rows])
         nodes = _matrix_nodes(graph, linear, linear.input, f"{linear.name}/{number}", weights)
-        for node in route:
-            tensor = _give(graph, nodes, part, linear)
-            if is_standard(node, "Reshape"):
-                shape = stated_numbers(node, "shape", 1) or []
-                shape[_place_of_parts(joined)] = 1
-                nodes.append(_with_numbers(graph, "Reshape", tensor, "shape", shape))
-            else:
+        for step, node in enumerate((*flat, *rest)):
+            tensor, shape = _give(graph, nodes, part, linear), _target(node)
+            if shape is None:
                 nodes.append(gs.Node("Transpose", "", dict(node.attrs), [tensor]))
+                continue
+            if step == len(flat):
+                shape[_place_of_parts(joined)] = 1
+            else:
+                shape[-1] = joined.widths[number]
+            nodes.append(_with_numbers(graph, "Reshape", tensor, "shape", shape))
         if _drops_axis(part):
             tensor = _give(graph, nodes, part, linear)
             axis = _axis_of_parts(joined)
@@ -160,7 +181,7 @@ def _split(graph: gs.Graph, joined: JoinedLayer) -> None:
         new += nodes
         ends.append(nodes[-1])
     dividers = list({id(part.inputs[0]): part.inputs[0] for part in joined.parts}.values())
-    _replace(graph, [linear.node, linear.bias_node, *route, *dividers], new)
+    _replace(graph, [linear.node, linear.bias_node, *flat, *rest, *dividers], new)
     for node, part in zip(ends, joined.parts, strict=True):
         node.outputs = [part]
 

@@ -29,8 +29,9 @@ class Written:
 
     Attributes:
         linear: "MatMul" with an Add; "Gemm" between two Reshapes of stated extents; "Gemm of
-            computed rows", their extents taken from Shape; "MatMul from the left", of transposed
-            tokens; "Einsum".
+            computed rows", their extents taken from Shape; "Gemm of rows", which stay rows up to
+            the end of a feed-forward branch; "MatMul from the left", of transposed tokens;
+            "Einsum".
         normalization: "LayerNormalization", "Pow" or "Mul" where it is written out.
         gelu: "Gelu", "Erf", "Erf last", "Tanh" or "Sigmoid".
         joined: whether queries, keys and values are one linear layer.
@@ -194,11 +195,15 @@ class _Builder:
         """Apply a linear layer to (n, tokens, p)."""
         form, p = self.written.linear, matrix.shape[1]
         if form.startswith("Gemm"):
-            flat = self.node("Reshape", [x, self.numbers(-1, p)])
-            y = self.node("Gemm", [flat, self.store(name, matrix.T), self.store(f"{name}.b", bias)])
+            stays = form == "Gemm of rows" and name.endswith(("up", "down"))
+            if not (stays and name.endswith("down")):
+                x, tensor = self.node("Reshape", [x, self.numbers(-1, p)]), x
+            y = self.node("Gemm", [x, self.store(name, matrix.T), self.store(f"{name}.b", bias)])
+            if stays and name.endswith("up"):
+                return y
             back = self.numbers(-1, tokens, len(matrix))
-            if form != "Gemm":
-                extents = self.node("Shape", [x])
+            if form == "Gemm of computed rows":
+                extents = self.node("Shape", [tensor])
                 rows = self.node("Slice", [extents, self.numbers(0), self.numbers(2)])
                 back = self.node("Concat", [rows, self.numbers(len(matrix))], axis=0)
             return self.node("Reshape", [y, back])
@@ -219,7 +224,9 @@ class _Builder:
 
     def heads(self, x: str, tokens: int, heads: int, perm: Sequence[int]) -> str:
         return self.node(
-            "Transpose", [self.node("Reshape", [x, self.numbers(0, tokens, heads, HEAD)])], perm=perm
+            "Transpose",
+            [self.node("Reshape", [x, self.numbers(0, tokens, heads, HEAD)])],
+            perm=perm,
         )
 
     def attention(self, x: str, i: int, tokens: int, mask: str = "") -> str:
@@ -284,7 +291,9 @@ class _Builder:
             gate = self.node("Sigmoid", [self.node("Mul", [x, self.number(1.702)])])
             return self.node("Mul", [x, gate])
         if form == "Tanh":
-            cube = self.node("Mul", [self.node("Pow", [x, self.number(3.0)]), self.number(0.044715)])
+            cube = self.node(
+                "Mul", [self.node("Pow", [x, self.number(3.0)]), self.number(0.044715)]
+            )
             inner = self.node("Mul", [self.node("Add", [x, cube]), self.number(0.7978845608)])
             gate = self.node("Add", [self.node("Tanh", [inner]), self.number(1.0)])
         else:
