@@ -284,6 +284,7 @@ def _fitted(pair: BlockPair, block: BlockFit, before: float | None, note: str) -
         teacher_width=pair.teacher_width,
         evidence=pair.evidence,
         note=note,
+        first_use=pair.first_use,
     )
 
 
@@ -370,4 +371,5 @@ def _kept(
         reason=reason,
         teacher_width=pair.teacher_width,
         evidence=pair.evidence,
+        first_use=pair.first_use,
     )
