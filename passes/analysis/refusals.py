@@ -108,7 +108,10 @@ def why_left_alone(node: gs.Node, functions: Sequence[gs.Function]) -> str:
     called = _called(node, functions)
     if held := _held(called, functions):
         return f"{held} inside of a function are shared by all of its calls"
-    if called or not any(map(_is_matrix, node.inputs)):
+    # Weights of recurrent nodes are put together from constants, gate by gate, where they are not
+    # one constant each.
+    holds = is_standard(node, *_RECURRENT) or any(map(_is_matrix, node.inputs))
+    if called or not holds:
         return ""
     if is_standard(node, *_NOT_LINEAR):
         return f"adapters cannot be fused into '{node.op}'"

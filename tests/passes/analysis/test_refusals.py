@@ -48,6 +48,14 @@ ALONE = {
         { [n] y = GRU <hidden_size = 4> (x, w, r) }""",
         "adapters cannot be fused into 'GRU'",
     ),
+    "LSTM of computed weights": (
+        """g (float[5,N,3] x) => (float[A,B,C,D] y)
+        <float[1,8,3] w, float[1,8,3] v, float[1,16,4] r> {
+            u = Concat <axis = 1> (w, v)
+            [n] y = LSTM <hidden_size = 4> (x, u, r)
+        }""",
+        "adapters cannot be fused into 'LSTM'",
+    ),
     "Einsum": (
         """g (float[N,4] x) => (float[N,6] y) <float[4,6] w>
         { [n] y = Einsum <equation = "bi,io->bo"> (x, w) }""",
