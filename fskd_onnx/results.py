@@ -70,6 +70,7 @@ class BlockReport:
         evidence: what the channels were found by; ``SELECTED`` where they were chosen anew.
         note: what else there is to know of a fitted block; mostly nothing.
         adds_node: whether an Add was put behind it for its bias.
+        first_use: the first of several nodes that use the same weights; empty for a node alone.
     """
 
     student: str
@@ -86,6 +87,7 @@ class BlockReport:
     evidence: Evidence = Evidence.NONE
     note: str = ""
     adds_node: bool = False
+    first_use: str = ""
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,7 @@ class BlockPair:
             another one fits as well.
         reason: why the block is left alone; empty where it is not.
         paired_by: what the block was found by.
+        first_use: the first of several nodes that use the same weights; empty for a node alone.
     """
 
     student: str
@@ -278,6 +281,7 @@ class BlockPair:
     confidence: float
     reason: str
     paired_by: Evidence = Evidence.NONE
+    first_use: str = ""
 
 
 @dataclass(frozen=True)

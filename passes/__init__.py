@@ -11,14 +11,17 @@ from fskd_onnx.passes.drop_blocks import DropBlocks
 from fskd_onnx.passes.errors import PassError
 from fskd_onnx.passes.extract_segment import extract
 from fskd_onnx.passes.fold_affine import FoldAffine
+from fskd_onnx.passes.fold_behind_split import FoldBehindSplit
 from fskd_onnx.passes.fold_constants import FoldConstants
 from fskd_onnx.passes.fold_extents import FoldExtents
 from fskd_onnx.passes.fuse_adapter import FuseAdapter
 from fskd_onnx.passes.gather_columns import GatherColumns
 from fskd_onnx.passes.insert_adapter import InsertAdapter
+from fskd_onnx.passes.join_layers import JoinLayers, SplitLayers
 from fskd_onnx.passes.merge_branches import MergeBranches
 from fskd_onnx.passes.prune_channels import PruneChannels
 from fskd_onnx.passes.replace_weights import ReplaceWeights
+from fskd_onnx.passes.rewrite_products import RewriteProducts
 from fskd_onnx.passes.spatial_svd import SpatialSvd
 from fskd_onnx.passes.tucker import Tucker
 
@@ -30,19 +33,23 @@ __all__ = [
     "Decouple",
     "DropBlocks",
     "FoldAffine",
+    "FoldBehindSplit",
     "FoldConstants",
     "FoldExtents",
     "FuseAdapter",
     "GatherColumns",
     "InsertAdapter",
+    "JoinLayers",
     "MergeBranches",
     "Pass",
     "PassError",
     "PassResult",
     "PruneChannels",
     "ReplaceWeights",
+    "RewriteProducts",
     "Segment",
     "SpatialSvd",
+    "SplitLayers",
     "Tucker",
     "export",
     "extract",

@@ -10,14 +10,22 @@ import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.fold_affine import FoldAffine
+from fskd_onnx.passes.fold_behind_split import FoldBehindSplit
 from fskd_onnx.passes.fold_constants import FoldConstants
+from fskd_onnx.passes.rewrite_products import RewriteProducts
 
-_STEPS: tuple[Pass, ...] = (FoldConstants(), FoldAffine())
+_STEPS: tuple[Pass, ...] = (
+    FoldConstants(),
+    RewriteProducts(),
+    FoldAffine(),
+    FoldBehindSplit(),
+)
 
 
 class Canonicalize(Pass):
-    """Fold constants (``FoldConstants``), then affine maps beside linear nodes (``FoldAffine``).
+    """Fold constants, then affine maps per channel beside linear nodes and behind their parts.
 
+    The steps are ``FoldConstants``, ``RewriteProducts``, ``FoldAffine`` and ``FoldBehindSplit``.
     What cannot be folded stays as it is.
     """
 

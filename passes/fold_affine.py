@@ -66,7 +66,7 @@ class FoldAffine(Pass):
 
     def apply(self, graph: gs.Graph) -> list[str]:
         """Rewrite in place; return one note per node that went away."""
-        with _quiet():
+        with quiet():
             return _fold_behind(graph) + _fold_behind_sums(graph) + _fold_in_front(graph)
 
     def ensures(self, graph: gs.Graph) -> None:
@@ -74,14 +74,14 @@ class FoldAffine(Pass):
         blocks, in_bodies = _blocks(graph), nodes_in_bodies(graph)
         for node in graph.nodes:
             block = _block_before(node, blocks)
-            with _quiet():
+            with quiet():
                 left_over = block and _merged_behind(graph, block, in_bodies)
             if left_over:
                 msg = f"{node.op} '{node_name(node)}' was left unfolded"
                 raise PostconditionError(msg)
 
 
-def _quiet() -> np.errstate:
+def quiet() -> np.errstate:
     """Return a context in which NumPy does not warn of what is not folded: values not finite."""
     return np.errstate(divide="ignore", over="ignore", invalid="ignore")
 
@@ -227,8 +227,14 @@ def affine_behind(graph: gs.Graph, linear: Linear, in_bodies: set[int]) -> Affin
 
 def _merged_behind_use(graph: gs.Graph, linear: Linear, in_bodies: set[int]) -> AffineMap | None:
     affine = affine_behind(graph, linear, in_bodies)
-    if affine is None:
-        return None
+    return None if affine is None else scaled_and_shifted(linear, affine)
+
+
+def scaled_and_shifted(linear: Linear, affine: AffineMap) -> AffineMap | None:
+    """Return a node's weights with an affine map per channel behind it folded in.
+
+    None where the types that they are stored in cannot hold them.
+    """
     return _checked(
         linear,
         linear.native * affine.matrix.reshape(linear.groups, -1, 1),

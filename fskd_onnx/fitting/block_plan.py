@@ -12,6 +12,7 @@ from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue, find_epilo
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.nodes import nodes_in_bodies
 from fskd_onnx.passes.analysis.segments import ancestors
+from fskd_onnx.passes.analysis.shapes import KnownShapes
 from fskd_onnx.passes.analysis.shared_weights import find_uses
 from fskd_onnx.results import BlockPair, Matching
 from fskd_onnx.runtime.collector import ColumnRequest
@@ -25,6 +26,7 @@ class BlockUse:
     Attributes:
         name: of the student's node.
         block_input: the student's tensor that the node reads.
+        columns_last: whether a column of it lies on the last axis, see ``Linear``.
         partner: the teacher's block.
         epilogue: where the student's error is seen.
         teacher_sum: the teacher's sum behind its block output; None where the error is not seen
@@ -34,6 +36,7 @@ class BlockUse:
 
     name: str
     block_input: str
+    columns_last: bool
     partner: Linear
     epilogue: Epilogue
     teacher_sum: str | None
@@ -124,13 +127,14 @@ def plan_blocks(
     order = {name: number for number, name in enumerate(partners)}
     blocks = _in_order(_blocks(matching.usable, views), views, order)
     in_bodies = [nodes_in_bodies(graph) for graph in (student, teacher)]
+    shapes = [KnownShapes(graph) for graph in (student, teacher)]
     tensors = {t.name: t for node in student.nodes for t in node.outputs}
     later = {id(views[pair.student].last_node) for pair in matching.usable}
 
     def seen_at(linear: Linear, partner: Linear) -> _SeenAt:
         """Return where the error of a use is seen, in both networks."""
-        epilogue = find_epilogue(student, linear, in_bodies[0])
-        theirs = find_epilogue(teacher, partner, in_bodies[1])
+        epilogue = find_epilogue(student, linear, in_bodies[0], shapes[0])
+        theirs = find_epilogue(teacher, partner, in_bodies[1], shapes[1])
         if epilogue.sum_output is None:
             return epilogue, None
         shortcut = [tensors[name] for name in (epilogue.shortcut,) if name in tensors]
@@ -154,6 +158,7 @@ def plan_blocks(
             BlockUse(
                 name=linear.name,
                 block_input=linear.input.name,
+                columns_last=linear.columns_last,
                 partner=partner,
                 epilogue=epilogue,
                 teacher_sum=teacher_sum,

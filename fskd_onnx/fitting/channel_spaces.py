@@ -158,7 +158,10 @@ class ChannelSpaces:
             extents: all that blocks say of the space of its output.
         """
         student, teacher = block.student, block.teacher
-        shapes = {(b.op, b.groups > 1, b.kernel_shape) for b in (student, teacher)}
+        shapes = {
+            (b.operator.convolves, b.operator.transposed, b.groups > 1, b.kernel_shape)
+            for b in (student, teacher)
+        }
         # The teacher's weights would fill the zeros of a sparse kernel.
         if len(extents) != 1 or len(shapes) != 1 or is_sparse(student.native):
             return [student.output.name, student.input.name]

@@ -235,9 +235,9 @@ class CoordinateDescent:
         found = self._teacher.columns(plan.index, number)[0]
         with self._timer("capture"):
             shape = stage.tensors(0)[str(use.epilogue.shortcut)].shape()
-        if len(shape) == len(found.shape):
+        if len(shape) > 1:
             shape[-1 if linear.columns_last else 1] += use.partner.width - linear.width
-        same = found.sums is not None and tuple(shape) == found.shape
+        same = found.sums is not None and use.teacher_columns.alike(shape, found.shape)
         return use.epilogue if same else use.epilogue.without_sum()
 
     def _settle_channels(
@@ -284,6 +284,7 @@ def _fitted(pair: BlockPair, block: BlockFit, before: float | None, note: str) -
         teacher_width=pair.teacher_width,
         evidence=pair.evidence,
         note=note,
+        first_use=pair.first_use,
     )
 
 
@@ -370,4 +371,5 @@ def _kept(
         reason=reason,
         teacher_width=pair.teacher_width,
         evidence=pair.evidence,
+        first_use=pair.first_use,
     )

@@ -105,7 +105,9 @@ class TeacherPass:
     def runner_of(self, student: gs.Graph) -> SegmentRunner:
         """Return what runs a student on the same samples, to stop where the blocks need it to."""
         stops = [plan.student_tensors for plan in self.plans]
-        return SegmentRunner(self._runtime, student, stops, self.batches, self._samples)
+        uses = [use for plan in self.plans for use in plan.uses if use.columns_last]
+        last = [name for use in uses for name in use.student_tensors]
+        return SegmentRunner(self._runtime, student, stops, self.batches, self._samples, last)
 
     def names(self, samples: Iterable[int]) -> list[str]:
         """Return what to call samples in reports, each once; copies have the name of theirs."""
@@ -127,8 +129,10 @@ class TeacherPass:
                 list(dict.fromkeys(t for request in self._requests(w) for t in request.tensors))
                 for w in self._windows
             ]
+            every = [request for window in self._windows for request in self._requests(window)]
+            last = [name for request in every if request.channels_last for name in request.tensors]
             self._runner = SegmentRunner(
-                self._runtime, self._teacher, stops, self.batches, self._samples
+                self._runtime, self._teacher, stops, self.batches, self._samples, last
             )
             self._at = -1
         while self._at < window:

@@ -99,7 +99,10 @@ class ActivationSimilarity:
         """
         results = []
         for graph, tensors in zip(self._graphs, names, strict=True):
-            runner = SegmentRunner(self._runtime, graph, [tensors], self._batches, self._samples)
+            last = [name for name in tensors if self._last[name]]
+            runner = SegmentRunner(
+                self._runtime, graph, [tensors], self._batches, self._samples, last
+            )
             requests = [
                 ColumnRequest((name,), self._last[name], EvenSampling(_POSITIONS))
                 for name in tensors

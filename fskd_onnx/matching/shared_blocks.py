@@ -71,7 +71,12 @@ class SharedBlocks:
         return reasons | _why_not_in_one_pass(whole)
 
     def complete(self, pairs: Sequence[BlockPair]) -> list[BlockPair]:
-        """Return pairs with the channels that another use of the same block was matched with."""
+        """Return pairs with what is known of all uses of their block.
+
+        That is which use is the first, and the channels that another one was matched with.
+        """
+        first = {use.name: uses[0].name for uses in self.uses for use in uses}
+        pairs = [replace(pair, first_use=first.get(pair.student, "")) for pair in pairs]
         known = {pair.student: pair for pair in pairs if pair.channels is not None}
         others = {
             use.name: known[other.name]

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from fskd_onnx.matching.receptive_field import ReceptiveField, widest
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.nodes import is_standard
-from fskd_onnx.passes.analysis.operators import operator_of
+from fskd_onnx.passes.analysis.operators import Axes, operator_of
 from fskd_onnx.passes.analysis.segments import reads
 
 T = TypeVar("T")
@@ -136,6 +136,8 @@ class Downstream:
             field = widest(self.fields[r] for r in results if r in self.fields).backward(node)
             operands = list(reads(node))
             ordered = len(operands) > 1 and not is_standard(node, *COMMUTE)
+            # Behind the first operand of these come the numbers of a shape, stored or computed.
+            ordered &= operator_of(node).axes is not Axes.MOVED or is_standard(node, "Concat")
             for place, tensor in enumerate(operands):
                 slot = Slot(str(node.op), place, len(operands))
                 taken = frozenset((slot, *path)[:_DEPTH] for path in paths) if ordered else paths

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from fskd_onnx.errors import ModelError
 from fskd_onnx.matching.block_extents import find_decomposed
 from fskd_onnx.matching.branches import chains_in_sums, sums_to_merge
+from fskd_onnx.matching.joined_layers import rewrites_of_teacher
 from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.passes import AffineMap, Canonicalize, ComposeChains, MergeBranches, export
 from fskd_onnx.passes.analysis.factored_blocks import FactoredBlock, read_block
@@ -200,7 +201,8 @@ Networks = tuple[LoadedModel, LoadedModel]
 def load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
     """Load teacher and student, which take the same inputs and give the same outputs.
 
-    Sums of branches that only one of them has are merged.
+    Sums of branches that only one of them has are merged. Matrices of the teacher that are applied
+    to one tensor are joined into one node, or apart, as the student's are.
 
     Raises:
         ModelError: a file cannot be used, or the models do not fit each other.
@@ -208,6 +210,8 @@ def load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
     one, other = LoadedModel.load(teacher), LoadedModel.load(student)
     paired = pair_interfaces(one.model, other.model, one.name, other.name)
     other = replace(other, inputs=paired.inputs, outputs=paired.outputs)
+    for rewrite in rewrites_of_teacher(one.graph(), other.graph()):
+        one = replace(one, canonical=rewrite(one.canonical).model)
     graphs = one.graph(), other.graph()
     theirs, mine = sums_to_merge(*graphs)
     if not (theirs or mine):

@@ -46,8 +46,9 @@ def _of_fit(report: FitReport) -> dict[str, object]:
     blocks = [asdict(block) for block in report.blocks]
     for block in blocks:
         del block["adds_node"]
-        if not block["note"]:
-            del block["note"]
+        for key in ("note", "first_use"):
+            if not block[key]:
+                del block[key]
     samples = {
         "count": report.sample_count,
         "independent": report.independent_count,

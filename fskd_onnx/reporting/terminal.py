@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -15,7 +17,17 @@ from fskd_onnx.reporting.tables import (
     print_reasons,
     print_table,
 )
-from fskd_onnx.results import BlockStatus, Comparison, FitReport, Matching, Verdict
+from fskd_onnx.results import (
+    BlockPair,
+    BlockReport,
+    BlockStatus,
+    Comparison,
+    FitReport,
+    Matching,
+    Verdict,
+)
+
+Node = TypeVar("Node", BlockPair, BlockReport)
 
 # Samples that are named of those that were left out.
 _NAMED = 3
@@ -28,9 +40,10 @@ def print_report(report: FitReport, console: Console) -> None:
         report: what `fskd_onnx.pipeline.fit.fit` found.
         console: where to.
     """
+    blocks, others = _without_uses(report.blocks)
     rows = [
         (
-            block.student,
+            _named(block.student, others),
             block.op,
             block.adapter or NOT_KNOWN,
             number(block.ridge),
@@ -39,7 +52,7 @@ def print_report(report: FitReport, console: Console) -> None:
             number(block.error_after),
             block.status,
         )
-        for block in report.blocks
+        for block in blocks
     ]
     numbers = ("ridge", "channels", "before", "after")
     print_table(("node", "op", "adapter", *numbers, "status"), rows, numbers, ("node",), console)
@@ -48,11 +61,11 @@ def print_report(report: FitReport, console: Console) -> None:
         BlockStatus.REPLACED: "not fitted, but not as they were:",
     }
     for status, title in titles.items():
-        reasons = ((b.student, b.reason) for b in report.blocks if b.status == status)
+        reasons = ((_named(b.student, others), b.reason) for b in blocks if b.status == status)
         print_reasons(title, reasons, console)
     print_reasons(
         "to be known of those that were fitted:",
-        ((block.student, block.note) for block in report.blocks if block.note),
+        ((_named(block.student, others), block.note) for block in blocks if block.note),
         console,
     )
     print_reasons("outputs left out of the verdict:", report.outputs_left_out, console)
@@ -118,23 +131,24 @@ def print_matching(matching: Matching, console: Console) -> None:
         matching: what `fskd_onnx.pipeline.match.match` found.
         console: where to.
     """
+    pairs, others = _without_uses(matching.pairs)
     rows = [
         (
-            pair.student,
+            _named(pair.student, others),
             pair.op,
             pair.teacher or NOT_KNOWN,
             _channels(pair.channels, pair.teacher_width),
             ", ".join(dict.fromkeys(filter(None, (pair.paired_by, pair.evidence)))),
             f"{pair.confidence:.2f}",
         )
-        for pair in matching.pairs
+        for pair in pairs
     ]
     headers = ("student", "op", "teacher", "channels", "evidence", "confidence")
     numbers = ("channels", "confidence")
     print_table(headers, rows, numbers, ("student", "teacher"), console)
     print_reasons(
         "left alone:",
-        ((pair.student, pair.reason) for pair in matching.pairs if pair.reason),
+        ((_named(pair.student, others), pair.reason) for pair in pairs if pair.reason),
         console,
     )
 
@@ -156,6 +170,26 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         facts["student accuracy"] = percent(comparison.accuracy_student)
     print_facts(facts, console)
     print_reasons("outputs left out of the comparison:", comparison.outputs_left_out, console)
+
+
+def _without_uses(nodes: Sequence[Node]) -> tuple[list[Node], Counter[str]]:
+    """Return one node of those that use the same weights, and how many others each stands for.
+
+    A node of which something else became has a line of its own.
+    """
+    first = {node.student: node for node in nodes}
+    shown, others = [], Counter[str]()
+    for node in nodes:
+        one = first.get(node.first_use, node)
+        if one is not node and bool(one.reason) == bool(node.reason):
+            others[one.student] += 1
+        else:
+            shown.append(node)
+    return shown, others
+
+
+def _named(name: str, others: Counter[str]) -> str:
+    return f"{name} (+{others[name]})" if others[name] else name
 
 
 def _left_out(names: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ class ColumnRequest:
 
     Attributes:
         tensors: their names. The positions are those of the first; another one is left out where
-            its shape differs, as that of a summand that broadcasts does.
+            it has others, as a summand that broadcasts has.
         channels_last: whether their channels are on the last axis, not on axis 1.
         sampling: which columns.
     """
@@ -43,6 +43,19 @@ class ColumnRequest:
     def positions(self, shape: Sequence[int]) -> int:
         """Return the number of positions of one row of a tensor."""
         return math.prod(shape[1:-1] if self.channels_last else shape[2:])
+
+    def as_rows(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Return rows, positions of each, and channels."""
+        return shape[0], self.positions(shape), shape[-1 if self.channels_last else 1]
+
+    def alike(self, one: Sequence[int], other: Sequence[int]) -> bool:
+        """Whether two tensors have the same columns, be it that one has several axes of positions.
+
+        Those of (N, T, C) are those of (N, H, W, C), where T is H x W.
+        """
+        if len(one) == len(other):
+            return tuple(one) == tuple(other)
+        return self.channels_last and self.as_rows(one) == self.as_rows(other)
 
 
 @dataclass(frozen=True)
@@ -149,6 +162,6 @@ def _collect_one(
     values = tuple(
         gather(tensors[name], request.channels_last, count, chosen[np.newaxis])
         for name in request.tensors
-        if tuple(tensors[name].shape()) == shape
+        if request.alike(tensors[name].shape(), shape)
     )
     return Columns(count, chosen, shape, values)

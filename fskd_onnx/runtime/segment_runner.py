@@ -47,6 +47,7 @@ class SegmentRunner:
         stops: Sequence[Sequence[str]],
         batches: Sequence[Batch],
         samples: DecodedSamples,
+        channels_last: Collection[str] = (),
     ) -> None:
         """Plan the segments.
 
@@ -57,6 +58,8 @@ class SegmentRunner:
             batches: which samples run together.
             samples: inputs of the graph, in its order, under whatever names. Their store keeps
                 what crosses the cut.
+            channels_last: tensors whose channels are on the last axis, so that the rows of a sample
+                are positions as others are.
         """
         self._runtime = runtime
         self._graph = graph
@@ -65,6 +68,7 @@ class SegmentRunner:
         self._batches = batches
         names = [tensor.name for tensor in graph.inputs]
         self._samples = samples
+        self._channels_last = frozenset(channels_last)
         # A batch may be several runs of a network that takes fewer samples at once.
         size = run_size(graph, samples)
         self._parts: list[range] = []
@@ -121,19 +125,20 @@ class SegmentRunner:
     def _samples_first(self, parts: Sequence[Mapping[str, OrtValue]]) -> dict[str, OrtValue]:
         """Join the tensors of a batch's parts, sample after sample along their first axis.
 
-        The rows of a sample in a matrix become an axis of their own, positions as those of a MatMul
-        of higher rank are. A tensor that does not hold samples stays as it is.
+        The rows of a sample become an axis of their own in a matrix, and in other tensors whose
+        channels are on the last axis: positions, however samples are flattened. A tensor that does
+        not hold samples stays as it is.
         """
         tensors = {}
         for name, value in parts[0].items():
             axis = self._axes[name]
-            matrix = len(value.shape()) == 2
+            own_axis = name in self._channels_last or len(value.shape()) == 2
             as_it_is = isinstance(axis, SampleAxis) and axis.is_first and len(parts) == 1
-            if not isinstance(axis, SampleAxis) or (as_it_is and not (matrix and axis.rows > 1)):
+            if not isinstance(axis, SampleAxis) or (as_it_is and not (own_axis and axis.rows > 1)):
                 tensors[name] = value
                 continue
             arrays = [part[name].numpy() for part in parts]
-            arrange = axis.by_sample if matrix else axis.first
+            arrange = axis.by_sample if own_axis else axis.first
             joined = np.concatenate([arrange(array) for array in arrays])
             tensors[name] = OrtValue.ortvalue_from_numpy(joined, self._runtime.device)
         return tensors

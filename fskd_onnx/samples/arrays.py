@@ -246,4 +246,6 @@ def _common_count(readings: Mapping[str, Sequence[_Reading]], name: str) -> int:
     if not counts:
         raise SamplesError(f"{name}: holds no input that differs from sample to sample")
     listed = ", ".join(f"{key} has {count}" for key, count in usual.items())
-    raise SamplesError(f"{name}: inputs differ in their number of samples: {listed}")
+    raise SamplesError(
+        f"{name}: inputs differ in their number of samples: {listed}; give as many of each"
+    )

@@ -86,8 +86,9 @@ def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
     specs = [_spec(value) for value in values]
     dims = [_symbols(value) for value in values]
     symbol = _symbol_of_samples(dims, [_symbols(value) for value in model.graph.output])
+    size = None if symbol is not None else _size_of_samples(specs)
     return [
-        replace(spec, axis=_axis(spec, names, symbol))
+        replace(spec, axis=_axis(spec, names, symbol, size))
         for spec, names in zip(specs, dims, strict=True)
     ]
 
@@ -196,6 +197,18 @@ def _symbol_of_samples(
     return max(candidates, key=rank, default=None)
 
 
+def _size_of_samples(specs: Sequence[InputSpec]) -> int | None:
+    """Return the number of samples that a model of fixed sizes takes; None where it cannot be told.
+
+    It is the first extent of some input, and an extent of all: of (1, 576) and states (2, 1, 128),
+    1. Where all agree on the first axis, nothing has to be told.
+    """
+    shapes = [spec.shape for spec in specs if spec.shape]
+    first = {shape[0] for shape in shapes}
+    common = [size for size in first if size and all(size in shape for shape in shapes)]
+    return common[0] if len(first) > 1 and len(common) == 1 else None
+
+
 def _likeness(symbol: str) -> int:
     """Return how clearly a name speaks of samples."""
     if "batch" in symbol.lower():
@@ -203,10 +216,21 @@ def _likeness(symbol: str) -> int:
     return int(symbol.lower() in _NAMES_OF_SAMPLES)
 
 
-def _axis(spec: InputSpec, names: tuple[str, ...], symbol: str | None) -> int | None:
-    """Return the axis that the samples of an input lie on."""
+def _axis(
+    spec: InputSpec, names: tuple[str, ...], symbol: str | None, size: int | None
+) -> int | None:
+    """Return the axis that the samples of an input lie on.
+
+    Args:
+        spec: the input.
+        names: of its extents.
+        symbol: that of the samples, where there is one.
+        size: their number, where it is fixed and tells.
+    """
     if not spec.shape:
         return None
+    if size is not None:
+        return spec.shape.index(size)
     if symbol is None or (spec.shape[0] is None and symbol not in names):
         return 0
     if symbol in names:

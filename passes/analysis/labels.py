@@ -14,6 +14,7 @@ where it cannot be told where the labels go: never a wrong label.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ UNKNOWN = -1
 
 # Labels that differ along positions (DepthToSpace) are followed up to here.
 _MOST_LABELS = 2**22
-# Stands for an extent that is not known; no product of others is a multiple of it.
-_PRIME = 2**61 - 1
+# Stand for extents that are not known, of two shapes; no product of others is a multiple of one.
+_PRIMES = (2**61 - 1, 2**89 - 1)
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,11 @@ class Labels:
         """Remove axes; None if labels differ along them."""
         if self.axes & set(axes):
             return None
-        rest = [axis for axis in range(self.rank) if axis not in axes]
-        moved = frozenset(rest.index(axis) for axis in self.axes)
-        return self._map(lambda part: part.squeeze(tuple(axes)), moved)
+        return self._removed(axes)
+
+    def at_single(self, axis: int) -> Labels:
+        """Remove an axis of extent 1, be it that labels may differ along it."""
+        return Labels(self.channels, self.positions, self.axes - {axis})._removed([axis])
 
     def reshaped(self, old: Shape, new: Shape, same: int = 0) -> Labels | None:
         """Give the tensor another shape.
@@ -131,9 +134,12 @@ class Labels:
             if not self.axes & set(before):
                 shape += [1] * len(after)
                 continue
+            kept = tuple(extent for axis in after if (extent := new[axis]) is not None)
+            if len(kept) < len(after):
+                return None
             extents = {axis: old[axis] for axis in before}
             labels = None if labels is None else labels._expanded(extents)
-            shape += [new[axis] or 1 for axis in after]
+            shape += kept
             axes += after
         if labels is None or len(shape) < len(new):
             return None
@@ -164,6 +170,11 @@ class Labels:
         first = [axis, *(a for a in range(self.rank) if a != axis)]
         parts = (self.channels, self.positions)
         return np.array([part.transpose(first).reshape(extent, -1) for part in parts])
+
+    def _removed(self, axes: Collection[int]) -> Labels:
+        rest = [axis for axis in range(self.rank) if axis not in axes]
+        moved = frozenset(rest.index(axis) for axis in self.axes)
+        return self._map(lambda part: part.squeeze(tuple(axes)), moved)
 
     def _expanded(self, extents: Mapping[int, int | None]) -> Labels | None:
         """Repeat labels along axes to their full extents, and count the positions."""
@@ -203,26 +214,45 @@ def _resolved(shape: Shape, other: Shape) -> Shape:
 def _groups(old: Shape, new: Shape, same: int) -> Iterator[tuple[list[int], list[int]]]:
     """Yield the smallest groups of axes that become groups of axes of the new shape.
 
-    Those in front of axis ``same`` are left out. Yields nothing where it cannot be told.
+    Those in front of axis ``same`` are left out. They are found from the first axis on, then from
+    the last one back; what is left between, where extents are not known, is one group: the samples
+    and positions of (N, T, C) are the rows of (M, C). Yields nothing where it cannot be told.
     """
-    before, after = ([_PRIME if extent is None else extent for extent in s] for s in (old, new))
-    products = [math.prod(extents[same:]) for extents in (before, after)]
-    unknown = max(before[same:].count(_PRIME), after[same:].count(_PRIME))
-    least = min((*before[same:], *after[same:]), default=1)
-    if unknown > 1 or products[0] != products[1] or least < 1:
+    shapes = old[same:], new[same:]
+    known = [math.prod(extent for extent in shape if extent is not None) for shape in shapes]
+    unknown = [shape.count(None) for shape in shapes]
+    least = min((extent for shape in shapes for extent in shape if extent is not None), default=1)
+    one_extent = known[0] == known[1] and max(unknown) <= 1
+    if least < 1 or (unknown == [0, 0] and not one_extent):
         return
-    i = j = same
+    stand_ins = _PRIMES[:1] * 2 if one_extent else _PRIMES
+    before, after = (
+        [prime if extent is None else extent for extent in shape]
+        for prime, shape in zip(stand_ins, shapes, strict=True)
+    )
+    whole = len(before), len(after)
+    cuts = [(0, 0), *_cuts(before, after)]
+    i, j = cuts[-1]
+    if i == whole[0] or j == whole[1]:
+        cuts[1:] = cuts[1:-1]  # what is left has the extent 1
+    else:
+        behind = _cuts(before[i:][::-1], after[j:][::-1])
+        cuts += [(whole[0] - k, whole[1] - m) for k, m in behind][::-1]
+    for (i, j), (k, m) in itertools.pairwise([*cuts, whole]):
+        yield list(range(same + i, same + k)), list(range(same + j, same + m))
+
+
+def _cuts(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield after how many axes of two shapes these have had as many elements, each the least."""
+    i = j = 0
+    sizes = [1, 1]
     while i < len(before) and j < len(after):
-        first, start = i, j
-        sizes = [before[i], after[j]]
+        i, j, sizes = i + 1, j + 1, [before[i], after[j]]
         while sizes[0] != sizes[1]:
-            if sizes[0] < sizes[1]:
-                i += 1
-                sizes[0] *= before[i]
+            if sizes[0] < sizes[1] and i < len(before):
+                i, sizes[0] = i + 1, sizes[0] * before[i]
+            elif sizes[1] < sizes[0] and j < len(after):
+                j, sizes[1] = j + 1, sizes[1] * after[j]
             else:
-                j += 1
-                sizes[1] *= after[j]
-        i, j = i + 1, j + 1
-        if i == len(before) or j == len(after):
-            i, j = len(before), len(after)  # what is left has the extent 1
-        yield list(range(first, i)), list(range(start, j))
+                return
+        yield i, j

@@ -116,9 +116,10 @@ def _gather(node: gs.Node, labels: Labels, shapes: Shapes) -> Sequence[Labels | 
     if shape is None or (axis in labels.axes and not isinstance(indices, gs.Constant)):
         return [None]
     if axis in labels.axes:
-        if len(shape) != 1:
+        if len(shape) > 1:
             return [None]
-        return [labels.taken(axis, indices.values % labels.shape[axis])]
+        taken = labels.taken(axis, np.atleast_1d(indices.values) % labels.shape[axis])
+        return [taken if shape else taken.at_single(axis)]
     rest = labels.without_axes([axis])
     return [None if rest is None else rest.with_axes(range(axis, axis + len(shape)))]
 

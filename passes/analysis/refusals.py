@@ -23,7 +23,8 @@ from fskd_onnx.passes.analysis.nodes import (
 
 _QUANTIZED = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
 # They apply their weights in another way than to one patch of their input.
-_NOT_LINEAR = ("Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN")
+_RECURRENT = ("GRU", "LSTM", "RNN")
+_NOT_LINEAR = ("Attention", "DeformConv", "Einsum", *_RECURRENT)
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,15 @@ def why_left_alone(node: gs.Node, functions: Sequence[gs.Function]) -> str:
     """
     if is_standard(node, *_QUANTIZED):
         return "it is quantized"
-    if any(map(_has_linear_node, bodies(node))):
-        return "linear nodes in its bodies run in a scope of their own"
-    called = [f for f in functions if (f.domain, f.name) == (node.domain, node.op)]
-    if any(map(_has_linear_node, called)):
-        return "linear nodes inside of a function are shared by all of its calls"
-    if called or not any(map(_is_matrix, node.inputs)):
+    if held := _held(bodies(node), functions):
+        return f"{held} in its bodies run in a scope of their own"
+    called = _called(node, functions)
+    if held := _held(called, functions):
+        return f"{held} inside of a function are shared by all of its calls"
+    # Weights of recurrent nodes are put together from constants, gate by gate, where they are not
+    # one constant each.
+    holds = is_standard(node, *_RECURRENT) or any(map(_is_matrix, node.inputs))
+    if called or not holds:
         return ""
     if is_standard(node, *_NOT_LINEAR):
         return f"adapters cannot be fused into '{node.op}'"
@@ -128,12 +132,29 @@ def _why_no_parameter(role: str, tensor: gs.Tensor) -> str:
     return f"its {role} '{tensor.name}' is not an initializer"
 
 
-def _has_linear_node(scope: gs.Graph | gs.Function) -> bool:
-    """Whether a node inside of a body or a function looks linear.
+def _called(node: gs.Node, functions: Sequence[gs.Function]) -> list[gs.Function]:
+    return [f for f in functions if (f.domain, f.name) == (node.domain, node.op)]
 
-    Functions have no initializers, so what computes their weights may be anything.
+
+def _held(scopes: Sequence[gs.Graph | gs.Function], functions: Sequence[gs.Function]) -> str:
+    """Return which nodes that hold weights are inside of bodies or functions, nothing for none.
+
+    Functions have no initializers, so what computes their weights may be anything. A function may
+    call others, but not itself.
     """
-    return any(is_standard(node, *LINEAR_OPERATORS, *_QUANTIZED) for node in all_nodes(scope.nodes))
+    kinds = set()
+    pending, seen = list(scopes), set()
+    while pending:
+        scope = pending.pop()
+        nodes = () if id(scope) in seen else all_nodes(scope.nodes)
+        seen.add(id(scope))
+        for node in nodes:
+            if is_standard(node, *LINEAR_OPERATORS, *_QUANTIZED):
+                kinds.add("linear")
+            elif is_standard(node, *_RECURRENT):
+                kinds.add("recurrent")
+            pending += _called(node, functions)
+    return f"{' and '.join(sorted(kinds))} nodes" if kinds else ""
 
 
 def _is_matrix(tensor: gs.Tensor) -> bool:

@@ -247,6 +247,7 @@ def opened(
     use = BlockUse(
         name="n",
         block_input=linear.input.name,
+        columns_last=False,
         partner=linears(teacher)["n"],
         epilogue=behind(block.residual),
         teacher_sum="s" if block.residual else None,

@@ -89,6 +89,7 @@ class Block:
         use = BlockUse(
             name="n",
             block_input="u",
+            columns_last=False,
             partner=partner,
             epilogue=Epilogue("k", "s") if residual else NO_EPILOGUE,
             teacher_sum="s" if residual else None,

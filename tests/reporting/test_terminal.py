@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from fskd_onnx.reporting.terminal import print_comparison, print_matching, print_report
-from fskd_onnx.results import Agreement, Comparison
+from fskd_onnx.results import Agreement, Comparison, Matching
 from tests.reporting.records import LONG, MATCHING, REPORT
 
 
@@ -33,6 +33,22 @@ def test_long_names_keep_both_ends_on_a_terminal() -> None:
     assert name.startswith(front)
     assert name.endswith(back)
     assert firsts(printed(print_report, report, PIPE))[1] == name
+
+
+def test_nodes_of_one_weight_are_one_line() -> None:
+    cell = dataclasses.replace(REPORT.blocks[0], student="cell0", first_use="cell0")
+    cells = [dataclasses.replace(cell, student=f"cell{number}") for number in range(80)]
+    kept = dataclasses.replace(REPORT.blocks[2], first_use="cell0", student="odd")
+    report = dataclasses.replace(REPORT, blocks=(*cells, kept, REPORT.blocks[1]))
+    lines = printed(print_report, report).splitlines()
+    assert lines[1].split()[:3] == ["cell0", "(+79)", "Conv"]
+    assert [line.split()[0] for line in lines[2:3]] == ["odd"]
+    assert not any("cell1" in line for line in lines)
+    pair = dataclasses.replace(MATCHING.pairs[2], student="a", first_use="a")
+    other = dataclasses.replace(pair, student="b", reason="also those of 'a'")
+    text = printed(print_matching, Matching((pair, other, MATCHING.pairs[0])))
+    assert "a (+1): no counterpart" in text
+    assert "b" not in firsts(text)
 
 
 def test_names_neither_speak_to_a_terminal_nor_fake_rows() -> None:

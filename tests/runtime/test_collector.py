@@ -110,6 +110,18 @@ def test_batches_that_few_requests_take_show_few_tensors(monkeypatch: pytest.Mon
                     np.testing.assert_allclose(one.values[0], other.values[0], rtol=1e-5)
 
 
+def test_columns_are_alike_whatever_axes_positions_have() -> None:
+    tokens = ColumnRequest(("a",), True, RandomSampling(9, (0,)))
+    assert tokens.alike((2, 6, 4), (2, 6, 4))
+    assert tokens.alike((2, 6, 4), (2, 2, 3, 4))
+    assert not tokens.alike((2, 6, 4), (2, 4, 6))
+    assert not tokens.alike((2, 6, 4), (4, 3, 4))
+    assert not tokens.alike((2, 1, 6, 4), (2, 6, 1, 4))
+    images = ColumnRequest(("a",), False, RandomSampling(9, (0,)))
+    assert images.alike((2, 4, 6), (2, 4, 6))
+    assert not images.alike((2, 4, 6), (2, 4, 2, 3))
+
+
 def test_tensors_without_samples_give_no_columns() -> None:
     model = build(
         "g (float[N,3] x, float[3,4] c) => (float[N,4] y) { d = Neg (c) y = MatMul (x, d) }"

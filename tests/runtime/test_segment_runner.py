@@ -433,6 +433,30 @@ def test_tensors_come_with_the_samples_first(
                         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("size", [None, 2])
+def test_rows_of_a_sample_are_positions_where_channels_are_last(
+    size: int | None, runtime: Runtime
+) -> None:
+    model = build(
+        f"""net (float[{size or "N"},6,4] x) => (float[M,3,4] y)
+        <int64[3] windows = {{-1,3,4}}> {{ y = Reshape (x, windows) }}"""
+    )
+    x = np.random.default_rng(0).standard_normal((COUNT, 6, 4)).astype(np.float32)
+    loaded = load_samples({"x": x}, input_specs(model))
+    batches = plan_batches([np.arange(COUNT)], 4, None)
+    for last, rows in (((), 2), (("y",), 1)):
+        with TensorStore() as store:
+            decoded = DecodedSamples(loaded, batches, store, runtime.device)
+            graph = gs.import_onnx(model)
+            runner = SegmentRunner(runtime, graph, [["y"]], batches, decoded, last)
+            with runner.next_stage("") as stage:
+                for index, batch in enumerate(batches):
+                    found = download(stage.tensors(index)["y"])
+                    assert len(found) == rows * len(batch.samples)
+                    expected = x[batch.samples].reshape(found.shape)
+                    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("fixed", [None, 4])
 def test_batches_never_straddle_folds(fixed: int | None) -> None:
     folds = np.array_split(np.random.default_rng(0).permutation(50), 3)

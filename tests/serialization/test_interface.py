@@ -103,6 +103,10 @@ def test_another_number_of_outputs_is_refused() -> None:
         ("float[s0,5] x, float[s1,8] s", "float[c,4] z", [0, 0]),
         ("float[s0,5] x, float[1,s1,8] s", "float[c,4] z", [0, 0]),
         ("float[N,5] x, float g", "float[N,4] z", [0, None]),
+        ("float[1,5] x, float[2,1,8] s, float g", "float[1,4] z", [0, 1, None]),
+        ("float[2,5] x, float[2,1,8] s", "float[2,4] z", [0, 0]),
+        ("float[1,2] x, float[2,1,8] s", "float[1,4] z", [0, 0]),
+        ("float[3,5] x, float[2,1,8] s", "float[3,4] z", [0, 0]),
     ],
 )
 def test_the_axis_of_the_samples_is_that_of_their_symbol(

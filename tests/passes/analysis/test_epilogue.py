@@ -13,6 +13,7 @@ import pytest
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue, find_epilogue
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.nodes import nodes_in_bodies
+from fskd_onnx.passes.analysis.shapes import KnownShapes
 from tests.helpers import build
 
 INF = math.inf
@@ -40,7 +41,7 @@ def epilogue(
     graph = gs.import_onnx(model)
     linear = find_linear(graph)[0]
     assert isinstance(linear, Linear)
-    return find_epilogue(graph, linear, nodes_in_bodies(graph))
+    return find_epilogue(graph, linear, nodes_in_bodies(graph), KnownShapes(graph))
 
 
 ACTIVATIONS = [  # behind y, its bounds
@@ -144,7 +145,33 @@ def test_the_bias_of_a_product_belongs_to_the_block() -> None:
     )
     linear = find_linear(graph)[0]
     assert isinstance(linear, Linear)
-    assert find_epilogue(graph, linear, set()) == Epilogue("x", "s", 0.0, INF)
+    assert find_epilogue(graph, linear, set(), KnownShapes(graph)) == Epilogue("x", "s", 0.0, INF)
+
+
+ROWS = """g (float[N,3,4] x) => (float[N,A,B] z)
+    <float[4,4] w, int64[2] flat = {-1,4}, int64[3] back = {-1,3,4}, int64[3] turned = {-1,4,3}> {
+        f = Reshape (x, flat)
+        y = Gemm (f, w)
+        BEHIND
+    }"""
+
+
+@pytest.mark.parametrize(
+    ("behind", "expected"),
+    [
+        ("r = Reshape (y, back) s = Add (r, x) z = Relu (s)", Epilogue("x", "s", 0.0, INF)),
+        ("r = Add (y, f) s = Reshape (r, back) z = Relu (s)", Epilogue("f", "r", 0.0, INF)),
+        ("r = Reshape (y, back) z = Relu (r)", Epilogue(None, None, 0.0, INF)),
+        ("r = Reshape (y, turned) z = Relu (r)", Epilogue()),
+    ],
+)
+def test_rows_of_a_matrix_may_be_given_their_axes_in_between(
+    behind: str, expected: Epilogue
+) -> None:
+    graph = gs.import_onnx(build(ROWS.replace("BEHIND", behind)))
+    linear = find_linear(graph)[0]
+    assert isinstance(linear, Linear)
+    assert find_epilogue(graph, linear, set(), KnownShapes(graph)) == expected
 
 
 def test_nothing_follows_an_output_that_nobody_clips() -> None:
@@ -171,4 +198,4 @@ def test_an_activation_of_another_domain_is_another_operator() -> None:
     )
     linear = find_linear(graph)[0]
     assert isinstance(linear, Linear)
-    assert find_epilogue(graph, linear, set()) == NO_EPILOGUE
+    assert find_epilogue(graph, linear, set(), KnownShapes(graph)) == NO_EPILOGUE

@@ -63,6 +63,40 @@ def test_an_extent_that_is_not_known_makes_no_wrong_label(
         np.testing.assert_array_equal(spread(found, new), expected)
 
 
+@given(st.data(), SHAPES, SHAPES)
+def test_what_is_in_front_of_equal_axes_may_be_anything(
+    data: st.DataObject, front: list[int], behind: list[int]
+) -> None:
+    samples = data.draw(st.integers(2, 5))
+    others = data.draw(regrouped([samples, *front]))
+    new = [*others, *data.draw(regrouped(behind))]
+    old = [samples, *front, *behind]
+    axis = data.draw(st.integers(len(old) - len(behind), len(old) - 1))
+    unknown: list[int | None] = [None, *front]
+    if data.draw(st.booleans()):
+        unknown[1 + data.draw(st.integers(0, len(front) - 1))] = None
+    labels = along(old, axis)
+    # Of all these extents none is known, in the new shape either.
+    found = labels.reshaped((*unknown, *behind), (*[None] * len(others), *new[len(others) :]))
+    expected = spread(labels, old).reshape(new)
+    if found is not None:
+        np.testing.assert_array_equal(spread(found, new), expected)
+    known = all(extent > 1 for extent in (*behind, *new[len(others) :]))
+    assert found is not None or not known
+
+
+def test_the_rows_of_tokens_carry_their_channels() -> None:
+    labels = along((1, 7, 12), 2)
+    rows = labels.reshaped((None, 7, 12), (None, 12))
+    assert rows is not None
+    assert rows.channels.tolist() == [list(range(10, 22))]
+    heads = rows.reshaped((None, 12), (None, 7, 3, 4))
+    assert heads is not None
+    assert heads.axes == {2, 3}
+    assert heads.channels.reshape(-1).tolist() == list(range(10, 22))
+    assert along((1, 7, 12), 1).reshaped((None, 7, 12), (None, 12)) is None
+
+
 @given(st.data(), SHAPES)
 def test_transpose(data: st.DataObject, shape: list[int]) -> None:
     labels = along(shape, data.draw(st.integers(0, len(shape) - 1)))
@@ -82,6 +116,8 @@ def test_axes_are_inserted_and_removed() -> None:
     assert back.axes == {1}
     assert labels.without_axes([1]) is None
     assert labels.of_rank(4).axes == {3}
+    single = labels.taken(1, np.array([1])).at_single(1)
+    assert (single.channels.tolist(), single.axes) == ([11], frozenset())
 
 
 def test_what_is_taken_or_added() -> None:

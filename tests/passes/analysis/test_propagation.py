@@ -44,6 +44,7 @@ FOLLOWED = [
     "r = Gather <axis = 1> (y, order)",
     "r = Gather <axis = 2> (y, order)",
     "r = Gather <axis = 3> (y, scalar)",
+    "r = Gather <axis = 1> (y, scalar)",
     "r = Concat <axis = 1> (u, y, u)",
     "r = Concat <axis = -1> (y, y)",
     "t = GlobalMaxPool (y) r = Squeeze (t, at23)",

@@ -48,6 +48,14 @@ ALONE = {
         { [n] y = GRU <hidden_size = 4> (x, w, r) }""",
         "adapters cannot be fused into 'GRU'",
     ),
+    "LSTM of computed weights": (
+        """g (float[5,N,3] x) => (float[A,B,C,D] y)
+        <float[1,8,3] w, float[1,8,3] v, float[1,16,4] r> {
+            u = Concat <axis = 1> (w, v)
+            [n] y = LSTM <hidden_size = 4> (x, u, r)
+        }""",
+        "adapters cannot be fused into 'LSTM'",
+    ),
     "Einsum": (
         """g (float[N,4] x) => (float[N,6] y) <float[4,6] w>
         { [n] y = Einsum <equation = "bi,io->bo"> (x, w) }""",
@@ -62,6 +70,24 @@ ALONE = {
         }""",
         "linear nodes in its bodies",
     ),
+    "LSTM in a body": (
+        """g (float[5,N,3] x, bool c, float[A,B,C,D] s) => (float[A,B,C,D] y)
+        <float[1,16,3] w, float[1,16,4] r> {
+            [n] y = If (c) <
+                then_branch = t () => (float[A,B,C,D] p) { p = LSTM <hidden_size = 4> (x, w, r) },
+                else_branch = e () => (float[A,B,C,D] q) {
+                    q = If (c) <
+                        then_branch = f () => (float[A,B,C,D] o) {
+                            h = MatMul (x, x)
+                            o = GRU <hidden_size = 4> (h, w, r)
+                        },
+                        else_branch = h () => (float[A,B,C,D] u) { u = Identity (s) }
+                    >
+                }
+            >
+        }""",
+        "linear and recurrent nodes in its bodies run",
+    ),
     "another domain": (
         """<ir_version: 8, opset_import: ["": 17, "my": 1]>
         g (float[N,4] x) => (float[N,6] y) <float[4,6] w = {1}> { [n] y = my.Dense (x, w) }""",
@@ -75,6 +101,16 @@ ALONE = {
             r = Gemm (a, w)
         }""",
         "linear nodes inside of a function",
+    ),
+    "function that calls another": (
+        """<ir_version: 10, opset_import: ["": 20, "my": 1]>
+        g (float[5,N,4] x) => (float[A,B,C,D] y) { [n] y = my.Outer (x) }
+        <domain: "my", opset_import: ["": 20, "my": 1]> Outer (a) => (r) { r = my.Cell (a) }
+        <domain: "my", opset_import: ["": 20]> Cell (a) => (r) {
+            w = Constant <value = float[1,4,4] {2}> ()
+            r = RNN <hidden_size = 4> (a, w, w)
+        }""",
+        "recurrent nodes inside of a function",
     ),
 }
 
