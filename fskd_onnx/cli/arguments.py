@@ -54,7 +54,8 @@ BlockMap = Annotated[
     typer.Option(
         "--map",
         metavar="FILE",
-        help="Pairs saved by match --json, maybe edited or only some: they override matching.",
+        help="Pairs saved by match --json, maybe edited or only some, or the JSON report of a fit: "
+        "they override matching.",
     ),
 ]
 Reports = Annotated[

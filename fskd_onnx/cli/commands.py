@@ -136,20 +136,40 @@ def _compare(
             metavar="FILE", help="One class per sample (.npy, .npz, .txt, .csv), for accuracies."
         ),
     ] = None,
+    blocks: Annotated[
+        bool,
+        typer.Option("--blocks", help="Compare block outputs too: where does the student depart?"),
+    ] = False,
+    block_map: BlockMap = None,
+    time: Annotated[
+        bool, typer.Option("--time", help="Measure how long both take, in turns.")
+    ] = False,
     report: Reports = None,
 ) -> None:
     """Show how far two networks agree on samples."""
     reports = checked_reports(report)
+    if block_map is not None and not blocks:
+        raise typer.BadParameter("is for --blocks; give that too", param_hint="--map")
     shared.start(
         {"TEACHER": teacher, "STUDENT": student},
-        {"SAMPLES": samples, "the labels": labels},
+        {"SAMPLES": samples, "the labels": labels, "the map": block_map},
         [("--report", path) for path in reports],
     )
 
-    from fskd_onnx.reporting.compare import compare
-    from fskd_onnx.reporting.terminal import print_comparison
+    from fskd_onnx.pipeline.compare import compare
+    from fskd_onnx.reporting.compare_terminal import print_comparison
 
-    found = compare(teacher, student, samples, shared.run, labels)
+    with shown_on(shared.progress):
+        found = compare(
+            teacher,
+            student,
+            samples,
+            shared.run,
+            labels,
+            blocks=blocks,
+            block_map=None if block_map is None else str(block_map),
+            time=time,
+        )
     comparison = replace(found, command=command_line())
     with OutputFiles() as files:
         for path in reports:

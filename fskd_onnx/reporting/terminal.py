@@ -1,4 +1,4 @@
-"""Results as tables on a terminal: of a fit, of a match, of a comparison."""
+"""Results as tables on a terminal: of a fit, of a match."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fskd_onnx.reporting.tables import (
     print_reasons,
     print_table,
 )
-from fskd_onnx.results import BlockStatus, Comparison, FitReport, Matching, Verdict
+from fskd_onnx.results import BlockStatus, FitReport, Matching, Verdict
 
 # Samples that are named of those that were left out.
 _NAMED = 3
@@ -34,7 +34,7 @@ def print_report(report: FitReport, console: Console) -> None:
             block.op,
             block.adapter or NOT_KNOWN,
             number(block.ridge),
-            _channels(block.channels, block.teacher_width),
+            channels_text(block.channels, block.teacher_width),
             number(block.error_before),
             number(block.error_after),
             block.status,
@@ -80,7 +80,7 @@ def facts_of_fit(report: FitReport) -> dict[str, str]:
     return {
         "samples": f"{report.sample_count}, of which {report.held_out_count} held out"
         + _independent(report)
-        + _left_out(report.samples_left_out),
+        + left_out_text(report.samples_left_out),
         "relative mse": f"{number(before.relative_mse)} -> {number(after.relative_mse)}",
         "top-1 agreement": f"{percent(before.top1_agreement)} -> {percent(after.top1_agreement)}",
         "verdict": _verdict(report.verdict),
@@ -123,7 +123,7 @@ def print_matching(matching: Matching, console: Console) -> None:
             pair.student,
             pair.op,
             pair.teacher or NOT_KNOWN,
-            _channels(pair.channels, pair.teacher_width),
+            channels_text(pair.channels, pair.teacher_width),
             ", ".join(dict.fromkeys(filter(None, (pair.paired_by, pair.evidence)))),
             f"{pair.confidence:.2f}",
         )
@@ -139,26 +139,7 @@ def print_matching(matching: Matching, console: Console) -> None:
     )
 
 
-def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print how far two models agree.
-
-    Args:
-        comparison: what `fskd_onnx.reporting.compare.compare` found.
-        console: where to.
-    """
-    facts = {
-        "samples": f"{comparison.count}{_left_out(comparison.samples_left_out)}",
-        "relative mse": number(comparison.agreement.relative_mse),
-        "top-1 agreement": percent(comparison.agreement.top1_agreement),
-    }
-    if comparison.accuracy_teacher is not None or comparison.accuracy_student is not None:
-        facts["teacher accuracy"] = percent(comparison.accuracy_teacher)
-        facts["student accuracy"] = percent(comparison.accuracy_student)
-    print_facts(facts, console)
-    print_reasons("outputs left out of the comparison:", comparison.outputs_left_out, console)
-
-
-def _left_out(names: Sequence[str]) -> str:
+def left_out_text(names: Sequence[str]) -> str:
     """Return how many samples the verdict leaves out, and which; nothing where there are none."""
     if not names:
         return ""
@@ -166,7 +147,7 @@ def _left_out(names: Sequence[str]) -> str:
     return f"; {len(names)} left out, whose outputs are not finite ({listed})"
 
 
-def _channels(channels: tuple[int, ...] | None, teacher_width: int | None) -> str:
+def channels_text(channels: tuple[int, ...] | None, teacher_width: int | None) -> str:
     """Return how many of the teacher's channels, as in 16/32; ? where the fit finds that out."""
     if channels is not None and not channels:
         return NOT_KNOWN

@@ -77,11 +77,11 @@ def compare_calls(
     """Puts something in place of the comparison, which is the command with the least around it."""
 
     def replace(action: Callable[[RunOptions], None]) -> None:
-        def compare(teacher: Path, student: Path, samples: Path, run: RunOptions, _: Any) -> Any:
+        def compare(_t: Path, _s: Path, _x: Path, run: RunOptions, _: Any, **_more: Any) -> Any:
             action(run)
             raise SamplesError("samples.npy: stop here")
 
-        install(monkeypatch, "fskd_onnx.reporting.compare", compare=compare)
+        install(monkeypatch, "fskd_onnx.pipeline.compare", compare=compare)
 
     return replace
 
