@@ -181,6 +181,7 @@ class FitReport:
         worst_samples: the held-out samples on which the fitted student errs most, the worst
             first.
         command: the command that made it, as it was typed; empty for a call from Python.
+        advice: what to do next, a sentence each, where the figures call for it.
     """
 
     teacher: str
@@ -203,6 +204,7 @@ class FitReport:
     outputs_left_out: tuple[tuple[str, str], ...] = ()
     worst_samples: tuple[SampleError, ...] = ()
     command: str = ""
+    advice: tuple[str, ...] = ()
 
     @property
     def added_nodes(self) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ def _match(
     groups: Groups = None,
     memory_limit: MemoryLimit = None,
 ) -> None:
-    """Show which blocks and channels of STUDENT belong to which of TEACHER."""
+    """Show which blocks and channels of STUDENT are which of TEACHER."""
     shared.start(
         {"TEACHER": teacher, "STUDENT": student},
         {"SAMPLES": samples, "the map": block_map, "the groups": file_of(groups)},
@@ -131,9 +131,11 @@ def _compare(
     student: Student,
     samples: Samples,
     labels: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE", help="One class per sample (.npy, .npz, .txt, .csv), for accuracies."
+            metavar="FILE|folders",
+            help="One class per sample (.npy, .npz, .txt, .csv), for accuracies; folders takes the "
+            "names of subfolders of SAMPLES as classes.",
         ),
     ] = None,
     blocks: Annotated[
@@ -152,7 +154,7 @@ def _compare(
         raise typer.BadParameter("is for --blocks; give that too", param_hint="--map")
     shared.start(
         {"TEACHER": teacher, "STUDENT": student},
-        {"SAMPLES": samples, "the labels": labels, "the map": block_map},
+        {"SAMPLES": samples, "the labels": file_of(labels), "the map": block_map},
         [("--report", path) for path in reports],
     )
 

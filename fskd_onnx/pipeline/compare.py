@@ -30,6 +30,7 @@ from fskd_onnx.runtime.forward import forward
 from fskd_onnx.runtime.latency import compare_latency
 from fskd_onnx.runtime.out_of_memory import with_enough_memory
 from fskd_onnx.runtime.providers import Runtime, open_runtime
+from fskd_onnx.samples.proposal import proposing_preset
 from fskd_onnx.samples.reader import Samples
 from fskd_onnx.samples.sources import SampleSource, load_samples
 from fskd_onnx.serialization.interface import (
@@ -67,7 +68,8 @@ def compare(
         student: the compressed network.
         samples: see ``fskd_onnx.samples.sources.load_samples``.
         options: how to read and run.
-        labels: a file of class labels, see ``fskd_onnx.samples.labels.load_labels``.
+        labels: a file of class labels, see ``fskd_onnx.samples.labels.load_labels``; or
+            "folders": the names of the samples' folders are their classes.
         blocks: whether to compare block outputs too.
         block_map: of these, as ``map`` of ``FitOptions``.
         time: whether to measure how long both take.
@@ -83,9 +85,15 @@ def compare(
     models = load_model(teacher), load_model(student)
     names = source_name(teacher), source_name(student)
     interface = pair_interfaces(*models, *names)
-    loaded = load_samples(
-        samples, input_specs(models[0]), options.preprocess, options.max_samples, options.seed
-    )
+    with proposing_preset(models[0]):
+        loaded = load_samples(
+            samples,
+            input_specs(models[0]),
+            options.preprocess,
+            options.max_samples,
+            options.seed,
+            listed=options.samples_list,
+        )
     truth = None if labels is None else loaded.labels(labels)
     inputs = tuple(input_specs(models[0])), tuple(interface.inputs)
     run_size = _run_size(inputs, names, loaded, options.batch_size) if time else None

@@ -36,6 +36,7 @@ from fskd_onnx.pipeline.fit import fit_networks
 from fskd_onnx.pipeline.networks import LoadedModel
 from fskd_onnx.pipeline.teacher_analysis import outline_teacher, prepared, study_teacher
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
+from fskd_onnx.progress import share
 from fskd_onnx.results import FitResult
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
@@ -47,6 +48,8 @@ from fskd_onnx.timing import StageTimer
 
 # Steps of a search for the smallest student that meets a measured target.
 _SEARCH_STEPS = 6
+# Of the work, roughly, where there is one fit.
+_ANALYSIS = 0.3
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,11 @@ class _Compression:
 
     def _study(self) -> TeacherStudy:
         options = self._options
-        with self._timer("analysis"), TensorStore(options.run.memory_limit) as store:
+        with (
+            self._timer("analysis"),
+            share(0.0, _ANALYSIS),
+            TensorStore(options.run.memory_limit) as store,
+        ):
             divided = None
             if self._samples is not None:
                 divided = divide_samples(
@@ -160,7 +167,7 @@ class _Compression:
         model, canonical = bare.model, Canonicalize()(bare.model).model
         own = replace(self._model, name=self._student_name, model=model, canonical=canonical)
         pairs = pairs_of(plan, study.channels, own.graph())
-        with self._timer("fit"):
+        with self._timer("fit"), share(_ANALYSIS, 1.0):
             networks = self._model, own
             fit = fit_networks(networks, self._samples, self._options.fit, StageTimer(), pairs)
         return _Student(plan, fit.model, fit)
@@ -179,9 +186,13 @@ class _Compression:
         def choose(left: float) -> Plan:
             return study.choose(CostName.MACS, left)
 
+        steps = iter(range(_SEARCH_STEPS))
+
         def make(plan: Plan) -> _Student:
+            step = next(steps)
             try:
-                return self._fitted(study, plan)
+                with share(step / _SEARCH_STEPS, (step + 1) / _SEARCH_STEPS):
+                    return self._fitted(study, plan)
             except NoImprovementError:
                 return _Student(plan, self._model.model)  # not one to give out
 

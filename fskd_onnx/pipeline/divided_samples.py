@@ -20,6 +20,7 @@ from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.augment import Augmented
 from fskd_onnx.samples.batches import default_batch_size
+from fskd_onnx.samples.proposal import proposing_preset
 from fskd_onnx.samples.reader import SampleReader, Samples
 from fskd_onnx.samples.related import find_groups
 from fskd_onnx.samples.sources import SampleSource, load_samples
@@ -51,9 +52,16 @@ def open_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) ->
     Raises:
         SamplesError: they cannot be used, or are too few.
     """
-    loaded = load_samples(
-        source, teacher.inputs, run.preprocess, run.max_samples, run.seed, run.groups
-    )
+    with proposing_preset(teacher.model):
+        loaded = load_samples(
+            source,
+            teacher.inputs,
+            run.preprocess,
+            run.max_samples,
+            run.seed,
+            run.groups,
+            run.samples_list,
+        )
     if len(loaded) < _LEAST_GROUPS:
         raise SamplesError(
             f"{loaded.name}: {len(loaded)} samples are too few to "

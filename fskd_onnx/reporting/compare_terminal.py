@@ -34,8 +34,9 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     facts = {
         "samples": f"{comparison.count}{left_out_text(comparison.samples_left_out)}",
         "relative mse": number(comparison.agreement.relative_mse),
-        "top-1 agreement": percent(comparison.agreement.top1_agreement),
     }
+    if comparison.agreement.top1_agreement is not None:
+        facts["top-1 agreement"] = percent(comparison.agreement.top1_agreement)
     if len(comparison.outputs) == 1:
         facts |= _facts_of_output(comparison.outputs[0])
     if comparison.accuracy_teacher is not None or comparison.accuracy_student is not None:

@@ -68,7 +68,7 @@ def _page_of_fit(record: Record) -> Page:
         tables=[block_table(record)],
         reasons=list(_reasons_of_fit(record)),
         samples=worst(record),
-        notes=[],
+        notes=record.get("advice", ()),
         facts=facts_of(record, record),
         options=dict(flat_options(record["options"])),
     )
@@ -144,7 +144,7 @@ def _page_of_compression(record: Record) -> Page:
             *(() if fit is None else _reasons_of_fit(fit)),
         ],
         samples=[] if fit is None else worst(fit),
-        notes=record.get("notes", ()),
+        notes=[*record.get("notes", ()), *(fit or {}).get("advice", ())],
         facts=facts_of(record, fit or {}),
         options=dict(flat_options(record["options"])),
     )
@@ -158,7 +158,8 @@ def _tiles_of_fit(fit: Record) -> Iterator[Tile]:
         ("top-1 agreement", "top1_agreement", percent_text),
         ("relative error", "relative_mse", number_text),
     ):
-        yield Tile(label, text(after[key]), text(before[key]))
+        if (before[key], after[key]) != (None, None) or key == "relative_mse":
+            yield Tile(label, text(after[key]), text(before[key]))
     low, high = verdict["interval"]
     yield Tile(
         "error of a sample",

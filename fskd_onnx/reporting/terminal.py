@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from rich.console import Console
+from rich.text import Text
 
+from fskd_onnx.printable import printable
 from fskd_onnx.reporting.tables import (
     NOT_KNOWN,
     number,
@@ -15,7 +17,7 @@ from fskd_onnx.reporting.tables import (
     print_reasons,
     print_table,
 )
-from fskd_onnx.results import BlockStatus, FitReport, Matching, Verdict
+from fskd_onnx.results import Agreement, BlockStatus, FitReport, Matching, Verdict
 
 # Samples that are named of those that were left out.
 _NAMED = 3
@@ -72,6 +74,14 @@ def print_report(report: FitReport, console: Console) -> None:
         },
         console,
     )
+    print_advice(report.advice, console)
+
+
+def print_advice(advice: Sequence[str], console: Console) -> None:
+    """Print sentences below the figures; nothing where there are none."""
+    for sentence in advice:
+        console.print()
+        console.print(Text(printable(sentence), overflow="fold"))
 
 
 def facts_of_fit(report: FitReport) -> dict[str, str]:
@@ -82,9 +92,15 @@ def facts_of_fit(report: FitReport) -> dict[str, str]:
         + _independent(report)
         + left_out_text(report.samples_left_out),
         "relative mse": f"{number(before.relative_mse)} -> {number(after.relative_mse)}",
-        "top-1 agreement": f"{percent(before.top1_agreement)} -> {percent(after.top1_agreement)}",
+        **_top1(before, after),
         "verdict": _verdict(report.verdict),
     }
+
+
+def _top1(before: Agreement, after: Agreement) -> dict[str, str]:
+    """Return how often both rank the same class first, where an output holds scores of classes."""
+    ends = before.top1_agreement, after.top1_agreement
+    return {} if ends == (None, None) else {"top-1 agreement": " -> ".join(map(percent, ends))}
 
 
 def _independent(report: FitReport) -> str:
@@ -135,6 +151,18 @@ def print_matching(matching: Matching, console: Console) -> None:
     print_reasons(
         "left alone:",
         ((pair.student, pair.reason) for pair in matching.pairs if pair.reason),
+        console,
+    )
+    usable = matching.usable
+    known = sum(pair.channels is not None for pair in usable)
+    console.print()
+    print_facts(
+        {
+            "blocks": f"{len(matching.pairs)}, of which {len(usable)} have a counterpart",
+            "channels": f"known of {known} of these; a fit finds the others from activations"
+            if known < len(usable)
+            else "known of all of these",
+        },
         console,
     )
 

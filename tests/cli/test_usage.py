@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,9 +15,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from fskd_onnx.cli.app import app
+from fskd_onnx.cli.help_page import _GROUP_OF, EXAMPLES
 from fskd_onnx.errors import FskdError, NoImprovementError, SamplesError
 from fskd_onnx.options import Preprocess, RunOptions
 from fskd_onnx.reporting.formats import REPORT_FORMATS, ReportFormat
@@ -107,7 +110,42 @@ def test_help_names_what_the_registries_hold() -> None:
 def test_version() -> None:
     result = invoke("--version")
     assert result.exit_code == 0
-    assert result.stdout.startswith("fskd-onnx ")
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("fskd-onnx ")
+    (runtime,) = (line for line in lines if line.startswith("onnxruntime"))
+    assert "CPUExecutionProvider" in runtime
+    assert any(line.startswith("numpy ") for line in lines)
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_help_has_groups_of_options_and_an_example(command: str) -> None:
+    text = invoke(command, "-h").stdout
+    groups = re.findall(r"^(\w[\w ]*):$", text, re.MULTILINE)
+    assert groups[0] == "Arguments"
+    assert groups[-4:] == ["Samples", "Running", "Output", "Example"]
+    assert text.splitlines()[-1].strip() == EXAMPLES[command]
+    assert EXAMPLES[command].startswith(f"fskd-onnx {command} ")
+
+
+def test_every_grouped_option_exists() -> None:
+    names = {parameter.name for name in EXAMPLES for parameter in command_of(name).params}
+    assert set(_GROUP_OF) - names == {"help"}
+
+
+def command_of(name: str) -> Any:
+    return typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+
+
+def test_shells_complete_commands_and_options() -> None:
+    for typed, found in (("fskd-onnx co", "compare"), ("fskd-onnx fit --ada", "--adapter")):
+        words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+        done = subprocess.run(
+            [Path(sys.executable).parent / "fskd-onnx"],
+            env={**os.environ, **words, "_FSKD_ONNX_COMPLETE": "complete_bash"},
+            capture_output=True,
+            text=True,
+        )
+        assert found in done.stdout.splitlines()
 
 
 @pytest.mark.parametrize(

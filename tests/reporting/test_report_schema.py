@@ -20,6 +20,7 @@ WHOLE_FIT = dataclasses.replace(
     samples_left_out=("x.npy, sample 3",),
     outputs_left_out=(("boxes", "no rows"),),
     command="fskd-onnx fit",
+    advice=("Give more samples.",),
 )
 WHOLE_COMPRESSION = dataclasses.replace(COMPRESSION, fit=WHOLE_FIT, command="fskd-onnx compress")
 REPORTS: dict[str, Report] = {

@@ -93,6 +93,9 @@ def test_matchings_for_people() -> None:
     assert "odd[1]: no counterpart" in text
     assert LONG not in firsts(text)
     assert LONG in firsts(printed(print_matching, MATCHING, PIPE))
+    *_, blocks, channels = text.splitlines()
+    assert blocks.split() == ["blocks", "3,", "of", "which", "2", "have", "a", "counterpart"]
+    assert " ".join(channels.split()).startswith("channels known of 1 of these; a fit finds")
 
 
 def test_comparisons() -> None:
