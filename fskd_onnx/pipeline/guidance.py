@@ -5,7 +5,7 @@ Every sentence is for one cause that the figures of this fit show, and none is s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -25,7 +25,6 @@ _ALIKE = 0.5
 # Errors of a network that leave something to be wished for, and how many times its usual block's
 # error one block has that stands out.
 _LARGE, _STANDS_OUT = 0.02, 4.0
-_MOST = 2  # sentences
 _NAMED = 3  # blocks
 
 
@@ -95,28 +94,34 @@ def advise(
             f"{count} samples are {independent} independent ones, which count: samples that "
             "differ more tell more."
         )
-    if after.relative_mse <= _LARGE:
-        return tuple(found)
-    if independent < _FEW:
-        found.append(
-            f"{independent} independent samples are few, and the error is still "
-            f"{after.relative_mse:.2g}: more of them are the first thing to try."
-        )
-    elif options.adapter != AdapterName.AUTO or options.targets != TargetsName.AUTO:
-        found.append(f"The error is still {after.relative_mse:.2g}: {_next_option(options)}.")
+    if after.relative_mse > _LARGE:
+        found.extend(_for_large_error(blocks, after.relative_mse, independent, options))
+    return tuple(found)
+
+
+def _for_large_error(
+    blocks: Sequence[BlockReport], error: float, independent: int, options: FitOptions
+) -> Iterator[str]:
+    """Yield what to do about an error that is still large: of several causes, the first."""
     left = [b for b in blocks if b.status != BlockStatus.FITTED and b.error_before is None]
     standing_out = _standing_out(blocks)
-    if standing_out:
+    if independent < _FEW:
+        yield (
+            f"{independent} independent samples are few, and the error is still {error:.2g}: more "
+            "of them are the first thing to try."
+        )
+    elif options.adapter != AdapterName.AUTO or options.targets != TargetsName.AUTO:
+        yield f"The error is still {error:.2g}: {_next_option(options)}."
+    elif standing_out:
         listed = ", ".join(f"{name} ({error:.2g})" for name, error in standing_out.items())
-        found.append(
+        yield (
             f"Most of the error of blocks is at {listed}: leave more of the teacher's width there."
         )
-    elif left and len(left) * 2 > len(blocks):
-        found.append(
+    elif len(left) * 2 > len(blocks):
+        yield (
             f"{len(left)} of {len(blocks)} blocks were left alone, for the reasons listed: "
             "--map says which blocks belong together where the match does not find it."
         )
-    return tuple(found[:_MOST])
 
 
 def _next_option(options: FitOptions) -> str:

@@ -79,8 +79,9 @@ def print_report(report: FitReport, console: Console) -> None:
 
 def print_advice(advice: Sequence[str], console: Console) -> None:
     """Print sentences below the figures; nothing where there are none."""
-    for sentence in advice:
+    if advice:
         console.print()
+    for sentence in advice:
         console.print(Text(printable(sentence), overflow="fold"))
 
 
