@@ -102,10 +102,10 @@ def _tiles_of_latency(record: Record) -> Iterator[Tile]:
     latency = record.get("latency")
     if latency is not None:
         low, high = map(percent_text, latency["quartiles"])
+        one, other = (f"{1e3 * latency[whose]:.3g} ms" for whose in ("teacher", "student"))
         yield Tile(
-            "time of a run",
-            f"{1e3 * latency['student']:.3g} ms",
-            f"{1e3 * latency['teacher']:.3g} ms",
-            note=f"{percent_text(latency['ratio'])} of the teacher's; quartiles of "
+            "time, relative",
+            percent_text(latency["ratio"]),
+            note=f"{one} \N{RIGHTWARDS ARROW} {other} for a run; quartiles of "
             f"{latency['turns']} turns {low} and {high}",
         )

@@ -351,6 +351,16 @@ def test_how_much_is_said(
     assert [line.split()[-1] for line in text.splitlines()] == ["debug", "info", "warning"]
 
 
+def test_a_list_of_samples_is_an_input(tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("a.png\n", encoding="utf-8")
+    options = ("--samples-list", listed, "--log-file", listed)
+    result = invoke("compare", "t", "s", tmp_path, *options)
+    assert result.exit_code == 2
+    assert "is an input" in result.stderr
+    assert listed.read_text(encoding="utf-8") == "a.png\n"
+
+
 def install_fit(monkeypatch: pytest.MonkeyPatch, error: FskdError | None = None) -> None:
     """Puts a fit in place that takes no time, and a writer of models that writes their name."""
 

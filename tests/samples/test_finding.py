@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,12 @@ def test_a_list_that_is_wrong_is_refused(
     names.write_text(text, encoding="utf-8")
     with pytest.raises(SamplesError, match=reason):
         values(photos, listed=str(names))
+
+
+def test_a_list_that_waits_for_a_writer_is_refused(photos: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list.txt")
+    with pytest.raises(SamplesError, match="named pipe"):
+        values(photos, listed=str(tmp_path / "list.txt"))
 
 
 def test_a_list_is_for_folders(tmp_path: Path) -> None:
