@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fskd_onnx.compare_results import Comparison
     from fskd_onnx.compress_options import CompressOptions
     from fskd_onnx.compress_results import CompressReport, CompressResult, Plan
     from fskd_onnx.errors import (
@@ -30,16 +31,16 @@ if TYPE_CHECKING:
         TargetError,
     )
     from fskd_onnx.options import FitOptions, Preprocess, RunOptions
+    from fskd_onnx.pipeline.compare import compare
     from fskd_onnx.pipeline.compress import compress
     from fskd_onnx.pipeline.fit import fit
     from fskd_onnx.pipeline.match import match
-    from fskd_onnx.reporting.compare import compare
-    from fskd_onnx.results import Comparison, FitReport, FitResult, Matching
+    from fskd_onnx.results import FitReport, FitResult, Matching
     from fskd_onnx.serialization.model_files import save_model
 
 # The module of each public name.
 _HOME = {
-    "Comparison": "results",
+    "Comparison": "compare_results",
     "CompressOptions": "compress_options",
     "CompressReport": "compress_results",
     "CompressResult": "compress_results",
@@ -61,7 +62,7 @@ _HOME = {
     "RunOptions": "options",
     "SamplesError": "errors",
     "TargetError": "errors",
-    "compare": "reporting.compare",
+    "compare": "pipeline.compare",
     "compress": "pipeline.compress",
     "fit": "pipeline.fit",
     "match": "pipeline.match",

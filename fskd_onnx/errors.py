@@ -44,6 +44,10 @@ class PreprocessError(FskdError):
     """Images were given without a usable description of how they become tensors."""
 
 
+class MissingNormalizationError(PreprocessError):
+    """Nothing says how images become tensors."""
+
+
 class OptionError(FskdError, ValueError):
     """An argument or an option is of a type or has a value that it cannot have."""
 

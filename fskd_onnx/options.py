@@ -9,7 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
 
-from fskd_onnx.errors import OptionError, PreprocessError
+from fskd_onnx.errors import MissingNormalizationError, OptionError, PreprocessError
 from fskd_onnx.option_checks import (
     check_groups,
     check_integer,
@@ -141,12 +141,12 @@ class Preprocess:
             name: what to call the images in an error.
 
         Raises:
-            PreprocessError: neither a preset nor any of mean, std and scale is given.
+            MissingNormalizationError: neither a preset nor any of mean, std and scale is given.
         """
         if self.preset is not None:
             base = PRESETS[self.preset]
         elif self.mean is None and self.std is None and self.scale is None:
-            raise PreprocessError(
+            raise MissingNormalizationError(
                 f"{name}: nothing says how the model was trained to see images; "
                 f"give --preprocess with one of {_preset_list()}, or --mean, --std and --scale"
             )
@@ -228,6 +228,7 @@ class RunOptions:
             they are fitted on or held out together: the group of each sample of the source, names
             or integers; a file of these; or "folders", where the subfolders of the samples are the
             groups. None lets a fit find samples that show the same.
+        samples_list: a text file that names the samples of a folder to read, one per line.
 
     Raises:
         OptionError: a value is of a wrong type or impossible.
@@ -240,6 +241,7 @@ class RunOptions:
     preprocess: Preprocess = field(default_factory=Preprocess)
     memory_limit: int | None = None
     groups: str | Sequence[str | int] | None = None
+    samples_list: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse impossible values; let groups be a tuple where they are listed."""
@@ -253,6 +255,9 @@ class RunOptions:
         check_type(self.preprocess, "preprocess", Preprocess)
         if self.memory_limit is not None:
             check_integer(self.memory_limit, "memory_limit", 0)
+        if self.samples_list is not None:
+            check_path(self.samples_list, "samples_list")
+            object.__setattr__(self, "samples_list", os.fspath(self.samples_list))
         if isinstance(self.groups, str | os.PathLike):
             check_path(self.groups, "groups")
             object.__setattr__(self, "groups", os.fspath(self.groups))

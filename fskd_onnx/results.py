@@ -1,9 +1,8 @@
-"""What a user gets: the records of a fit, a match and a comparison."""
+"""What a user gets: the records of a fit and of a match."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -139,46 +138,6 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How far a student agrees with its teacher.
-
-    Attributes:
-        agreement: of the student with the teacher.
-        count: number of samples that the figures are of.
-        accuracy_teacher: fraction of samples whose label the teacher ranks first; None without
-            labels.
-        accuracy_student: the same of the student.
-        samples_left_out: names of the samples for which an output of either model is not finite.
-        outputs_left_out: outputs that could not be compared, each with the reason.
-        teacher: path or name of the teacher.
-        student: path or name of the student.
-        options: the options of the comparison, by name.
-        providers: execution providers that were used, in order.
-        worst_samples: as of a fit, of all samples.
-        error_quantiles: of the errors of single samples, each relative to the teacher's spread
-            around its mean output: the least, those that each further twentieth of the samples does
-            not exceed, the greatest; none where the outputs are not numbers.
-        versions: as of a fit.
-        command: as of a fit.
-    """
-
-    agreement: Agreement
-    count: int
-    accuracy_teacher: float | None
-    accuracy_student: float | None
-    samples_left_out: tuple[str, ...] = ()
-    outputs_left_out: tuple[tuple[str, str], ...] = ()
-    teacher: str = ""
-    student: str = ""
-    options: Mapping[str, object] = field(default_factory=dict)
-    providers: tuple[str, ...] = ()
-    worst_samples: tuple[SampleError, ...] = ()
-    error_quantiles: tuple[float, ...] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)
-    command: str = ""
-
-
-@dataclass(frozen=True)
 class StageSeconds:
     """Wall-clock seconds of a fit and of its stages.
 
@@ -224,6 +183,7 @@ class FitReport:
         worst_samples: the held-out samples on which the fitted student errs most, the worst
             first.
         command: the command that made it, as it was typed; empty for a call from Python.
+        advice: what to do next, a sentence each, where the figures call for it.
     """
 
     teacher: str
@@ -246,6 +206,7 @@ class FitReport:
     outputs_left_out: tuple[tuple[str, str], ...] = ()
     worst_samples: tuple[SampleError, ...] = ()
     command: str = ""
+    advice: tuple[str, ...] = ()
 
     @property
     def added_nodes(self) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ import importlib.metadata
 
 def versions_used() -> dict[str, str]:
     """Return the versions of this package and of those that it computes with."""
-    versions = {"fskd-onnx": importlib.metadata.version("fskd-onnx")}
-    for package in ("onnx", "onnxruntime-gpu", "onnxruntime", "onnx-graphsurgeon", "numpy"):
+    versions = {"fskd-onnx": "(not installed)"}
+    others = ("onnx", "onnxruntime-gpu", "onnxruntime", "onnx-graphsurgeon", "numpy")
+    for package in ("fskd-onnx", *others):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

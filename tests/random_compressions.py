@@ -25,10 +25,10 @@ import onnx
 from fskd_onnx import CompressOptions, CompressResult, NoImprovementError, compress
 from fskd_onnx.compress_options import CostName, MethodName, Reduction
 from fskd_onnx.compress_results import UnitKind
-from fskd_onnx.compression.latency import Latency
 from fskd_onnx.compression.plan import plan_to_json
 from fskd_onnx.errors import FskdError
 from fskd_onnx.pipeline import compress_report
+from fskd_onnx.runtime.latency import Latency
 from tests.helpers import check
 from tests.random_graphs.case import Case, draw
 from tests.random_graphs.judging import (

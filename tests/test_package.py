@@ -97,7 +97,7 @@ def stage(module: str) -> str:
 
 
 STAGES = (
-    *("results", "compress_results", "printable", "errors", "option_checks"),
+    *("results", "compare_results", "compress_results", "printable", "errors", "option_checks"),
     *("options", "compress_options", "progress", "timing", "versions"),
     *("passes.errors", "passes.analysis", "passes"),
     *("serialization", "samples", "runtime", "linalg"),

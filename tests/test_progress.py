@@ -7,7 +7,15 @@ import io
 import pytest
 from rich.console import Console
 
-from fskd_onnx.progress import observed_by, observer, shown_on, with_prefix
+from fskd_onnx.progress import (
+    done,
+    observed_by,
+    observer,
+    share,
+    shown_on,
+    time_left,
+    with_prefix,
+)
 
 
 def shown(terminal: bool, quiet: bool = False) -> str:
@@ -55,3 +63,37 @@ def test_nobody_is_told_once_the_work_is_over() -> None:
     silent = observer()
     shown(terminal=True)
     assert observer() is silent
+
+
+def test_parts_of_parts_are_parts_of_the_whole() -> None:
+    assert done(0.5) == 0.5
+    with share(0.5, 1.0):
+        assert done(0.0) == 0.5
+        with share(1 / 2, 3 / 4):
+            assert done(0.0) == 0.75
+            assert done(0.5) == pytest.approx(0.8125)
+            assert done(2.0) == pytest.approx(0.875)
+        assert done(1.0) == 1.0
+    assert done(0.25) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("fraction", "seconds", "text"),
+    [
+        (0.5, 60, "about 1:00 left"),
+        (0.9, 3600, "about 6:40 left"),
+        (0.01, 60, ""),
+        (0.5, 1, ""),
+        (1.0, 60, "about 0:00 left"),
+    ],
+)
+def test_the_time_that_is_left_is_told_once_it_is_no_guess(
+    fraction: float, seconds: float, text: str
+) -> None:
+    assert time_left(fraction, seconds) == text
+
+
+def test_a_terminal_shows_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**6, 30))
+    monkeypatch.setattr("fskd_onnx.progress.monotonic", lambda: next(clock))
+    assert "left" in shown(terminal=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
+import platform
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -13,13 +13,13 @@ import typer
 from fskd_onnx.cli.commands import COMMANDS
 from fskd_onnx.cli.exit_status import exits_with_status
 from fskd_onnx.cli.fit_settings import FitSettings, read_fit_settings
+from fskd_onnx.cli.help_page import GroupedCommand
 from fskd_onnx.cli.memory_limit import prepare_for_memory_limit
 from fskd_onnx.cli.shared_options import SharedOptions, read_shared_options
 
 app = typer.Typer(
     help="Make compressed neural networks accurate again, without training.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -33,19 +33,41 @@ def run() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        try:
-            version = importlib.metadata.version("fskd-onnx")
-        except importlib.metadata.PackageNotFoundError:
-            version = "(not installed)"
-        typer.echo(f"fskd-onnx {version}")
+        with exits_with_status():
+            for line in _versions():
+                typer.echo(line)
         raise typer.Exit
+
+
+def _versions() -> list[str]:
+    """Return the version of the program, and those of what its results depend on."""
+    from fskd_onnx.runtime.providers import working_providers
+    from fskd_onnx.versions import versions_used
+
+    versions = versions_used()
+    own = versions.pop("fskd-onnx")
+    *_, runtime = (name for name in versions if name.startswith("onnxruntime"))
+    providers = ", ".join(working_providers())
+    return [
+        f"fskd-onnx {own}",
+        f"Python {platform.python_version()}",
+        *(
+            f"{name} {version}" + (f" with {providers}" if name == runtime else "")
+            for name, version in versions.items()
+        ),
+    ]
 
 
 @app.callback()
 def _top(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version, those of the runtime and of its providers that work.",
+        ),
     ] = False,
 ) -> None:
     """Make compressed neural networks accurate again, without training."""
@@ -88,4 +110,5 @@ def _with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_with_groups(_command))
+    _short = str(_command.__doc__).split(",")[0].rstrip(".")
+    app.command(_name, cls=GroupedCommand, short_help=_short)(_with_groups(_command))

@@ -54,7 +54,8 @@ BlockMap = Annotated[
     typer.Option(
         "--map",
         metavar="FILE",
-        help="Pairs saved by match --json, maybe edited or only some: they override matching.",
+        help="Pairs saved by match --json, maybe edited or only some, or the JSON report of a fit: "
+        "they override matching.",
     ),
 ]
 Reports = Annotated[
@@ -63,9 +64,9 @@ Reports = Annotated[
 ]
 
 
-def file_of(groups: str | None) -> Path | None:
-    """Return the file that groups are read from, if there is one."""
-    return None if groups in (None, FOLDERS) else Path(str(groups))
+def file_of(option: str | None) -> Path | None:
+    """Return the file that groups or labels are read from, if there is one."""
+    return None if option in (None, FOLDERS) else Path(str(option))
 
 
 def with_own(run: RunOptions, memory: str | None, groups: str | None) -> RunOptions:

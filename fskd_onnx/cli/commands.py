@@ -104,7 +104,7 @@ def _match(
     groups: Groups = None,
     memory_limit: MemoryLimit = None,
 ) -> None:
-    """Show which blocks and channels of STUDENT belong to which of TEACHER."""
+    """Show which blocks and channels of STUDENT are which of TEACHER."""
     shared.start(
         {"TEACHER": teacher, "STUDENT": student},
         {"SAMPLES": samples, "the map": block_map, "the groups": file_of(groups)},
@@ -131,25 +131,47 @@ def _compare(
     student: Student,
     samples: Samples,
     labels: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE", help="One class per sample (.npy, .npz, .txt, .csv), for accuracies."
+            metavar="FILE|folders",
+            help="One class per sample (.npy, .npz, .txt, .csv), for accuracies; folders takes the "
+            "names of subfolders of SAMPLES as classes.",
         ),
     ] = None,
+    blocks: Annotated[
+        bool,
+        typer.Option("--blocks", help="Compare block outputs too: where does the student depart?"),
+    ] = False,
+    block_map: BlockMap = None,
+    time: Annotated[
+        bool, typer.Option("--time", help="Measure how long both take, in turns.")
+    ] = False,
     report: Reports = None,
 ) -> None:
     """Show how far two networks agree on samples."""
     reports = checked_reports(report)
+    if block_map is not None and not blocks:
+        raise typer.BadParameter("is for --blocks; give that too", param_hint="--map")
     shared.start(
         {"TEACHER": teacher, "STUDENT": student},
-        {"SAMPLES": samples, "the labels": labels},
+        {"SAMPLES": samples, "the labels": file_of(labels), "the map": block_map},
         [("--report", path) for path in reports],
     )
 
-    from fskd_onnx.reporting.compare import compare
-    from fskd_onnx.reporting.terminal import print_comparison
+    from fskd_onnx.pipeline.compare import compare
+    from fskd_onnx.reporting.compare_terminal import print_comparison
 
-    found = compare(teacher, student, samples, shared.run, labels)
+    with shown_on(shared.progress):
+        found = compare(
+            teacher,
+            student,
+            samples,
+            shared.run,
+            labels,
+            blocks=blocks,
+            block_map=None if block_map is None else str(block_map),
+            time=time,
+        )
     comparison = replace(found, command=command_line())
     with OutputFiles() as files:
         for path in reports:

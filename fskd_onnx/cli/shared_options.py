@@ -149,6 +149,8 @@ class SharedOptions:
             for role, path in (*written, ("--log-file", self.log.file))
             if path is not None
         ]
+        listed = None if self.run.samples_list is None else Path(self.run.samples_list)
+        read = {**read, "the list of samples": listed}
         inputs = {role: path for role, path in read.items() if path is not None}
         clash = find_clash(models, inputs, outputs)
         if clash is not None:
@@ -168,6 +170,12 @@ def read_shared_options(
     ] = ",".join(AUTO_PROVIDERS),
     max_samples: Annotated[
         int | None, typer.Option(min=1, help="Draw at most this many of the samples.")
+    ] = None,
+    samples_list: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Read only these files of the folder SAMPLES, one per line."
+        ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per run.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Everything random comes from it.")] = 0,
@@ -240,6 +248,7 @@ def read_shared_options(
         batch_size=batch_size,
         seed=seed,
         preprocess=pixels,
+        samples_list=None if samples_list is None else str(samples_list),
     )
     # Lines of the log say how far the work is, and would tear a bar apart.
     progress = Console(stderr=True, quiet=quiet or verbose > 0)

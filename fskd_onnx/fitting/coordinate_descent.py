@@ -30,6 +30,7 @@ from fskd_onnx.passes.analysis import constants
 from fskd_onnx.passes.analysis.epilogue import Epilogue
 from fskd_onnx.passes.analysis.factored_blocks import FactoredBlock
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.progress import share
 from fskd_onnx.results import BlockPair, BlockReport, BlockStatus, Matching
 from fskd_onnx.runtime.segment_runner import Stage
 from fskd_onnx.timing import StageTimer
@@ -123,16 +124,17 @@ class CoordinateDescent:
         plans, runner = self._teacher.plans, self._teacher.runner_of(self.student)
         blocks: dict[str, BlockReport] = {}
         with self._timer("capture"), solved_by(self._options.solver):
-            for plan in plans:
-                with threads_for(plan.unknowns):
-                    batches = self._teacher.batches_of(plan.index)
-                text = f"block {plan.index + 1} of {len(plans)}"
-                with (
-                    runner.next_stage(text, batches) as stage,
-                    self._timer("solve"),
-                    threads_for(plan.unknowns),
-                ):
-                    blocks |= self._fit(plan, stage)
+            for number, plan in enumerate(plans):
+                with share(number / len(plans), (number + 1) / len(plans)):
+                    with threads_for(plan.unknowns):
+                        batches = self._teacher.batches_of(plan.index)
+                    text = f"block {number + 1} of {len(plans)}"
+                    with (
+                        runner.next_stage(text, batches) as stage,
+                        self._timer("solve"),
+                        threads_for(plan.unknowns),
+                    ):
+                        blocks |= self._fit(plan, stage)
         for pair in self.matching.pairs:
             if pair.student in self._fitted_with:
                 blocks[pair.student] = _as_factor(pair, *self._fitted_with[pair.student])

@@ -33,9 +33,10 @@ def read_map(
     """Read a map, and check it against the networks that it is for.
 
     Args:
-        path: JSON with a list ``pairs``; of each, ``student`` names a node of the student,
-            ``teacher`` a block output of the teacher (null: leave the node alone), and ``channels``
-            the teacher's channel of each of the student's (null or absent: find them).
+        path: JSON with a list ``pairs``, or the report of a fit or of a compression; of each pair,
+            ``student`` names a node of the student, ``teacher`` a block output of the teacher
+            (null: leave the node alone), and ``channels`` the teacher's channel of each of the
+            student's (null or absent: find them).
         teacher: the original network, canonical.
         student: the compressed network, canonical.
         summed: names of nodes that went into another, and which one that is; a map may leave them
@@ -57,8 +58,8 @@ def read_map(
     except ValueError as error:
         what = str(error).split(";")[0]  # what follows is for those who write programs
         raise MatchError(f"{path}: is not JSON: {what}") from error
-    pairs = document.get("pairs") if isinstance(document, dict) else None
-    if not isinstance(pairs, list):
+    pairs = _pairs(document)
+    if pairs is None:
         raise MatchError(
             f"{path}: has no list 'pairs'; save a map with 'fskd-onnx match --json' and edit that"
         )
@@ -77,6 +78,20 @@ def read_map(
             raise MatchError(f"{path}: pairs the node '{partner.student}' twice; keep one of them")
         given[partner.student] = partner
     return given
+
+
+def _pairs(document: Any) -> list[Any] | None:
+    """Return the pairs of a map, or those of the report of a fit; None where there are none."""
+    if not isinstance(document, dict):
+        return None
+    if isinstance(found := document.get("pairs"), list):
+        return found
+    report = fit if isinstance(fit := document.get("fit"), dict) else document
+    blocks = report.get("blocks")
+    if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
+        return None
+    # A report has no channels where they are not known.
+    return [{**block, "channels": block.get("channels") or None} for block in blocks]
 
 
 def find_views(graph: gs.Graph) -> dict[str, Linear | None]:

@@ -38,6 +38,7 @@ from fskd_onnx.pipeline.networks import LoadedModel
 from fskd_onnx.pipeline.target_search import search_student
 from fskd_onnx.pipeline.teacher_analysis import outline_teacher, prepared, study_teacher
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
+from fskd_onnx.progress import share
 from fskd_onnx.results import FitResult
 from fskd_onnx.runtime.out_of_memory import with_enough_memory
 from fskd_onnx.runtime.providers import Runtime, open_runtime
@@ -47,6 +48,9 @@ from fskd_onnx.samples.sources import SampleSource
 from fskd_onnx.serialization.model_check import checked
 from fskd_onnx.serialization.model_files import ModelSource, check_source
 from fskd_onnx.timing import StageTimer
+
+# Of the work, roughly, where there is one fit.
+_ANALYSIS = 0.3
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,13 @@ class _Compression:
         """Analyse, choose, rewrite, fit, report."""
         options = self._options
         for number in range(1, options.rounds):
-            self._run_round(number)
+            with share((number - 1) / options.rounds, number / options.rounds):
+                self._run_round(number)
+        with share(1 - 1 / options.rounds, 1.0):
+            return self._run_last_round()
+
+    def _run_last_round(self) -> CompressResult:
+        options = self._options
         student: _Student | None = None
         if options.plan is not None:
             study, plan = self._read_plan(options.plan)
@@ -192,7 +202,7 @@ class _Compression:
 
     def _analysed(self) -> TeacherStudy:
         options = self._options
-        with TensorStore(options.run.memory_limit) as store:
+        with share(0.0, _ANALYSIS), TensorStore(options.run.memory_limit) as store:
             divided = None
             if self._samples is not None:
                 divided = divide_samples(
@@ -222,7 +232,7 @@ class _Compression:
         pairs = pairs_of(plan, study.channels, own.graph())
         if self._partners:
             pairs = pairs_through(pairs, study.channels, self._partners)
-        with self._timer("fit"):
+        with self._timer("fit"), share(_ANALYSIS, 1.0):
             networks = self._teacher, own
             fit = fit_networks(networks, self._samples, self._options.fit, StageTimer(), pairs)
         return _Student(plan, fit.model, fit, pairs)

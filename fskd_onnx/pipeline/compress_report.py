@@ -14,13 +14,13 @@ from fskd_onnx.compress_results import (
     Plan,
 )
 from fskd_onnx.compression.costs import NetworkCosts, count_costs
-from fskd_onnx.compression.latency import compare_latency, random_feeds
 from fskd_onnx.compression.linear_case import LinearCase
 from fskd_onnx.compression.node_latency import NodeLatency
 from fskd_onnx.compression.slow_nodes import find_slow_nodes, reduced_nodes
 from fskd_onnx.passes import Canonicalize
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
 from fskd_onnx.results import FitReport
+from fskd_onnx.runtime.latency import compare_latency, random_feeds
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.timing import StageTimer
 from fskd_onnx.versions import versions_used
@@ -36,7 +36,7 @@ def latency_ratio(
     """Return the time of a run of a student by that of its teacher, measured in turns."""
     feeds = random_feeds(study.model.inputs, study.shapes, seed)
     models = {study.model.name: study.model.model, "the student": student}
-    return compare_latency(models, feeds, runtime, _SECONDS).ratios[1]
+    return compare_latency(models, [feeds] * 2, runtime, _SECONDS).ratios[1]
 
 
 def report_of(

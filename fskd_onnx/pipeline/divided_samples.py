@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,10 +20,11 @@ from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.augment import Augmented
 from fskd_onnx.samples.batches import default_batch_size
+from fskd_onnx.samples.proposal import proposing_preset
 from fskd_onnx.samples.reader import SampleReader, Samples
 from fskd_onnx.samples.related import find_groups
 from fskd_onnx.samples.sources import SampleSource, load_samples
-from fskd_onnx.serialization.interface import fixed_batch_size
+from fskd_onnx.serialization.interface import InputSpec, fixed_batch_size
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +52,16 @@ def open_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) ->
     Raises:
         SamplesError: they cannot be used, or are too few.
     """
-    loaded = load_samples(
-        source, teacher.inputs, run.preprocess, run.max_samples, run.seed, run.groups
-    )
+    with proposing_preset(teacher.model):
+        loaded = load_samples(
+            source,
+            teacher.inputs,
+            run.preprocess,
+            run.max_samples,
+            run.seed,
+            run.groups,
+            run.samples_list,
+        )
     if len(loaded) < _LEAST_GROUPS:
         raise SamplesError(
             f"{loaded.name}: {len(loaded)} samples are too few to "
@@ -119,19 +127,38 @@ def _split(
 ) -> Splits:
     """Divide the samples and their copies, into batches of a size that all networks take."""
     size = default_batch_size(loaded.shapes)
-    stated = [
+    fixed = common_batch_size([n.inputs for n in networks], loaded) or options.run.batch_size
+    copies = options.augment_copies + 1 if options.augment else 1
+    return split_samples(groups, len(loaded), copies, options.run.seed, size, fixed)
+
+
+def stated_batch_sizes(inputs: Iterable[Sequence[InputSpec]], loaded: Samples) -> list[int | None]:
+    """Return the number of samples that each of some networks insists on; None for any.
+
+    Args:
+        inputs: of each network.
+        loaded: samples, which say along which axis of an input they lie.
+    """
+    return [
         fixed_batch_size(
             [
                 replace(spec, axis=given.axis)
-                for spec, given in zip(network.inputs, loaded.inputs, strict=True)
+                for spec, given in zip(specs, loaded.inputs, strict=True)
             ]
         )
-        for network in networks
+        for specs in inputs
     ]
-    # Each network runs as many samples as it states; a batch is a multiple of that for all.
-    fixed = math.lcm(*filter(None, stated)) if any(stated) else options.run.batch_size
-    copies = options.augment_copies + 1 if options.augment else 1
-    return split_samples(groups, len(loaded), copies, options.run.seed, size, fixed)
+
+
+def common_batch_size(inputs: Iterable[Sequence[InputSpec]], loaded: Samples) -> int | None:
+    """Return the number of samples that batches are multiples of for all networks; None for any.
+
+    Args:
+        inputs: as of `stated_batch_sizes`.
+        loaded: likewise.
+    """
+    stated = list(filter(None, stated_batch_sizes(inputs, loaded)))
+    return math.lcm(*stated) if stated else None
 
 
 def _decode(

@@ -17,10 +17,12 @@ from fskd_onnx.errors import MatchError, NoImprovementError
 from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.option_checks import given as given_options
 from fskd_onnx.options import FitOptions
+from fskd_onnx.pipeline.guidance import advise, why_no_gain
 from fskd_onnx.pipeline.networks import Networks
 from fskd_onnx.pipeline.problem import FitProblem, load_inputs, prepare
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
 from fskd_onnx.pipeline.weight_growth import sizes_of, steadiest
+from fskd_onnx.progress import share
 from fskd_onnx.reporting.agreement import finite_rows
 from fskd_onnx.results import FitReport, FitResult
 from fskd_onnx.runtime.out_of_memory import with_enough_memory
@@ -97,9 +99,13 @@ def _fit(
         problem = prepare(networks, samples, options, store, given)
         with timer("verify"):
             _ = problem.before  # what ONNX Runtime cannot run fails here, by its name
-        best = choose(_candidates(problem, options, timer), problem.before)
-        refusal = _refusal(problem, best)
-        fitted = best.last if refusal else _final_fit(problem, best, options, timer)
+        trials = len(problem.splits.trials)
+        judged = 1.0 if problem.splits.final is problem.splits.trials[-1] else trials / (trials + 1)
+        with share(0.0, judged):
+            best = choose(_candidates(problem, options, timer), problem.before)
+        refusal = _refusal(problem, best, options)
+        with share(judged, 1.0):
+            fitted = best.last if refusal else _final_fit(problem, best, options, timer)
     report = _report(problem, fitted, best, options, timer)
     if refusal:
         problem.check_student()
@@ -118,26 +124,31 @@ def _candidates(problem: FitProblem, options: FitOptions, timer: StageTimer) -> 
     return candidates
 
 
-def _refusal(problem: FitProblem, best: Candidate) -> str:
+def _refusal(problem: FitProblem, best: Candidate, options: FitOptions) -> str:
     """Return why a fit is not given out; "" where it is closer to the teacher beyond doubt."""
     verdict = best.verdict
     samples = f"{len(problem.held_out)} held-out samples"
     if verdict.independent_count < len(problem.held_out):
         samples += f" of {verdict.independent_count} independent groups"
+    counts = problem.count, len(problem.groups)
     errors = f"relative error {problem.before.relative_mse:.4g} -> {best.after.relative_mse:.4g}"
-    if not error_of(best.after) < error_of(problem.before):
+    closer = error_of(best.after) < error_of(problem.before)
+    if closer and verdict.stands:
+        return ""
+    remedy = why_no_gain(
+        best.last.blocks, problem.before, problem.target, counts, options, closer=closer
+    )
+    if not closer:
         return (
             f"{problem.student.name}: the fit brought it no closer to the teacher on {samples} "
-            f"({errors}), so nothing was written; give more samples"
+            f"({errors}), so nothing was written; {remedy}"
         )
-    if verdict.stands:
-        return ""
     low, high = verdict.interval
     return (
         f"{problem.student.name}: {samples} do not tell whether the fit brought it closer to the "
         f"teacher ({errors}; the error of one is multiplied by {verdict.error_ratio:.3g}, 90% "
         f"interval {low:.3g} to {high:.3g}, or the gain hangs on one of them), so nothing was "
-        "written; give more independent samples"
+        f"written; {remedy}"
     )
 
 
@@ -193,4 +204,5 @@ def _report(
         samples_left_out=problem.samples_left_out,
         outputs_left_out=problem.outputs_left_out,
         worst_samples=best.worst,
+        advice=advise(fitted.blocks, best.after, (problem.count, len(problem.groups)), options),
     )

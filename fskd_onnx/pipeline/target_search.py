@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fskd_onnx.compress_results import Plan
+from fskd_onnx.progress import share
 
 _STEPS = 6
 
@@ -32,13 +33,14 @@ def search_student(
     """
     low, high = 0.0, 1.0
     found = None
-    for _ in range(_STEPS):
+    for step in range(_STEPS):
         part = (low + high) / 2
         plan = choose(part)
         if plan is None:
             low = part
             continue
-        student = make(plan)
+        with share(step / _STEPS, (step + 1) / _STEPS):
+            student = make(plan)
         good = meets(student)
         found = student if good else found
         # The smallest good one lies below a good one, the largest one above.

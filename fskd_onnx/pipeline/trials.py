@@ -24,7 +24,7 @@ from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
 from fskd_onnx.pipeline.verdict import judge
 from fskd_onnx.pipeline.weight_growth import Sizes, sizes_of, stored_tensors
-from fskd_onnx.progress import with_prefix
+from fskd_onnx.progress import share, with_prefix
 from fskd_onnx.reporting.agreement import squared_errors
 from fskd_onnx.results import Agreement, BlockReport, BlockStatus, SampleError, Verdict
 from fskd_onnx.runtime.forward import Outputs
@@ -76,7 +76,7 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
     sizes: defaultdict[str, list[Sizes]] = defaultdict(list)
     for number, trial in enumerate(trials, 1):
         text = f"trial {number} of {len(trials)}, " if len(trials) > 1 else ""
-        with with_prefix(text):
+        with with_prefix(text), share((number - 1) / len(trials), number / len(trials)):
             for fitted in fits(problem, trial, options, timer):
                 last[fitted.targets] = fitted
                 if len(trials) > 1:  # else the fit that is judged is the one that is given out
@@ -109,8 +109,10 @@ def fits(
 ) -> Iterator[FittedStudent]:
     """Yield a student from each start, fitted to the samples of a split."""
     teacher = teacher_pass(problem, split, options)
-    for targets, descent in _starts(problem, split, options, timer, teacher):
-        fitted = descent.run()
+    starts = 2 if options.targets == TargetsName.AUTO else 1  # at most
+    for number, (targets, descent) in enumerate(_starts(problem, split, options, timer, teacher)):
+        with share(number / starts, (number + 1) / starts):
+            fitted = descent.run()
         with timer("fuse"):
             model = problem.student.export(fitted.student, fitted.factors)
         with timer("verify"):

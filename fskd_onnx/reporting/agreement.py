@@ -1,4 +1,4 @@
-"""Agreement of the outputs of two models: relative error, top-1 classes, accuracy."""
+"""Agreement of all outputs of two models: relative error, top-1 classes, single samples."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fskd_onnx.errors import ModelError
+from fskd_onnx.reporting.output_agreement import are_scores
 from fskd_onnx.results import Agreement, SampleError
 from fskd_onnx.runtime.forward import Outputs
 
@@ -27,7 +28,11 @@ def finite_rows(values: NDArray[np.generic]) -> NDArray[np.bool_]:
 
 @_OVERFLOWS
 def agreement(
-    teacher: Outputs, student: Outputs, *, rows: Sequence[int] | None = None
+    teacher: Outputs,
+    student: Outputs,
+    *,
+    rows: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Agreement:
     """Return how close a student's outputs are to the teacher's.
 
@@ -41,6 +46,7 @@ def agreement(
         student: the student's, in the same order.
         rows: of each output, how many rows belong to a sample, see
             ``fskd_onnx.runtime.sample_axis``. The mean is that of all rows then.
+        names: of the outputs in the teacher; some say that they hold no scores.
 
     Raises:
         ModelError: the outputs differ in their shapes.
@@ -54,10 +60,10 @@ def agreement(
             )
         error += float(np.sum((s.astype(np.float64) - t.astype(np.float64)) ** 2))
     relative = error / _spread(teacher, rows)
-    classes = [scores(outputs) for outputs in (teacher, student)]
-    top1 = None
-    if classes[0] is not None and classes[1] is not None:
-        top1 = float(np.mean(classes[0].argmax(1) == classes[1].argmax(1)))
+    top1, place = None, scores_at(teacher, names)
+    if place is not None:
+        one, other = (flat(outputs[place]) for outputs in (teacher, student))
+        top1 = float(np.mean(one.argmax(1) == other.argmax(1)))
     return Agreement(relative, top1)
 
 
@@ -117,20 +123,28 @@ def squared_errors(teacher: Outputs, student: Outputs) -> NDArray[np.float64]:
     return errors
 
 
-def scores(outputs: Sequence[NDArray[np.generic]]) -> NDArray[np.generic] | None:
-    """Return the first output that is a row of scores per sample, (samples, classes), or None."""
-    flat = [
-        out.reshape(len(out), -1) for out in outputs if max(out.shape[1:], default=1) == out[0].size
-    ]
-    return next((out for out in flat if out.shape[1] > 1), None)
+def flat(output: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Return an output, (samples, ...), as (samples, numbers)."""
+    return output.reshape(len(output), -1)
 
 
-def accuracy(outputs: Outputs, labels: NDArray[np.int64]) -> float | None:
-    """Return the fraction of samples whose label is ranked first; None without scores.
+def scores_at(outputs: Outputs, names: Sequence[str] | None = None) -> int | None:
+    """Return the place of the first output that is a row of scores per sample; None without one.
 
     Args:
-        outputs: each output of a model, (samples, ...).
+        outputs: of the teacher, each (samples, ...).
+        names: of these.
+    """
+    named = zip(outputs, names or [""] * len(outputs), strict=True)
+    return next((at for at, (out, name) in enumerate(named) if are_scores(out, name)), None)
+
+
+def right(output: NDArray[np.generic], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return for which samples the class of the label is ranked first, (samples,).
+
+    Args:
+        output: scores, (samples, ...).
         labels: (samples,) classes.
     """
-    found = scores(outputs)
-    return None if found is None else float(np.mean(found.argmax(1) == labels))
+    found: NDArray[np.bool_] = flat(output).argmax(1) == labels
+    return found

@@ -36,7 +36,8 @@ class Comparable:
 
     def agreement(self, outputs: Outputs) -> Agreement:
         """Return how close outputs for the samples that are judged are to the teacher's."""
-        return agreement(self.teacher, outputs, rows=self.rows)
+        names = [name for name, _ in self.names]
+        return agreement(self.teacher, outputs, rows=self.rows, names=names)
 
     def sample_errors(self, outputs: Outputs) -> NDArray[np.float64]:
         """Return the relative error of each sample that is judged, (samples,)."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 
 from rich.console import Console
-from rich.text import Text
 
 from fskd_onnx.compress_results import Change, CompressReport, Plan, UnitKind, UnitPlan
-from fskd_onnx.printable import printable
 from fskd_onnx.reporting.tables import (
     NOT_KNOWN,
     number,
@@ -18,7 +16,7 @@ from fskd_onnx.reporting.tables import (
     print_table,
     short,
 )
-from fskd_onnx.reporting.terminal import facts_of_fit
+from fskd_onnx.reporting.terminal import facts_of_fit, print_advice
 
 
 def print_compression(report: CompressReport, console: Console) -> None:
@@ -50,8 +48,7 @@ def print_compression(report: CompressReport, console: Console) -> None:
         },
         console,
     )
-    for note in report.notes:
-        console.print(Text(printable(note), overflow="fold"))
+    print_advice([*report.notes, *(report.fit.advice if report.fit is not None else ())], console)
 
 
 def print_plan(plan: Plan, console: Console) -> None:

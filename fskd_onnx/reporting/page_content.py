@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
 from typing import Any
 
 from fskd_onnx.compress_results import UnitKind
-from fskd_onnx.reporting.page import UNKNOWN, Page, Reasons, Sample, Tile
+from fskd_onnx.reporting.compare_page import page_of_comparison
+from fskd_onnx.reporting.page import Page, Reasons, Tile
+from fskd_onnx.reporting.page_parts import (
+    IN_ORDER,
+    caption_of,
+    facts_of,
+    flat_options,
+    samples_left_out,
+    short_name,
+    worst,
+)
 from fskd_onnx.reporting.page_tables import block_table, number_text, percent_text, unit_table
-from fskd_onnx.reporting.pictures import Bars, Curve, Pairs, Panel
+from fskd_onnx.reporting.pictures import Bars, Pairs, Panel
 from fskd_onnx.reporting.record import Record
 from fskd_onnx.reporting.tables import short
-from fskd_onnx.reporting.thumbnails import thumbnail
 from fskd_onnx.results import BlockStatus
 
 _STATUS_TITLES = {
@@ -30,11 +38,11 @@ def page_of(record: Record) -> Page:
     """Return the page of a record: of a compression, of a fit or of a comparison."""
     if "units" in record:
         return _page_of_compression(record)
-    return _page_of_fit(record) if "blocks" in record else _page_of_comparison(record)
+    return _page_of_fit(record) if "end_to_end" in record else page_of_comparison(record)
 
 
 def _page_of_fit(record: Record) -> Page:
-    student = _name(record["output"] or record["student"])
+    student = short_name(record["output"] or record["student"])
     before, after = _ends(record)
     old, new = (percent_text(end["top1_agreement"]) for end in (before, after))
     headline = (
@@ -49,30 +57,30 @@ def _page_of_fit(record: Record) -> Page:
     parameters = record["parameters"]
     panel = _error_panel(record)
     return Page(
-        title=f"Fit of {_name(record['student'])}",
+        title=f"Fit of {short_name(record['student'])}",
         headline=headline,
         tiles=[
             *_tiles_of_fit(record),
             Tile("parameters", short(parameters["fused"]), short(parameters["student"])),
         ],
         panels=[panel],
-        caption=_caption(panel),
+        caption=caption_of(panel),
         tables=[block_table(record)],
         reasons=list(_reasons_of_fit(record)),
-        samples=_worst(record),
-        notes=[],
-        facts=_facts(record, record),
-        options=dict(_flat(record["options"])),
+        samples=worst(record),
+        notes=record.get("advice", ()),
+        facts=facts_of(record, record),
+        options=dict(flat_options(record["options"])),
     )
 
 
 def _page_of_compression(record: Record) -> Page:
     fit, totals, units = record["fit"], record["totals"], record["units"]
-    made = _name(record["output"]) if record["output"] else "The plan"
+    made = short_name(record["output"]) if record["output"] else "The plan"
     needs = "needs" if record["output"] else "comes to"
     headline = (
         f"{made} {needs} {percent_text(_left(totals['macs']))} of the multiply-adds of "
-        f"{_name(record['teacher'])}"
+        f"{short_name(record['teacher'])}"
     )
     if fit is None:
         panel = Pairs(
@@ -104,7 +112,7 @@ def _page_of_compression(record: Record) -> Page:
     old = None if fit is None else _ends(fit)[0]["top1_agreement"]
     panels: list[Panel] = [Bars(known, {} if old is None else {"agreement": old}), panel]
     return Page(
-        title=f"Compression of {_name(record['teacher'])}",
+        title=f"Compression of {short_name(record['teacher'])}",
         headline=headline,
         tiles=[
             *(
@@ -119,7 +127,7 @@ def _page_of_compression(record: Record) -> Page:
             *(() if fit is None else _tiles_of_fit(fit)),
         ],
         panels=panels,
-        caption="What is left of the teacher's cost. " + _caption(panel),
+        caption="What is left of the teacher's cost. " + caption_of(panel),
         tables=[unit_table(units), *(() if fit is None else (block_table(fit),))],
         reasons=[
             *(
@@ -135,49 +143,10 @@ def _page_of_compression(record: Record) -> Page:
             ),
             *(() if fit is None else _reasons_of_fit(fit)),
         ],
-        samples=[] if fit is None else _worst(fit),
-        notes=record.get("notes", ()),
-        facts=_facts(record, fit or {}),
-        options=dict(_flat(record["options"])),
-    )
-
-
-def _page_of_comparison(record: Record) -> Page:
-    found, accuracy, count = record["agreement"], record["accuracy"], record["samples"]["count"]
-    names = _name(record["student"]), _name(record["teacher"])
-    agreement, error = percent_text(found["top1_agreement"]), number_text(found["relative_mse"])
-    headline = (
-        f"The relative error of {names[0]} is {error} on {count:,} samples."
-        if found["top1_agreement"] is None
-        else f"{names[0]} agrees with {names[1]} on {agreement} of {count:,} samples."
-    )
-    shares = {
-        "agreement": found["top1_agreement"],
-        "accuracy, teacher": accuracy["teacher"],
-        "accuracy, student": accuracy["student"],
-    }
-    known = {label: share for label, share in shares.items() if share is not None}
-    quantiles = record["error_quantiles"]
-    bars: list[Panel] = [Bars(known, {})] if known else []
-    return Page(
-        title=f"{names[0]} beside {names[1]}",
-        headline=headline,
-        tiles=[
-            Tile("relative error", error),
-            *(Tile(label, percent_text(share)) for label, share in known.items()),
-            Tile("samples", f"{count:,}"),
-        ],
-        panels=[*bars, Curve(quantiles)],
-        caption="The error of a sample is relative to how far the teacher's outputs spread.",
-        tables=[],
-        reasons=[
-            Reasons.group("Outputs left out", record.get("left_out", {}).items()),
-            _samples_left_out(record),
-        ],
-        samples=_worst(record),
-        notes=[],
-        facts=_facts(record, record),
-        options=dict(_flat(record["options"])),
+        samples=[] if fit is None else worst(fit),
+        notes=[*record.get("notes", ()), *(fit or {}).get("advice", ())],
+        facts=facts_of(record, fit or {}),
+        options=dict(flat_options(record["options"])),
     )
 
 
@@ -189,7 +158,8 @@ def _tiles_of_fit(fit: Record) -> Iterator[Tile]:
         ("top-1 agreement", "top1_agreement", percent_text),
         ("relative error", "relative_mse", number_text),
     ):
-        yield Tile(label, text(after[key]), text(before[key]))
+        if (before[key], after[key]) != (None, None) or key == "relative_mse":
+            yield Tile(label, text(after[key]), text(before[key]))
     low, high = verdict["interval"]
     yield Tile(
         "error of a sample",
@@ -203,17 +173,9 @@ def _error_panel(fit: Record) -> Pairs:
     return Pairs(
         [block["error_before"] for block in fit["blocks"]],
         [block["error_after"] for block in fit["blocks"]],
-        "block in network order, numbered as in the table",
+        IN_ORDER,
         "relative error of a block",
     )
-
-
-def _caption(panel: Pairs) -> str:
-    """Return what a reader has to know of the marks of blocks."""
-    found = "Each block by its number in the table, from the network's input to its output."
-    if panel.floor is None:
-        return found
-    return f"{found} Errors below {panel.floor:.1g} are drawn at the lower edge."
 
 
 def _reasons_of_fit(fit: Record) -> Iterator[Reasons]:
@@ -222,60 +184,7 @@ def _reasons_of_fit(fit: Record) -> Iterator[Reasons]:
         blocks = (b for b in fit["blocks"] if b["status"] == status)
         yield Reasons.group(title, ((block["student"], block["reason"]) for block in blocks))
     yield Reasons.group("Outputs left out", fit["end_to_end"].get("left_out", {}).items())
-    yield _samples_left_out(fit)
-
-
-def _samples_left_out(record: Record) -> Reasons:
-    names = record["samples"].get("left_out", ())
-    return Reasons.group("Samples left out", ((n, "their outputs are not finite") for n in names))
-
-
-def _worst(record: Record) -> list[Sample]:
-    """Return the samples on which the student errs most."""
-    return [
-        Sample(
-            _name(sample["name"]),
-            sample["name"],
-            number_text(sample["error"]),
-            number_text(sample["error_before"]) if "error_before" in sample else "",
-            thumbnail(sample["name"]),
-        )
-        for sample in record["samples"].get("worst", ())
-    ]
-
-
-def _facts(record: Record, run: Record) -> dict[str, str]:
-    """Return how a result was made: `run` is what tells of samples and providers."""
-    samples = run.get("samples", {})
-    counts = [f"{samples['count']:,}"] if samples else []
-    if samples.get("independent", samples.get("count")) != samples.get("count"):
-        counts.append(f"in {samples['independent']:,} independent groups")
-    if "held_out" in samples:
-        counts.append(f"of which {samples['held_out']:,} held out")
-    seconds = dict(record.get("seconds", {}))
-    total = seconds.pop("total", None)
-    stages = ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items() if value)
-    facts = {
-        "teacher": record["teacher"],
-        "student": record.get("student", ""),
-        "output": record.get("output") or "",
-        "samples": ", ".join(counts),
-        "providers": ", ".join(run.get("providers", ())),
-        "time": "" if total is None else f"{total:.1f} s ({stages})",
-        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-    }
-    return {name: fact for name, fact in facts.items() if fact}
-
-
-def _flat(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Yield options by name, those inside of others behind a dot."""
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            items = value if isinstance(value, list) else [value]
-            texts = (UNKNOWN if item is None else str(item) for item in items)
-            yield f"{above}{name}", ", ".join(texts) or UNKNOWN
+    yield samples_left_out(fit)
 
 
 def _ends(fit: Record) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -286,7 +195,3 @@ def _left(change: Mapping[str, Any]) -> float | None:
     """Return what is left of a figure."""
     before, after = change["before"], change["after"]
     return None if after is None or not before else float(after / before)
-
-
-def _name(path: str) -> str:
-    return PurePath(path).name or path

@@ -1,4 +1,4 @@
-"""The tables of a page: blocks of a fit, choice units of a compression."""
+"""The tables of a page: blocks and outputs, choice units of a compression."""
 
 from __future__ import annotations
 
@@ -33,6 +33,23 @@ _UNIT_COLUMNS = (
     Column("left", is_number=True),
     Column("error", is_number=True),
 )
+_DEPARTURE_COLUMNS = (
+    Column("#", is_number=True),
+    Column("block"),
+    Column("operator"),
+    Column("teacher"),
+    Column("channels", is_number=True),
+    Column("error", is_number=True),
+)
+_OUTPUT_COLUMNS = (
+    Column("#", is_number=True),
+    Column("output"),
+    Column("relative error", is_number=True),
+    Column("cosine", is_number=True),
+    Column("top-1", is_number=True),
+    Column("top-5", is_number=True),
+    Column("KL", is_number=True),
+)
 _KIND_NAMES = {UnitKind.WIDTH: "channels", UnitKind.FACTORS: "node", UnitKind.BLOCK: "block"}
 
 
@@ -62,13 +79,70 @@ def block_table(fit: Record) -> Table:
     )
 
 
+def departure_table(blocks: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of the block outputs of a comparison."""
+    return Table(
+        "Blocks",
+        "How far each block output is from the teacher's, the student running as it is: relative "
+        "to the spread of the teacher's, with all errors that came in through the block's input.",
+        _DEPARTURE_COLUMNS,
+        [
+            (
+                "left alone" if block["reason"] else "compared",
+                (
+                    Cell(str(place), place),
+                    Cell(block["student"], note=block["reason"]),
+                    Cell(block["op"]),
+                    Cell(block["teacher"] or UNKNOWN),
+                    _channels(block),
+                    Cell(number_text(block["error"]), block["error"]),
+                ),
+            )
+            for place, block in enumerate(blocks, 1)
+        ],
+    )
+
+
+def output_table(outputs: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of the outputs of a comparison, each on its own scale."""
+    return Table(
+        "Outputs",
+        "Each on its own scale. The divergence is that of the classes' probabilities, in nats.",
+        _OUTPUT_COLUMNS,
+        [
+            (
+                "scores" if output["top1_agreement"] is not None else "numbers",
+                (
+                    Cell(str(place), place),
+                    Cell(output["name"]),
+                    *(
+                        Cell(text(output[key]), output[key])
+                        for key, text in (
+                            ("relative_mse", number_text),
+                            ("cosine", _cosine),
+                            ("top1_agreement", percent_text),
+                            ("top5_agreement", percent_text),
+                            ("kl_divergence", number_text),
+                        )
+                    ),
+                ),
+            )
+            for place, output in enumerate(outputs, 1)
+        ],
+    )
+
+
+def _cosine(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.5f}"
+
+
 def _channels(block: Mapping[str, Any]) -> Cell:
     """Return how many of the teacher's channels a block has, and which."""
     channels, width = block["channels"], block["teacher_width"]
     if not channels:
         return Cell(UNKNOWN)
     count = len(channels)
-    chosen = block["evidence"] == Evidence.SELECTED
+    chosen = block.get("evidence") == Evidence.SELECTED
     # All of them in their order need no list.
     detail = "" if channels == list(range(width or 0)) else ranges(channels, _MOST_RUNS)
     return Cell(

@@ -73,8 +73,9 @@ class Pairs:
     """A figure of each part of a network before and after, in network order, on a log scale.
 
     Attributes:
-        before: one for each part; None where there is none.
-        after: likewise.
+        before: one for each part; None where there is none. Where all are None, only one figure of
+            each part is drawn.
+        after: one for each part; None where there is none.
         what: the parts, for the axis.
         figure: what the figure is, for the axis.
     """
@@ -129,7 +130,10 @@ class Pairs:
         axes.set_xlabel(self.what)
         axes.set_title(self.figure, loc="left", fontsize=9, color=_INK)
         axes.grid(axis="y")
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0, handletextpad=0)
+        if any(map(_is_known, self.before)):
+            axes.legend(
+                loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0, handletextpad=0
+            )
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
+from fskd_onnx.compare_results import Comparison
 from fskd_onnx.compress_results import CompressReport
 from fskd_onnx.compression.plan_json import unit_to_json
-from fskd_onnx.results import Comparison, FitReport
+from fskd_onnx.results import FitReport
 
 SCHEMA_VERSION = 1
 
@@ -22,7 +23,7 @@ Report: TypeAlias = FitReport | CompressReport | Comparison
 """What a record is made of."""
 
 Record: TypeAlias = Mapping[str, Any]
-"""What a format has to show; of a compression it has ``units``, of a fit ``blocks``."""
+"""What a format has to show; of a compression it has ``units``, of a fit ``end_to_end``."""
 
 
 def record_of(report: Report) -> Record:
@@ -77,6 +78,7 @@ def _of_fit(report: FitReport) -> dict[str, object]:
         | ({"added_nodes": report.added_nodes} if report.added_nodes else {}),
         "seconds": asdict(report.seconds),
         "versions": report.versions,
+        **({"advice": report.advice} if report.advice else {}),
     }
 
 
@@ -110,10 +112,33 @@ def _of_comparison(report: Comparison) -> dict[str, object]:
         "providers": report.providers,
         "samples": {"count": report.count, **_told_of(report)},
         "agreement": asdict(report.agreement),
-        "accuracy": {"teacher": report.accuracy_teacher, "student": report.accuracy_student},
+        "outputs": [asdict(output) for output in report.outputs],
+        "accuracy": {"teacher": report.accuracy_teacher, "student": report.accuracy_student}
+        | _standard_errors(report),
         "error_quantiles": report.error_quantiles,
         "versions": report.versions,
-    } | ({"left_out": dict(report.outputs_left_out)} if report.outputs_left_out else {})
+        **({"left_out": dict(report.outputs_left_out)} if report.outputs_left_out else {}),
+        **({"blocks": [asdict(block) for block in report.blocks]} if report.blocks else {}),
+        **({"latency": asdict(report.latency)} if report.latency is not None else {}),
+    }
+
+
+def _standard_errors(report: Comparison) -> dict[str, object]:
+    if report.accuracy_errors is None:
+        return {}
+    names = ("teacher", "student", "difference")
+    return {"standard_errors": dict(zip(names, report.accuracy_errors, strict=True))}
+
+
+def departure(errors: Sequence[float | None]) -> int | None:
+    """Return the place of the first error that is half of the greatest; None without errors.
+
+    Args:
+        errors: of blocks in network order; None where there is none.
+    """
+    known = [(place, error) for place, error in enumerate(errors) if error is not None]
+    greatest = max((error for _, error in known), default=0.0)
+    return next((place for place, error in known if 0 < greatest <= 2 * error), None)
 
 
 def _told_of(report: FitReport | Comparison) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Results as tables on a terminal: of a fit, of a match, of a comparison."""
+"""Results as tables on a terminal: of a fit, of a match."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import fields
 from typing import TypeVar
 
 from rich.console import Console
+from rich.text import Text
 
+from fskd_onnx.printable import printable
 from fskd_onnx.reporting.tables import (
     NOT_KNOWN,
     number,
@@ -18,10 +20,10 @@ from fskd_onnx.reporting.tables import (
     print_table,
 )
 from fskd_onnx.results import (
+    Agreement,
     BlockPair,
     BlockReport,
     BlockStatus,
-    Comparison,
     FitReport,
     Matching,
     Verdict,
@@ -47,7 +49,7 @@ def print_report(report: FitReport, console: Console) -> None:
             block.op,
             block.adapter or NOT_KNOWN,
             number(block.ridge),
-            _channels(block.channels, block.teacher_width),
+            channels_text(block.channels, block.teacher_width),
             number(block.error_before),
             number(block.error_after),
             block.status,
@@ -85,6 +87,15 @@ def print_report(report: FitReport, console: Console) -> None:
         },
         console,
     )
+    print_advice(report.advice, console)
+
+
+def print_advice(advice: Sequence[str], console: Console) -> None:
+    """Print sentences below the figures; nothing where there are none."""
+    if advice:
+        console.print()
+    for sentence in advice:
+        console.print(Text(printable(sentence), overflow="fold"))
 
 
 def facts_of_fit(report: FitReport) -> dict[str, str]:
@@ -93,11 +104,17 @@ def facts_of_fit(report: FitReport) -> dict[str, str]:
     return {
         "samples": f"{report.sample_count}, of which {report.held_out_count} held out"
         + _independent(report)
-        + _left_out(report.samples_left_out),
+        + left_out_text(report.samples_left_out),
         "relative mse": f"{number(before.relative_mse)} -> {number(after.relative_mse)}",
-        "top-1 agreement": f"{percent(before.top1_agreement)} -> {percent(after.top1_agreement)}",
+        **_top1(before, after),
         "verdict": _verdict(report.verdict),
     }
+
+
+def _top1(before: Agreement, after: Agreement) -> dict[str, str]:
+    """Return how often both rank the same class first, where an output holds scores of classes."""
+    ends = before.top1_agreement, after.top1_agreement
+    return {} if ends == (None, None) else {"top-1 agreement": " -> ".join(map(percent, ends))}
 
 
 def _independent(report: FitReport) -> str:
@@ -137,7 +154,7 @@ def print_matching(matching: Matching, console: Console) -> None:
             _named(pair.student, others),
             pair.op,
             pair.teacher or NOT_KNOWN,
-            _channels(pair.channels, pair.teacher_width),
+            channels_text(pair.channels, pair.teacher_width),
             ", ".join(dict.fromkeys(filter(None, (pair.paired_by, pair.evidence)))),
             f"{pair.confidence:.2f}",
         )
@@ -151,25 +168,18 @@ def print_matching(matching: Matching, console: Console) -> None:
         ((_named(pair.student, others), pair.reason) for pair in pairs if pair.reason),
         console,
     )
-
-
-def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print how far two models agree.
-
-    Args:
-        comparison: what `fskd_onnx.reporting.compare.compare` found.
-        console: where to.
-    """
-    facts = {
-        "samples": f"{comparison.count}{_left_out(comparison.samples_left_out)}",
-        "relative mse": number(comparison.agreement.relative_mse),
-        "top-1 agreement": percent(comparison.agreement.top1_agreement),
-    }
-    if comparison.accuracy_teacher is not None or comparison.accuracy_student is not None:
-        facts["teacher accuracy"] = percent(comparison.accuracy_teacher)
-        facts["student accuracy"] = percent(comparison.accuracy_student)
-    print_facts(facts, console)
-    print_reasons("outputs left out of the comparison:", comparison.outputs_left_out, console)
+    usable = matching.usable
+    known = sum(pair.channels is not None for pair in usable)
+    console.print()
+    print_facts(
+        {
+            "blocks": f"{len(matching.pairs)}, of which {len(usable)} have a counterpart",
+            "channels": f"known of {known} of these; a fit finds the others from activations"
+            if known < len(usable)
+            else "known of all of these",
+        },
+        console,
+    )
 
 
 def _without_uses(nodes: Sequence[Node]) -> tuple[list[Node], Counter[str]]:
@@ -192,7 +202,7 @@ def _named(name: str, others: Counter[str]) -> str:
     return f"{name} (+{others[name]})" if others[name] else name
 
 
-def _left_out(names: Sequence[str]) -> str:
+def left_out_text(names: Sequence[str]) -> str:
     """Return how many samples the verdict leaves out, and which; nothing where there are none."""
     if not names:
         return ""
@@ -200,7 +210,7 @@ def _left_out(names: Sequence[str]) -> str:
     return f"; {len(names)} left out, whose outputs are not finite ({listed})"
 
 
-def _channels(channels: tuple[int, ...] | None, teacher_width: int | None) -> str:
+def channels_text(channels: tuple[int, ...] | None, teacher_width: int | None) -> str:
     """Return how many of the teacher's channels, as in 16/32; ? where the fit finds that out."""
     if channels is not None and not channels:
         return NOT_KNOWN

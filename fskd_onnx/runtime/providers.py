@@ -180,6 +180,11 @@ def open_runtime(names: Sequence[str]) -> Runtime:
     return Runtime(tuple(chosen), "cuda" if chosen[0] in _ON_CUDA else "cpu")
 
 
+def working_providers() -> list[str]:
+    """Return the full names of the providers that the installed runtime has and that load."""
+    return [p for p in onnxruntime.get_available_providers() if _why_not(p) is None]
+
+
 def _full_name(name: str) -> str:
     available = onnxruntime.get_available_providers()
     for full in available:

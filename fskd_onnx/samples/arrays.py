@@ -174,10 +174,14 @@ def check_finite(tensor: NDArray[Any], name: str, spec: InputSpec) -> NDArray[An
     return tensor
 
 
+def is_image_input(spec: InputSpec) -> bool:
+    """Return whether an input may be one of normalised images."""
+    return bool(spec.axis == 0 and len(spec.shape) == 4 and np.issubdtype(spec.dtype, np.floating))
+
+
 def _holds_pixels(dtype: np.dtype[Any], spec: InputSpec) -> bool:
     """Return whether values of a type are pixels, to be normalised for an input."""
-    image_input = spec.axis == 0 and len(spec.shape) == 4 and np.issubdtype(spec.dtype, np.floating)
-    return dtype == np.uint8 and image_input
+    return dtype == np.uint8 and is_image_input(spec)
 
 
 _Reading = tuple[int | None, int | None]

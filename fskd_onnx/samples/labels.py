@@ -5,6 +5,7 @@ To add a format, enter a function in `LABEL_FORMATS` that takes a path and retur
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,10 @@ from numpy.typing import NDArray
 from fskd_onnx.errors import SamplesError, one_of
 from fskd_onnx.printable import shortened
 from fskd_onnx.samples.files import existing, open_npz, read_npy, reading
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 5  # classes
 
 LABEL_NAMES = frozenset({"labels", "label", "y"})
 """Names of arrays, in an ``.npz`` or as files, that are never samples."""
@@ -55,6 +60,45 @@ def load_labels(path: str | Path, count: int) -> NDArray[np.int64]:
             "the source"
         )
     return labels.astype(np.int64)
+
+
+def folder_labels(folders: NDArray[np.str_] | None, source: str) -> NDArray[np.int64]:
+    """Return the labels that the names of folders are: numbers, or classes in the order of names.
+
+    Args:
+        folders: name of the folder that each sample of the source lies in; "" for the source
+            itself, None where it has no folders.
+        source: what to call the source in messages.
+
+    Returns:
+        (count,) labels.
+
+    Raises:
+        SamplesError: samples lie in no folder, or some names are numbers and others are not.
+    """
+    if folders is None or "" in folders:
+        raise SamplesError(
+            f"{source}: not all samples lie in folders that could be their classes; make a folder "
+            "for each class, or give a file of labels"
+        )
+    names = sorted(set(folders.tolist()))
+    numbers = [name for name in names if re.fullmatch("[0-9]{1,9}", name)]
+    if numbers and len(numbers) < len(names):
+        other = next(name for name in names if name not in numbers)
+        raise SamplesError(
+            f"{source}: the folder '{numbers[0]}' is called by a number and '{other}' is not; name "
+            "all by the numbers of their classes, or none"
+        )
+    classes = {name: int(name) if numbers else place for place, name in enumerate(names)}
+    if not numbers:
+        listed = ", ".join(f"{name} {place}" for name, place in list(classes.items())[:_NAMED])
+        logger.warning(
+            "%s: the names of folders, in their order, are taken as classes: %s%s",
+            source,
+            listed,
+            ", ..." if len(classes) > _NAMED else "",
+        )
+    return np.array([classes[name] for name in folders.tolist()], np.int64)
 
 
 def _read_archive(path: Path) -> NDArray[Any]:

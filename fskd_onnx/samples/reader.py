@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fskd_onnx.errors import SamplesError
+from fskd_onnx.options import FOLDERS
 from fskd_onnx.samples.contract import SourcePart
-from fskd_onnx.samples.labels import load_labels
+from fskd_onnx.samples.labels import folder_labels, load_labels
 from fskd_onnx.serialization.interface import InputSpec
 
 
@@ -65,6 +66,7 @@ class Samples:
         seed: int,
         groups: NDArray[np.intp] | None = None,
         name: str = "the source of samples",
+        folders: NDArray[np.str_] | None = None,
     ) -> None:
         """Draw the samples and read the first one, so that bad input shows at once.
 
@@ -75,6 +77,7 @@ class Samples:
             seed: decides the draw.
             groups: number of the group of each sample of the source; None where none are given.
             name: what to call the source in messages.
+            folders: name of the folder of the source that each of its samples lies in.
 
         Raises:
             SamplesError: the first sample is not what the model takes.
@@ -85,6 +88,7 @@ class Samples:
         self.source_count = int(self._ends[-1])
         self.source_indices = draw(self.source_count, max_samples, seed)
         self.groups = None if groups is None else groups[self.source_indices]
+        self._folders = folders
         first_part, first_index = self._locate(self.source_indices[0])
         self._first_name = first_part.describe(first_index)
         self._first = {spec.name: first_part.read(spec, first_index) for spec in inputs}
@@ -127,7 +131,8 @@ class Samples:
         """Return the labels of the drawn samples.
 
         Args:
-            path: a file with one label per sample of the source, see `load_labels`.
+            path: a file with one label per sample of the source, see `load_labels`; or `FOLDERS`,
+                where the names of folders are classes, see `folder_labels`.
 
         Returns:
             One label per drawn sample.
@@ -135,6 +140,8 @@ class Samples:
         Raises:
             SamplesError: the file is unreadable or its length is not that of the source.
         """
+        if path == FOLDERS:
+            return folder_labels(self._folders, self.name)[self.source_indices]
         return load_labels(path, self.source_count)[self.source_indices]
 
     def _locate(self, source_index: int) -> tuple[SourcePart, int]:

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 from fskd_onnx.errors import SamplesError, one_of
 from fskd_onnx.options import FOLDERS, Preprocess
 from fskd_onnx.samples.array_files import NPY_FILES, NPZ_FILES
+from fskd_onnx.samples.arrays import ArrayPart
 from fskd_onnx.samples.contract import SampleFormat, SourcePart
-from fskd_onnx.samples.files import existing, visible_entries
+from fskd_onnx.samples.files import existing
+from fskd_onnx.samples.finding import find_files, find_listed, subfolders
+from fskd_onnx.samples.float_images import tell_of_values
 from fskd_onnx.samples.groups import load_groups
 from fskd_onnx.samples.image_files import ImageFiles
 from fskd_onnx.samples.memory import ArraysInMemory, DataReader, DataReaders
 from fskd_onnx.samples.reader import Samples
 from fskd_onnx.samples.zoo_data_sets import ZooDataSets
 from fskd_onnx.serialization.interface import InputSpec
-
-logger = logging.getLogger(__name__)
 
 FILE_FORMATS: tuple[SampleFormat, ...] = (ImageFiles(), NPY_FILES, NPZ_FILES, ZooDataSets())
 """Formats of files and folders, in the order in which error messages list them."""
@@ -40,9 +41,6 @@ SampleSource: TypeAlias = (
 )
 """What `load_samples` reads."""
 
-# Suffixes of files that often lie beside samples and say something about them.
-_COMPANION_SUFFIXES = frozenset({".txt", ".json", ".csv", ".md"})
-
 
 def load_samples(
     source: SampleSource,
@@ -51,6 +49,7 @@ def load_samples(
     max_samples: int | None = None,
     seed: int = 0,
     groups: str | Sequence[str | int] | None = None,
+    listed: str | None = None,
 ) -> Samples:
     """Open samples for a model.
 
@@ -59,15 +58,17 @@ def load_samples(
     are; other arrays are ready tensors.
 
     Args:
-        source: an image; an ``.npy`` or ``.npz`` file; a folder of one of these kinds, read in the
-            order of names; ONNX model-zoo test data (a ``test_data_set_*`` folder or one that
-            holds them); an array; arrays by input name; or an object with ``get_next()``.
+        source: an image; an ``.npy`` or ``.npz`` file; a folder of one of these kinds, or of such
+            folders, read in the order of names; ONNX model-zoo test data (a ``test_data_set_*``
+            folder or one that holds them); an array; arrays by input name; or an object with
+            ``get_next()``.
         inputs: the model's inputs.
         preprocess: how images become tensors.
         max_samples: draw at most this many, without replacement, keeping their order; None for all.
         seed: decides the draw.
         groups: which samples belong together, as `load_groups` takes them; or `FOLDERS`: ``source``
             is a folder whose subfolders hold the samples, and each subfolder is a group.
+        listed: a text file that names the samples of the folder to read, see ``finding``.
 
     Returns:
         The samples.
@@ -76,19 +77,41 @@ def load_samples(
         SamplesError: the source is missing, empty, broken or not what the model takes.
         PreprocessError: there are images, and they cannot become tensors as asked for.
     """
-    preprocess = preprocess or Preprocess()
-    if isinstance(groups, str) and groups == FOLDERS:
-        folders = [_open(folder, tuple(inputs), preprocess) for folder in _subfolders(source)]
-        parts: Sequence[SourcePart] = [part for parts in folders for part in parts]
-        sizes = [sum(part.count for part in parts) for parts in folders]
-        numbers: NDArray[np.intp] | None = np.repeat(np.arange(len(folders)), sizes)
-    else:
-        parts = _open(source, tuple(inputs), preprocess)
-        count = sum(part.count for part in parts)
-        numbers = None if groups is None else load_groups(groups, count)
-    if not any(part.count for part in parts):
+    inputs, preprocess = tuple(inputs), preprocess or Preprocess()
+    by_folder = isinstance(groups, str) and groups == FOLDERS
+    opened: list[_Opened] = []
+    if by_folder:
+        if not isinstance(source, (str, os.PathLike)) or not existing(source).is_dir():
+            raise SamplesError(
+                "groups are to be the subfolders of the samples, and these are no folder; give a "
+                "folder that holds a folder per group, or a file of groups"
+            )
+        if listed is None:
+            for folder in subfolders(Path(source)):
+                parts = _open(folder, inputs, preprocess)
+                opened += [replace(part, folder=folder.name) for part in parts]
+    opened = opened or _open(source, inputs, preprocess, listed)
+    if not any(one.part.count for one in opened):
         raise SamplesError(f"{samples_name(source)}: holds no samples; give at least one")
-    return Samples(parts, inputs, max_samples, seed, numbers, samples_name(source))
+    if isinstance(first := opened[0].part, ArrayPart):
+        tell_of_values(first, inputs, preprocess)
+    sizes = [one.part.count for one in opened]
+    folders = np.repeat(np.array([one.folder for one in opened], dtype=np.str_), sizes)
+    numbers: NDArray[np.intp] | None = None
+    if by_folder:
+        numbers = np.unique(folders, return_inverse=True)[1].astype(np.intp)
+    elif groups is not None:
+        numbers = load_groups(groups, sum(sizes))
+    name = samples_name(source)
+    return Samples([one.part for one in opened], inputs, max_samples, seed, numbers, name, folders)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Samples that are opened together, and the name of the folder of the source they lie in."""
+
+    part: SourcePart
+    folder: str = ""
 
 
 def samples_name(source: SampleSource) -> str:
@@ -97,65 +120,25 @@ def samples_name(source: SampleSource) -> str:
 
 
 def _open(
-    source: SampleSource, inputs: tuple[InputSpec, ...], preprocess: Preprocess
-) -> Sequence[SourcePart]:
+    source: SampleSource,
+    inputs: tuple[InputSpec, ...],
+    preprocess: Preprocess,
+    listed: str | None = None,
+) -> list[_Opened]:
     """Return the parts of any source."""
     if isinstance(source, (str, os.PathLike)):
-        format_, items = _find_in_files(existing(source))
-        return format_.open(items, inputs, preprocess)
+        path = existing(source)
+        if listed is None:
+            found = find_files(path, FILE_FORMATS)
+        else:
+            found = find_listed(path, existing(listed), FILE_FORMATS)
+        parts = found.format.open(found.items, inputs, preprocess)
+        return [_Opened(*one) for one in zip(parts, found.folders, strict=True)]
+    if listed is not None:
+        raise SamplesError(f"{listed}: names files of a folder, and the samples are no folder")
     for format_ in MEMORY_FORMATS:
-        found = format_.find(source)
-        if found is not None:
-            return format_.open(found, inputs, preprocess)
+        items = format_.find(source)
+        if items is not None:
+            return [_Opened(part) for part in format_.open(items, inputs, preprocess)]
     words = one_of(["a path", *(format_.words for format_ in MEMORY_FORMATS)])
     raise SamplesError(f"samples cannot be read from a {type(source).__name__}; give {words}")
-
-
-def _subfolders(source: SampleSource) -> list[Path]:
-    """Return the folders directly in a folder, each of which holds the samples of a group."""
-    if not isinstance(source, (str, os.PathLike)) or not existing(source).is_dir():
-        raise SamplesError(
-            "groups are to be the subfolders of the samples, and these are no folder; give a "
-            "folder that holds a folder per group, or a file of groups"
-        )
-    entries = visible_entries(Path(source))
-    folders = [entry for entry in entries if entry.is_dir()]
-    if not folders:
-        raise SamplesError(
-            f"{source}: has no subfolders to be the groups of the samples; make one per group"
-        )
-    _log_others(Path(source), folders)
-    return folders
-
-
-def _find_in_files(path: Path) -> tuple[SampleFormat, Sequence[Path]]:
-    """Return the one format that a path holds samples of, and its files or folders."""
-    found = [(format_, items) for format_ in FILE_FORMATS if (items := format_.find(path))]
-    if not found:
-        words = one_of(format_.words for format_ in FILE_FORMATS)
-        if path.is_dir():
-            raise SamplesError(f"{path}: holds no samples; put {words} directly into the folder")
-        raise SamplesError(f"{path}: is not a file of samples; give {words}")
-    # Folders of samples come first: files beside them are no samples.
-    folders = [(format_, items) for format_, items in found if items[0].is_dir()]
-    if len(folders or found) > 1:
-        names = " and ".join(sorted(format_.name for format_, _ in folders or found))
-        raise SamplesError(f"{path}: mixes {names}; keep one kind of samples")
-    format_, items = (folders or found)[0]
-    if path.is_dir() and not folders:
-        _log_others(path, items)
-    return format_, items
-
-
-def _log_others(folder: Path, items: Sequence[Path]) -> None:
-    """Name the files of a folder that are not read, but for those that go with samples."""
-    read = set(items)
-    others = [
-        entry.name
-        for entry in visible_entries(folder)
-        if entry not in read
-        and entry.suffix.lower() not in _COMPANION_SUFFIXES
-        and not entry.is_dir()
-    ]
-    if others:
-        logger.warning("%s: not read as samples: %s", folder, ", ".join(others))

@@ -86,8 +86,6 @@ def _serve() -> None:
 
 def _import_all() -> None:
     """Import what commands import, and what these do only when they parse their arguments."""
-    import fskd_onnx.pipeline.fit
-    import fskd_onnx.reporting.compare  # noqa: F401
     from fskd_onnx.cli import main
 
     with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from fskd_onnx.options import FitOptions, Preprocess, RunOptions
 from fskd_onnx.serialization.atomic_files import OutputFiles
 from tests.cli.test_usage import REPORT, install, invoke, restored_logging
 from tests.reporting.records import COMPRESSION, PLAN
+from tests.reports import read_report
 
 __all__ = ["restored_logging"]
 
@@ -195,7 +195,7 @@ def test_the_student_the_plan_and_the_report_are_written(
     output = tmp_path / "t.small.onnx"
     assert output.read_text() == "model like t.onnx"
     assert plan.read_text() == plan_to_json(PLAN)
-    document = json.loads(report.read_text())
+    document = read_report(report)
     assert document["output"] == document["fit"]["output"] == str(output)
     assert "thinet" in result.stdout
     assert str(output) in result.stdout

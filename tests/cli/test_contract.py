@@ -17,6 +17,7 @@ import onnx
 import pytest
 
 from fskd_onnx.reporting.html_format import to_html
+from tests.reports import read_report
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
 TEACHER, SAMPLES, TEST = DEMO / "teacher.onnx", DEMO / "samples", DEMO / "test.npz"
@@ -166,7 +167,7 @@ def test_all_that_was_not_fitted_survives(fitted: Fitted) -> None:
 
 
 def test_the_report_has_the_stable_keys(fitted: Fitted) -> None:
-    report = json.loads(fitted.report.read_text(encoding="utf-8"))
+    report = read_report(fitted.report)
     for path, keys in REPORT_KEYS.items():
         part = report
         for key in filter(None, path.split(".")):
@@ -182,7 +183,7 @@ def test_the_report_has_the_stable_keys(fitted: Fitted) -> None:
 
 
 def test_the_report_for_people_is_made_of_the_same_record(fitted: Fitted) -> None:
-    record = json.loads(fitted.report.read_text(encoding="utf-8"))
+    record = read_report(fitted.report)
     assert fitted.report.with_suffix(".html").read_text(encoding="utf-8") == to_html(record)
     assert shlex.split(record["command"])[:4] == [
         "fskd-onnx",
@@ -193,7 +194,7 @@ def test_the_report_for_people_is_made_of_the_same_record(fitted: Fitted) -> Non
 
 
 def test_the_report_has_a_line_for_every_linear_node(fitted: Fitted) -> None:
-    blocks = json.loads(fitted.report.read_text(encoding="utf-8"))["blocks"]
+    blocks = read_report(fitted.report)["blocks"]
     nodes = onnx.load(fitted.student).graph.node
     linear = [node.name for node in nodes if node.op_type in ("Conv", "Gemm", "MatMul")]
     assert [block["student"] for block in blocks] == linear
@@ -277,7 +278,7 @@ def test_who_does_not_read_the_results_changes_nothing(tmp_path: Path, stdout: s
     )
     os.close(writer)
     assert (done.returncode, said(done)) == (0, [])
-    assert json.loads(report.read_text(encoding="utf-8"))["output"] == str(output)
+    assert read_report(report)["output"] == str(output)
     onnx.checker.check_model(output, full_check=True)
 
 
@@ -327,7 +328,7 @@ def test_a_provider_is_used_or_refused_but_never_replaced(tmp_path: Path) -> Non
     options = (*FEW, "--providers", "CUDA,cpu", "-o", output, "--report", report)
     done = fskd_onnx("fit", TEACHER, DEMO / "student.onnx", SAMPLES, *options)
     if done.returncode == 0:
-        providers = json.loads(report.read_text(encoding="utf-8"))["providers"]
+        providers = read_report(report)["providers"]
         assert providers[0] == "CUDAExecutionProvider"
         assert output.is_file()
     else:
@@ -366,7 +367,14 @@ def test_compare_without_labels_shows_agreement_only() -> None:
     assert (done.returncode, said(done)) == (0, [])
     facts = dict(line.split("  ", 1) for line in done.stdout.splitlines())
     facts = {name: fact.strip() for name, fact in facts.items()}
-    assert facts == {"samples": "56", "relative mse": "0", "top-1 agreement": "100.0%"}
+    assert facts == {
+        "samples": "56",
+        "relative mse": "0",
+        "top-1 agreement": "100.0%",
+        "top-5 agreement": "100.0%",
+        "KL divergence": "0",
+        "cosine": "1.00000",
+    }
 
 
 def test_compare_with_labels_shows_accuracies() -> None:
@@ -377,12 +385,37 @@ def test_compare_with_labels_shows_accuracies() -> None:
     assert percent["teacher"] > 80 > percent["student"]
 
 
+def test_compare_says_where_the_student_departs_and_how_long_it_takes(
+    fitted: Fitted, tmp_path: Path
+) -> None:
+    report = tmp_path / "r.json"
+    options = ("--blocks", "--map", fitted.report, "--time", "--report", report)
+    done = fskd_onnx("compare", TEACHER, fitted.output, TEST, *FEW, *options)
+    assert (done.returncode, said(done)) == (0, [])
+    record = read_report(report)
+    of_fit = {block["student"]: block for block in read_report(fitted.report)["blocks"]}
+    for block in record["blocks"]:
+        assert block["channels"] == of_fit[block["student"]]["channels"]
+        assert 0 <= block["error"] < 0.5
+        assert block["student"] in done.stdout
+    assert record["latency"]["ratio"] > 0
+    assert f"{record['latency']['ratio']:.1%} of the teacher's" in done.stdout
+    assert "departs at" in done.stdout
+
+
+def test_a_map_of_a_comparison_is_for_its_blocks(tmp_path: Path) -> None:
+    done = fskd_onnx("compare", TEACHER, TEACHER, TEST, *FEW, "--map", tmp_path / "m.json")
+    assert done.returncode == 2
+    assert "--map" in done.stderr
+    assert "--blocks" in done.stderr
+
+
 def test_compare_saves_reports(tmp_path: Path) -> None:
     reports = tmp_path / "r.json", tmp_path / "r.html"
     options = (*FEW, "--labels", TEST, "--report", reports[0], "--report", reports[1])
     done = fskd_onnx("compare", TEACHER, DEMO / "student.onnx", TEST, *options)
     assert (done.returncode, said(done)) == (0, [])
-    record = json.loads(reports[0].read_text(encoding="utf-8"))
+    record = read_report(reports[0])
     assert f"teacher accuracy  {record['accuracy']['teacher']:.1%}" in done.stdout
     assert record["samples"]["count"] == 56
     worst = [sample["error"] for sample in record["samples"]["worst"]]

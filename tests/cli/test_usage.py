@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,9 +15,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from fskd_onnx.cli.app import app
+from fskd_onnx.cli.help_page import _GROUP_OF, EXAMPLES
 from fskd_onnx.errors import FskdError, NoImprovementError, SamplesError
 from fskd_onnx.options import Preprocess, RunOptions
 from fskd_onnx.reporting.formats import REPORT_FORMATS, ReportFormat
@@ -77,11 +80,11 @@ def compare_calls(
     """Puts something in place of the comparison, which is the command with the least around it."""
 
     def replace(action: Callable[[RunOptions], None]) -> None:
-        def compare(teacher: Path, student: Path, samples: Path, run: RunOptions, _: Any) -> Any:
+        def compare(_t: Path, _s: Path, _x: Path, run: RunOptions, _: Any, **_more: Any) -> Any:
             action(run)
             raise SamplesError("samples.npy: stop here")
 
-        install(monkeypatch, "fskd_onnx.reporting.compare", compare=compare)
+        install(monkeypatch, "fskd_onnx.pipeline.compare", compare=compare)
 
     return replace
 
@@ -107,7 +110,42 @@ def test_help_names_what_the_registries_hold() -> None:
 def test_version() -> None:
     result = invoke("--version")
     assert result.exit_code == 0
-    assert result.stdout.startswith("fskd-onnx ")
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("fskd-onnx ")
+    (runtime,) = (line for line in lines if line.startswith("onnxruntime"))
+    assert "CPUExecutionProvider" in runtime
+    assert any(line.startswith("numpy ") for line in lines)
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_help_has_groups_of_options_and_an_example(command: str) -> None:
+    text = invoke(command, "-h").stdout
+    groups = re.findall(r"^(\w[\w ]*):$", text, re.MULTILINE)
+    assert groups[0] == "Arguments"
+    assert groups[-4:] == ["Samples", "Running", "Output", "Example"]
+    assert text.splitlines()[-1].strip() == EXAMPLES[command]
+    assert EXAMPLES[command].startswith(f"fskd-onnx {command} ")
+
+
+def test_every_grouped_option_exists() -> None:
+    names = {parameter.name for name in EXAMPLES for parameter in command_of(name).params}
+    assert set(_GROUP_OF) - names == {"help"}
+
+
+def command_of(name: str) -> Any:
+    return typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+
+
+def test_shells_complete_commands_and_options() -> None:
+    for typed, found in (("fskd-onnx co", "compare"), ("fskd-onnx fit --ada", "--adapter")):
+        words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+        done = subprocess.run(
+            [Path(sys.executable).parent / "fskd-onnx"],
+            env={**os.environ, **words, "_FSKD_ONNX_COMPLETE": "complete_bash"},
+            capture_output=True,
+            text=True,
+        )
+        assert found in done.stdout.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -311,6 +349,16 @@ def test_how_much_is_said(
     assert result.stderr.splitlines()[:-1] == heard
     text = (tmp_path / "log").read_text(encoding="utf-8")
     assert [line.split()[-1] for line in text.splitlines()] == ["debug", "info", "warning"]
+
+
+def test_a_list_of_samples_is_an_input(tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("a.png\n", encoding="utf-8")
+    options = ("--samples-list", listed, "--log-file", listed)
+    result = invoke("compare", "t", "s", tmp_path, *options)
+    assert result.exit_code == 2
+    assert "is an input" in result.stderr
+    assert listed.read_text(encoding="utf-8") == "a.png\n"
 
 
 def install_fit(monkeypatch: pytest.MonkeyPatch, error: FskdError | None = None) -> None:

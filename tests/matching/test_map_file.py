@@ -25,6 +25,7 @@ from fskd_onnx.results import BlockPair, Evidence, Matching
 from tests.cli.test_contract import FEW, SAMPLES, TEACHER, assert_fails, fskd_onnx, said
 from tests.helpers import DEMO, build
 from tests.networks import NETWORKS
+from tests.reports import read_report
 from tests.students import with_noise
 
 NETWORK = NETWORKS["residual"]
@@ -377,7 +378,7 @@ def test_the_commands_save_and_take_a_map(tmp_path: Path) -> None:
     options = ("--map", saved, "-o", tmp_path / "fused.onnx", "--report", report)
     done = fskd_onnx("fit", teacher, student, samples, *options)
     assert (done.returncode, said(done)) == (0, [])
-    blocks = {b["student"]: b for b in json.loads(report.read_text(encoding="utf-8"))["blocks"]}
+    blocks = {b["student"]: b for b in read_report(report)["blocks"]}
     assert (blocks["c2"]["status"], blocks["c2"]["reason"]) == ("kept", "the map says so")
     assert any(block["status"] == "fitted" for block in blocks.values())
 

@@ -13,7 +13,6 @@ import pytest
 
 from fskd_onnx.compress_options import MethodName
 from fskd_onnx.compress_results import CompressResult, UnitKind, UnitPlan
-from fskd_onnx.compression.latency import Latency
 from fskd_onnx.compression.linear_case import LinearCase
 from fskd_onnx.compression.node_latency import NodeLatency
 from fskd_onnx.compression.plan import plan_to_json
@@ -24,6 +23,7 @@ from fskd_onnx.pipeline import compress as pipeline
 from fskd_onnx.pipeline import compress_report, target_search
 from fskd_onnx.pipeline.compress import compress
 from fskd_onnx.results import Evidence
+from fskd_onnx.runtime.latency import Latency
 from tests.compressible import options, samples_of, teacher
 from tests.helpers import assert_same_function, check, linears, run, zoo_model
 

@@ -9,8 +9,8 @@ import onnxsim
 import pytest
 
 from fskd_onnx import FitOptions, Preprocess, RunOptions, fit
+from fskd_onnx.pipeline.compare import compare
 from fskd_onnx.pipeline.match import match
-from fskd_onnx.reporting.compare import compare
 from tests.helpers import DEMO
 
 PIXELS = Preprocess(preset="fashion-mnist")

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from fskd_onnx.compare_results import BlockError, Comparison, LatencyComparison, OutputAgreement
 from fskd_onnx.compress_results import (
     Change,
     CompressReport,
@@ -20,7 +21,6 @@ from fskd_onnx.results import (
     BlockPair,
     BlockReport,
     BlockStatus,
-    Comparison,
     Evidence,
     FitReport,
     Matching,
@@ -150,4 +150,15 @@ COMPARISON = Comparison(
     error_quantiles=(0.0, 0.01, 0.2, 3.0),
     versions={"onnx": "1.23.2"},
     command="fskd-onnx compare teacher.onnx student.onnx x.npy",
+    outputs=(
+        OutputAgreement("logits", "scores", 0.25, 0.98, 0.9, None, 0.125),
+        OutputAgreement("boxes[1]", "boxes[1]", 0.5),
+    ),
+    accuracy_errors=(0.03, 0.05, 0.04),
+    blocks=(
+        BlockError("conv1", "conv1_output", "Conv", (0, 2), 4, 0.01, ""),
+        BlockError(LONG, "gemm_output", "Gemm", (0, 1), 2, 0.4, ""),
+        BlockError("odd[1]", None, "Conv", (), None, None, "no counterpart"),
+    ),
+    latency=LatencyComparison(0.002, 0.0015, 0.75, (0.7, 0.8), turns=40, samples=1),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,11 +12,11 @@ from PIL import Image
 
 from fskd_onnx.compress_results import CompressReport
 from fskd_onnx.reporting.html_format import to_html
-from fskd_onnx.reporting.json_format import to_json
 from fskd_onnx.reporting.record import Report, record_of
 from fskd_onnx.reporting.thumbnails import thumbnail
 from fskd_onnx.results import Agreement, BlockReport, BlockStatus, Evidence, SampleError
 from tests.reporting.records import COMPARISON, COMPRESSION, KEPT, REPORT, block
+from tests.reports import report_of
 
 HOSTILE = "</td></script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 VOID = {"meta", "link", "input", "br", "img"}
@@ -111,7 +110,7 @@ def test_the_same_result_gives_the_same_page() -> None:
 @pytest.mark.usefixtures("no_pictures")
 def test_a_page_says_what_the_json_report_says() -> None:
     called = dataclasses.replace(REPORT, command="fskd-onnx fit 'a b.onnx' --seed 0")
-    record = json.loads(to_json(record_of(called)))
+    record = report_of(called)
     page = Page(to_html(record))
     rows = [row for row in page.rows if row]
     assert len(rows) == len(record["blocks"])

@@ -51,7 +51,8 @@ QUESTION = """(window, document) => {
   found.sorted = header(last).closest("th").ariaSort;
   header("#").click();
   found.back = column("#");
-  section.querySelector('.kinds [data-kind="kept"], .kinds [data-kind="whole"]').click();
+  const kinds = ["kept", "whole", "left alone"].map((kind) => `.kinds [data-kind="${kind}"]`);
+  section.querySelector(kinds.join()).click();
   found.kind = column("#");
   section.querySelector('.kinds [data-kind=""]').click();
   type("CONV1");
@@ -112,6 +113,8 @@ def test_tables_are_sorted_and_filtered(answers: Answers, width: int) -> None:
     units = answers.found["compression", width]
     assert units["kind"] == ["2", "4", "6"]
     assert units["named"] == ["1", "3"]
+    departed = answers.found["comparison", width]
+    assert (departed["rising"], departed["kind"]) == (["0.01", "0.4", dash], ["3"])
 
 
 def test_what_is_looked_for_is_found_where_it_is(tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ import numpy as np
 from fskd_onnx.reporting import json_format
 from fskd_onnx.reporting.json_format import matching_to_json
 from fskd_onnx.reporting.record import SCHEMA_VERSION, Report, record_of
-from tests.reporting.records import COMPARISON, COMPRESSION, MATCHING, REPORT, block
+from tests.reporting.records import COMPARISON, COMPRESSION, LONG, MATCHING, REPORT, block
+from tests.reports import checked
 
 
 def to_json(report: Report) -> str:
-    return json_format.to_json(record_of(report))
+    text = json_format.to_json(record_of(report))
+    checked(json.loads(text))
+    return text
 
 
 def test_the_keys_are_those_of_the_contract() -> None:
@@ -186,10 +189,71 @@ def test_comparisons_for_machines() -> None:
             "worst": [{"name": "x.npy, sample 7", "error": 3.0}],
         },
         "agreement": {"relative_mse": 0.25, "top1_agreement": 0.9},
-        "accuracy": {"teacher": 0.95, "student": 0.875},
+        "outputs": [
+            {
+                "name": "logits",
+                "student": "scores",
+                "relative_mse": 0.25,
+                "cosine": 0.98,
+                "top1_agreement": 0.9,
+                "top5_agreement": None,
+                "kl_divergence": 0.125,
+            },
+            {
+                "name": "boxes[1]",
+                "student": "boxes[1]",
+                "relative_mse": 0.5,
+                "cosine": None,
+                "top1_agreement": None,
+                "top5_agreement": None,
+                "kl_divergence": None,
+            },
+        ],
+        "accuracy": {
+            "teacher": 0.95,
+            "student": 0.875,
+            "standard_errors": {"teacher": 0.03, "student": 0.05, "difference": 0.04},
+        },
         "error_quantiles": [0.0, 0.01, 0.2, 3.0],
         "versions": {"onnx": "1.23.2"},
         "left_out": {"boxes": "no rows"},
+        "blocks": [
+            {
+                "student": "conv1",
+                "teacher": "conv1_output",
+                "op": "Conv",
+                "channels": [0, 2],
+                "teacher_width": 4,
+                "error": 0.01,
+                "reason": "",
+            },
+            {
+                "student": LONG,
+                "teacher": "gemm_output",
+                "op": "Gemm",
+                "channels": [0, 1],
+                "teacher_width": 2,
+                "error": 0.4,
+                "reason": "",
+            },
+            {
+                "student": "odd[1]",
+                "teacher": None,
+                "op": "Conv",
+                "channels": [],
+                "teacher_width": None,
+                "error": None,
+                "reason": "no counterpart",
+            },
+        ],
+        "latency": {
+            "teacher": 0.002,
+            "student": 0.0015,
+            "ratio": 0.75,
+            "quartiles": [0.7, 0.8],
+            "turns": 40,
+            "samples": 1,
+        },
         "command": "fskd-onnx compare teacher.onnx student.onnx x.npy",
     }
 

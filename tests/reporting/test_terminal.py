@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fskd_onnx.reporting.terminal import print_comparison, print_matching, print_report
-from fskd_onnx.results import Agreement, Comparison, Matching
-from tests.reporting.records import LONG, MATCHING, REPORT
+from fskd_onnx.compare_results import Comparison
+from fskd_onnx.reporting.compare_terminal import print_comparison
+from fskd_onnx.reporting.terminal import print_matching, print_report
+from fskd_onnx.results import Agreement, Matching
+from tests.reporting.records import COMPARISON, LONG, MATCHING, REPORT
 
 
 def firsts(text: str) -> list[str]:
@@ -107,6 +109,9 @@ def test_matchings_for_people() -> None:
     assert "odd[1]: no counterpart" in text
     assert LONG not in firsts(text)
     assert LONG in firsts(printed(print_matching, MATCHING, PIPE))
+    *_, blocks, channels = text.splitlines()
+    assert blocks.split() == ["blocks", "3,", "of", "which", "2", "have", "a", "counterpart"]
+    assert " ".join(channels.split()).startswith("channels known of 1 of these; a fit finds")
 
 
 def test_comparisons() -> None:
@@ -117,6 +122,22 @@ def test_comparisons() -> None:
     text = printed(print_comparison, comparison)
     assert "teacher accuracy  93.4%" in text
     assert "student accuracy  90.0%" in text
+
+
+def test_comparisons_tell_of_outputs_blocks_and_time() -> None:
+    text = printed(print_comparison, COMPARISON)
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 80
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert rows["conv1"] == ["Conv", "conv1_output", "2/4", "0.01"]
+    assert rows["logits"] == ["0.25", "0.98000", "90.0%", "-", "0.125"]
+    assert rows["boxes[1]"] == ["0.5", "-", "-", "-", "-"]
+    joined = " ".join(text.split())
+    assert "odd[1]: no counterpart" in joined
+    assert "departs at" in joined
+    assert "standard errors 3.0%, 5.0%; of the difference 4.0%" in joined
+    assert "2 ms -> 1.5 ms, 1 sample at once" in joined
+    assert "75.0% of the teacher's (quartiles 70.0%, 80.0% of 40 turns)" in joined
 
 
 def test_samples_that_the_verdict_leaves_out_are_named() -> None:

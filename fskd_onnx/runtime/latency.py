@@ -40,15 +40,19 @@ class Latency:
     Attributes:
         seconds: median of a run of each model.
         ratios: median of each model's time by that of the first model in the same turn.
+        quartiles: of the same, the first and the third.
+        turns: how many there were.
     """
 
     seconds: tuple[float, ...]
     ratios: tuple[float, ...]
+    quartiles: tuple[tuple[float, float], ...] = ()
+    turns: int = 0
 
 
 def compare_latency(
     models: Mapping[str, onnx.ModelProto],
-    feeds: Mapping[str, NDArray[Any]],
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
     runtime: Runtime,
     limit: float = 20.0,
 ) -> Latency:
@@ -56,7 +60,7 @@ def compare_latency(
 
     Args:
         models: at least one, by what to call it; the others are compared with the first.
-        feeds: what a run reads, by the name of the input.
+        feeds: what a run of each reads, by the name of the input.
         runtime: whose providers run the models.
         limit: seconds that runs may take together; five turns are made in any case.
 
@@ -65,13 +69,13 @@ def compare_latency(
     """
     users = replace(runtime, as_users_run=True)
     sessions = []
-    for name, model in models.items():
+    for (name, model), fed in zip(models.items(), feeds, strict=True):
         with named_errors(name):
             session = users.session(model)
             for _ in range(_WARM_UP):
-                session.run(None, dict(feeds))
-            sessions.append(session)
-    slowest = max(_seconds(session, feeds, 1) for session in sessions)
+                session.run(None, dict(fed))
+            sessions.append((session, fed))
+    slowest = max(_seconds(*each, 1) for each in sessions)
     runs = min(max(math.ceil(_TURN_SECONDS / max(slowest, 1e-9)), _LEAST_RUNS), _MOST_RUNS)
     turns: list[list[float]] = []
     start = time.perf_counter()
@@ -79,10 +83,14 @@ def compare_latency(
         len(turns) < _MOST_TURNS and time.perf_counter() - start < limit
     ):
         step = 1 if len(turns) % 2 == 0 else -1
-        turns.append([_seconds(session, feeds, runs) for session in sessions[::step]][::step])
+        turns.append([_seconds(*each, runs) for each in sessions[::step]][::step])
+    ratios = [[turn[at] / turn[0] for turn in turns] for at in range(len(sessions))]
+    first, third = (np.quantile(ratios, part, axis=1).tolist() for part in (0.25, 0.75))
     return Latency(
         tuple(median(turn[at] for turn in turns) for at in range(len(sessions))),
-        tuple(median(turn[at] / turn[0] for turn in turns) for at in range(len(sessions))),
+        tuple(map(median, ratios)),
+        tuple(zip(first, third, strict=True)),
+        len(turns),
     )
 
 

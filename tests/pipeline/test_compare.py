@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fskd_onnx import RunOptions
-from fskd_onnx.errors import ModelError
+from fskd_onnx.errors import ModelError, SamplesError
+from fskd_onnx.pipeline.compare import compare
 from fskd_onnx.reporting.agreement import agreement
-from fskd_onnx.reporting.compare import compare
 from tests.helpers import Array, build, run
 
 CPU = RunOptions(providers=("cpu",))
@@ -100,3 +100,57 @@ def test_outputs_are_compared_by_name_and_tables_are_left_out() -> None:
     found = compare(teacher, student, x, CPU)
     assert found.agreement.relative_mse == 0
     assert found.outputs_left_out == (("table", "it is the same for all samples"),)
+
+
+def test_outputs_are_compared_each_on_its_own_scale() -> None:
+    weights = outputs(0, 2, 4, 3)
+    teacher = build(TEXT.format(n="N", x="x"), {"w": weights[0]})
+    student = build(TEXT.format(n="N", x="x"), {"w": weights[1]})
+    x = outputs(3, 7, 4)
+    z, r = compare(teacher, student, x, CPU).outputs
+    direct = agreement([x @ weights[0]], [x @ weights[1]])
+    assert (z.name, r.name) == ("z", "r")
+    assert z.relative_mse == pytest.approx(direct.relative_mse, rel=1e-5)
+    assert z.top1_agreement == direct.top1_agreement
+    assert r.relative_mse == 0
+    assert r.cosine == pytest.approx(1)
+
+
+def test_accuracies_have_standard_errors(tmp_path: Path) -> None:
+    weights = outputs(0, 2, 4, 3)
+    teacher, student = (build(TEXT.format(n="N", x="x"), {"w": w}) for w in weights)
+    x, labels = outputs(3, 40, 4), tmp_path / "labels.npy"
+    truth = np.random.default_rng(0).integers(0, 3, 40)
+    np.save(labels, truth)
+    found = compare(teacher, student, x, CPU, labels)
+    right = np.array([(x @ w).argmax(1) == truth for w in weights], float)
+    assert found.accuracy_teacher == right[0].mean()
+    p = right.mean(axis=1)
+    expected = [*np.sqrt(p * (1 - p) / 40), (right[1] - right[0]).std() / np.sqrt(40)]
+    assert found.accuracy_errors == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_that_is_no_class_is_refused(tmp_path: Path, label: int) -> None:
+    model = build(TEXT.format(n="N", x="x"))
+    labels = tmp_path / "labels.npy"
+    np.save(labels, np.array([0, 1, 2, label]))
+    with pytest.raises(SamplesError, match=rf"holds the label {label} and .* 'z' has 3 classes"):
+        compare(model, model, outputs(3, 4, 4), CPU, labels)
+
+
+@pytest.mark.parametrize(("batch", "samples"), [("N", 1), ("4", 4)])
+def test_both_are_timed_on_what_they_read(batch: str, samples: int) -> None:
+    teacher = build(TEXT.format(n="N", x="x"))
+    student = build(TEXT.format(n=batch, x="other"))
+    found = compare(teacher, student, outputs(3, 3, 4), CPU, time=True).latency
+    assert found is not None
+    assert (found.samples, found.turns) == (samples, 40)
+    assert 0 < found.quartiles[0] <= found.ratio <= found.quartiles[1]
+
+
+def test_models_that_run_no_common_number_of_samples_are_not_timed() -> None:
+    teacher, student = (build(TEXT.format(n=n, x="x")) for n in ("2", "3"))
+    with pytest.raises(ModelError, match=r"runs 3 samples at once and .* 2, so their times"):
+        compare(teacher, student, outputs(3, 6, 4), CPU, time=True)
+    assert compare(teacher, student, outputs(3, 6, 4), CPU).count == 6

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fskd_onnx.compression import latency
 from fskd_onnx.compression.costs import run_shapes
-from fskd_onnx.compression.latency import compare_latency, random_feeds
 from fskd_onnx.errors import ModelError
+from fskd_onnx.runtime import latency
+from fskd_onnx.runtime.latency import compare_latency, random_feeds
 from fskd_onnx.runtime.providers import open_runtime
 from fskd_onnx.serialization.interface import input_specs
 from tests.helpers import build
@@ -24,7 +24,7 @@ def test_models_are_compared_with_the_first(name: str) -> None:
     teacher, student = NETWORKS[name].teacher(), NETWORKS[name].student()
     specs = input_specs(teacher)
     feeds = random_feeds(specs, run_shapes(specs)[0], seed=0)
-    found = compare_latency({"teacher": teacher, "student": student}, feeds, RUNTIME, limit=0)
+    found = compare_latency({"teacher": teacher, "student": student}, [feeds] * 2, RUNTIME, limit=0)
     assert found.ratios[0] == 1
     assert len(found.ratios) == len(found.seconds) == 2
     assert all(np.isfinite(found.ratios))
@@ -43,8 +43,10 @@ def test_each_turn_is_compared_on_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     teacher = NETWORKS["chain"].teacher()
     specs = input_specs(teacher)
     feeds = random_feeds(specs, run_shapes(specs)[0], seed=0)
-    found = compare_latency({"one": teacher, "other": teacher}, feeds, RUNTIME, limit=0)
+    found = compare_latency({"one": teacher, "other": teacher}, [feeds] * 2, RUNTIME, limit=0)
     assert found.ratios == pytest.approx((1, 2))
+    assert found.quartiles[1] == pytest.approx((2, 2))
+    assert found.turns == 5
     first, second = asked[:2]
     turns = [asked[at : at + 2] for at in range(2, len(asked), 2)]
     assert turns[:2] == [[first, second], [second, first]]
@@ -54,7 +56,7 @@ def test_what_cannot_run_is_named() -> None:
     model = build("g (float[N,3] x) => (float[N,3] y) { y = Relu (x) }")
     feeds = {"x": np.zeros((1, 4), np.float32)}
     with pytest.raises(ModelError, match=r"student\.onnx: ONNX Runtime cannot run it"):
-        compare_latency({"student.onnx": model}, feeds, RUNTIME)
+        compare_latency({"student.onnx": model}, [feeds], RUNTIME)
 
 
 def test_inputs_that_are_no_floats_are_zero() -> None:
