@@ -92,19 +92,21 @@ def _judge(outcome: Outcome) -> None:
         if bare is None:
             return
         _judge_student(case, bare, options, outcome)
-        _judge_plan(case, bare, options, outcome)
-        outcome.result = ""
+        again = _carried_out(case, bare, options, outcome)
+        if _bytes(again) != _bytes(bare.model):
+            outcome.faults.append(("plan gives another student", outcome.result))
         fitted = _compressed(case, options, outcome)
         if fitted is None:
             return
+        # A fit adds biases, which count, so its plan may be another one.
+        bare_model = _carried_out(case, fitted, options, outcome)
     _judge_student(case, fitted, options, outcome)
     report = fitted.report.fit
-    if report is None:
+    if report is None or bare_model is None or fitted.model is None:
         return  # nothing to take off
-    assert bare.model is not None and fitted.model is not None
     said = f"{report.before.relative_mse:.4g} -> {report.after.relative_mse:.4g}"
     said += f" on {case.count} samples"
-    judge_fresh(outcome, case, (bare.model, fitted.model), said)
+    judge_fresh(outcome, case, (bare_model, fitted.model), said)
 
 
 def _compressed(case: Case, options: CompressOptions, outcome: Outcome) -> CompressResult | None:
@@ -158,17 +160,16 @@ def _judge_student(
         outcome.faults.append(("cost unlike the plan", text))
 
 
-def _judge_plan(
-    case: Case, bare: CompressResult, options: CompressOptions, outcome: Outcome
-) -> None:
-    """Check that a plan gives the student again."""
+def _carried_out(
+    case: Case, result: CompressResult, options: CompressOptions, outcome: Outcome
+) -> onnx.ModelProto | None:
+    """Return the bare student of a result's plan, read from a file; None where there is none."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"
-        file.write_text(plan_to_json(bare.plan), encoding="utf-8")
+        file.write_text(plan_to_json(result.plan), encoding="utf-8")
         planned = CompressOptions(run=options.run, plan=str(file), no_fit=True)
         again = _compressed(case, planned, outcome)
-    if again is None or _bytes(again.model) != _bytes(bare.model):
-        outcome.faults.append(("plan gives another student", outcome.result))
+    return None if again is None else again.model
 
 
 def _bytes(model: onnx.ModelProto | None) -> bytes:
