@@ -119,6 +119,21 @@ class SampleError:
 
 
 @dataclass(frozen=True)
+class OutputErrors:
+    """The error of one output on its own scale, on samples that the fit has not seen.
+
+    Attributes:
+        name: of the output in the teacher.
+        before: ``||student - teacher||^2 / ||teacher - mean||^2`` of the student as it was given.
+        after: the same of the fitted student.
+    """
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class Verdict:
     """How certain it is that a fit brings the student closer, by samples that it has not seen.
 
@@ -184,6 +199,7 @@ class FitReport:
             first.
         command: the command that made it, as it was typed; empty for a call from Python.
         advice: what to do next, a sentence each, where the figures call for it.
+        outputs: the error of each output, where there are several.
     """
 
     teacher: str
@@ -207,6 +223,7 @@ class FitReport:
     worst_samples: tuple[SampleError, ...] = ()
     command: str = ""
     advice: tuple[str, ...] = ()
+    outputs: tuple[OutputErrors, ...] = ()
 
     @property
     def added_nodes(self) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ LIMITS = {
 }
 """Faults, and the share of the accepted students that may show each."""
 
-# Small networks have few units, so students of the same wish are told apart by rounding.
+# What a ratio may be beyond a budget of whole numbers.
 _ROUNDING = 1e-9
 
 

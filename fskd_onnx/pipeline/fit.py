@@ -204,5 +204,6 @@ def _report(
         samples_left_out=problem.samples_left_out,
         outputs_left_out=problem.outputs_left_out,
         worst_samples=best.worst,
+        outputs=best.outputs,
         advice=advise(fitted.blocks, best.after, (problem.count, len(problem.groups)), options),
     )

@@ -25,7 +25,7 @@ from fskd_onnx.pipeline.networks import LoadedModel, Networks, compose_decompose
 from fskd_onnx.pipeline.splits import Splits
 from fskd_onnx.reporting.agreement import squared_errors, worst_samples
 from fskd_onnx.reporting.comparable import Comparable, check_finite, comparable
-from fskd_onnx.results import Agreement, Matching, SampleError
+from fskd_onnx.results import Agreement, Matching, OutputErrors, SampleError
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.forward import ForwardResult, Outputs, forward
 from fskd_onnx.runtime.providers import Runtime, open_runtime
@@ -99,6 +99,14 @@ class FitProblem:
     def agreement(self, outputs: Outputs) -> Agreement:
         """Return how close outputs for the samples of the verdict are to the teacher's."""
         return self._compared.agreement(outputs)
+
+    def output_errors(self, outputs: Outputs) -> tuple[OutputErrors, ...]:
+        """Return the error of each output before and after, of several; none of a single one."""
+        names = [name for name, _ in self._compared.names]
+        if len(names) < 2:
+            return ()
+        errors = map(self._compared.output_errors, (self._compared.student, outputs))
+        return tuple(OutputErrors(*each) for each in zip(names, *errors, strict=True))
 
     def worst_samples(self, outputs: Outputs) -> tuple[SampleError, ...]:
         """Return the samples of the verdict on which such outputs err most, the worst first."""

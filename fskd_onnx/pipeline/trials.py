@@ -26,7 +26,14 @@ from fskd_onnx.pipeline.verdict import judge
 from fskd_onnx.pipeline.weight_growth import Sizes, sizes_of, stored_tensors
 from fskd_onnx.progress import share, with_prefix
 from fskd_onnx.reporting.agreement import squared_errors
-from fskd_onnx.results import Agreement, BlockReport, BlockStatus, SampleError, Verdict
+from fskd_onnx.results import (
+    Agreement,
+    BlockReport,
+    BlockStatus,
+    OutputErrors,
+    SampleError,
+    Verdict,
+)
 from fskd_onnx.runtime.forward import Outputs
 from fskd_onnx.serialization.model_check import checked
 from fskd_onnx.timing import StageTimer
@@ -58,6 +65,7 @@ class Candidate:
         verdict: how certain it is that they came closer than the untouched student.
         sizes: of the weights of its fits, one for each trial, see ``weight_growth``.
         worst: of these samples, those on which its fits err most.
+        outputs: the error of each output on these samples, where there are several.
     """
 
     last: FittedStudent
@@ -66,6 +74,7 @@ class Candidate:
     verdict: Verdict
     sizes: tuple[Sizes, ...]
     worst: tuple[SampleError, ...] = ()
+    outputs: tuple[OutputErrors, ...] = ()
 
 
 def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list[Candidate]:
@@ -99,6 +108,7 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
                 judge(problem.errors_before, errors, size),
                 tuple(sizes[targets]),
                 problem.worst_samples(together),
+                problem.output_errors(together),
             )
         )
     return candidates

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fskd_onnx.errors import ModelError
 from fskd_onnx.reporting.agreement import agreement, finite_rows, sample_errors
+from fskd_onnx.reporting.output_agreement import spread_of
 from fskd_onnx.results import Agreement
 from fskd_onnx.runtime.forward import ForwardResult, Outputs, common_outputs
 
@@ -38,6 +39,19 @@ class Comparable:
         """Return how close outputs for the samples that are judged are to the teacher's."""
         names = [name for name, _ in self.names]
         return agreement(self.teacher, outputs, rows=self.rows, names=names)
+
+    def output_errors(self, outputs: Outputs) -> list[float]:
+        """Return the error of each output, for the samples that are judged, on its own scale."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            return [
+                float(np.sum((own.astype(np.float64) - exact) ** 2)) / spread_of(exact, rows)
+                for exact, own, rows in zip(
+                    (values.astype(np.float64) for values in self.teacher),
+                    outputs,
+                    self.rows,
+                    strict=True,
+                )
+            ]
 
     def sample_errors(self, outputs: Outputs) -> NDArray[np.float64]:
         """Return the relative error of each sample that is judged, (samples,)."""

@@ -22,9 +22,11 @@ from fskd_onnx.compare_results import OutputAgreement
 Floats = NDArray[np.float64]
 
 _MOST_RANKED = 5
-# What names of outputs say that hold no scores of classes.
+# Words in the names of outputs that hold no scores of classes.
 _NO_SCORES = re.compile(
-    r"box|embed|feature|hidden|state|landmark|keypoint|pool|coord|offset|depth|pose", re.IGNORECASE
+    r"(?<![a-z])(b?box(es)?|embed(ding)?s?|features?|hidden|states?|landmarks?|keypoints?|coords?"
+    r"|offsets?|pose|pooler)(?![a-z])",
+    re.IGNORECASE,
 )
 _UNIT = 1e-3  # up to which rows are of unit length, and sums of probabilities one
 _LEAST = 1e-12  # probabilities below count as this

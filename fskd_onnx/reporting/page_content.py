@@ -7,7 +7,7 @@ from typing import Any
 
 from fskd_onnx.compress_results import UnitKind
 from fskd_onnx.reporting.compare_page import page_of_comparison
-from fskd_onnx.reporting.page import Page, Reasons, Tile
+from fskd_onnx.reporting.page import Page, Reasons, Table, Tile
 from fskd_onnx.reporting.page_parts import (
     IN_ORDER,
     caption_of,
@@ -17,7 +17,13 @@ from fskd_onnx.reporting.page_parts import (
     short_name,
     worst,
 )
-from fskd_onnx.reporting.page_tables import block_table, number_text, percent_text, unit_table
+from fskd_onnx.reporting.page_tables import (
+    block_table,
+    fitted_output_table,
+    number_text,
+    percent_text,
+    unit_table,
+)
 from fskd_onnx.reporting.pictures import Bars, Pairs, Panel
 from fskd_onnx.reporting.record import Record
 from fskd_onnx.reporting.tables import short
@@ -65,7 +71,7 @@ def _page_of_fit(record: Record) -> Page:
         ],
         panels=[panel],
         caption=caption_of(panel),
-        tables=[block_table(record)],
+        tables=list(_tables_of_fit(record)),
         reasons=list(_reasons_of_fit(record)),
         samples=worst(record),
         notes=record.get("advice", ()),
@@ -128,7 +134,7 @@ def _page_of_compression(record: Record) -> Page:
         ],
         panels=panels,
         caption="What is left of the teacher's cost. " + caption_of(panel),
-        tables=[unit_table(units), *(() if fit is None else (block_table(fit),))],
+        tables=[unit_table(units), *(() if fit is None else _tables_of_fit(fit))],
         reasons=[
             *(
                 Reasons.group(
@@ -148,6 +154,13 @@ def _page_of_compression(record: Record) -> Page:
         facts=facts_of(record, fit or {}),
         options=dict(flat_options(record["options"])),
     )
+
+
+def _tables_of_fit(fit: Record) -> Iterator[Table]:
+    """Yield the tables of blocks and, of several, of outputs."""
+    yield block_table(fit)
+    if "outputs" in fit:
+        yield fitted_output_table(fit["outputs"])
 
 
 def _tiles_of_fit(fit: Record) -> Iterator[Tile]:

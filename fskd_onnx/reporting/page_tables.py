@@ -50,6 +50,12 @@ _OUTPUT_COLUMNS = (
     Column("top-5", is_number=True),
     Column("KL", is_number=True),
 )
+_FITTED_OUTPUT_COLUMNS = (
+    Column("#", is_number=True),
+    Column("output"),
+    Column("before", is_number=True),
+    Column("after", is_number=True),
+)
 _KIND_NAMES = {UnitKind.WIDTH: "channels", UnitKind.FACTORS: "node", UnitKind.BLOCK: "block"}
 
 
@@ -99,6 +105,27 @@ def departure_table(blocks: Sequence[Mapping[str, Any]]) -> Table:
                 ),
             )
             for place, block in enumerate(blocks, 1)
+        ],
+    )
+
+
+def fitted_output_table(outputs: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of the outputs of a fit, each on its own scale."""
+    return Table(
+        "Outputs",
+        "The relative error of each on held-out samples, on its own scale.",
+        _FITTED_OUTPUT_COLUMNS,
+        [
+            (
+                "output",
+                (
+                    Cell(str(place), place),
+                    Cell(output["name"]),
+                    Cell(number_text(output["before"]), output["before"]),
+                    Cell(number_text(output["after"]), output["after"]),
+                ),
+            )
+            for place, output in enumerate(outputs, 1)
         ],
     )
 

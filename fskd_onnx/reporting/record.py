@@ -78,6 +78,7 @@ def _of_fit(report: FitReport) -> dict[str, object]:
         | ({"added_nodes": report.added_nodes} if report.added_nodes else {}),
         "seconds": asdict(report.seconds),
         "versions": report.versions,
+        **({"outputs": list(map(asdict, report.outputs))} if report.outputs else {}),
         **({"advice": report.advice} if report.advice else {}),
     }
 

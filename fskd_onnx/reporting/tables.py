@@ -57,12 +57,12 @@ def print_table(
     for row in cells:
         # As Text, because names of nodes may hold brackets, which strings would lose as markup.
         table.add_row(
-            *(Text(_shortened(cell, width)) for cell, width in zip(row, widths, strict=True))
+            *(Text(cut_in_middle(cell, width)) for cell, width in zip(row, widths, strict=True))
         )
     console.print(table)
 
 
-def _shortened(text: str, width: int) -> str:
+def cut_in_middle(text: str, width: int) -> str:
     """Return a text with an ellipsis in its middle where it takes more cells than a width."""
     if cell_len(text) <= width:
         return text

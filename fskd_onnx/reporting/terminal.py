@@ -13,6 +13,7 @@ from rich.text import Text
 from fskd_onnx.printable import printable
 from fskd_onnx.reporting.tables import (
     NOT_KNOWN,
+    cut_in_middle,
     number,
     percent,
     print_facts,
@@ -26,6 +27,7 @@ from fskd_onnx.results import (
     BlockStatus,
     FitReport,
     Matching,
+    OutputErrors,
     Verdict,
 )
 
@@ -33,6 +35,8 @@ Node = TypeVar("Node", BlockPair, BlockReport)
 
 # Samples that are named of those that were left out.
 _NAMED = 3
+# Columns that the name of an output may take in front of its figures.
+_NAME = 24
 
 
 def print_report(report: FitReport, console: Console) -> None:
@@ -106,9 +110,16 @@ def facts_of_fit(report: FitReport) -> dict[str, str]:
         + _independent(report)
         + left_out_text(report.samples_left_out),
         "relative mse": f"{number(before.relative_mse)} -> {number(after.relative_mse)}",
+        **dict(map(_of_output, report.outputs)),
         **_top1(before, after),
         "verdict": _verdict(report.verdict),
     }
+
+
+def _of_output(output: OutputErrors) -> tuple[str, str]:
+    """Return the name of one of several outputs, cut to its column, and its errors."""
+    name = cut_in_middle(output.name, _NAME)
+    return f"  of {name}", f"{number(output.before)} -> {number(output.after)}"
 
 
 def _top1(before: Agreement, after: Agreement) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from fskd_onnx.errors import SamplesError, one_of
+from fskd_onnx.printable import shortened
 from fskd_onnx.samples.contract import SampleFormat
 from fskd_onnx.samples.files import existing, reading, visible_entries
 
@@ -87,12 +88,19 @@ def find_listed(path: Path, names: Path, formats: Formats) -> FoundFiles:
         where, named = f"{names}: line {number}", PurePath(line.strip())
         if not named.parts or named.is_absolute() or ".." in named.parts:
             raise SamplesError(f"{where} has to name a file as seen from {path}, and does not")
-        item = existing(path / named)
+        item = path / named
+        shown = shortened(str(named))
+        try:
+            existing(item)
+        except SamplesError as error:
+            raise SamplesError(
+                f"{where} names {shown}, which {path} does not hold; correct it"
+            ) from error
         format_ = next((f for f in formats if item in (f.find(item) or ())), None)
         if format_ is None:
-            raise SamplesError(f"{where} names {item}, which is no file of samples; remove it")
+            raise SamplesError(f"{where} names {shown}, which is no file of samples; remove it")
         if item in found:
-            raise SamplesError(f"{where} names {item} for the second time; remove it")
+            raise SamplesError(f"{where} names {shown} for the second time; remove it")
         found[item] = format_
     if not found:
         raise SamplesError(f"{names}: names no samples; write the path of one on each line")

@@ -27,7 +27,7 @@ PRESETS = ("imagenet", "caffe", "inception", "raw", "unit", "fashion-mnist")
 # Stable: a script that reads a report relies on all of them.
 REPORT_KEYS = {
     "": "schema_version teacher student output options providers samples blocks end_to_end"
-    " parameters seconds versions command",
+    " parameters seconds versions advice command",
     "samples": "count independent held_out worst",
     "end_to_end": "before after verdict",
     "end_to_end.before": "relative_mse top1_agreement",

@@ -28,13 +28,15 @@ from fskd_onnx.options import Preprocess
 from fskd_onnx.passes import Canonicalize
 from fskd_onnx.pipeline.networks import load_networks
 from fskd_onnx.reporting.json_format import matching_to_json
+from fskd_onnx.samples.finding import find_listed
 from fskd_onnx.samples.groups import load_groups
 from fskd_onnx.samples.labels import load_labels
-from fskd_onnx.samples.sources import load_samples
+from fskd_onnx.samples.sources import FILE_FORMATS, load_samples
 from fskd_onnx.serialization.interface import InputSpec
 from tests.compression.plans import LIMITS, PLAN
 from tests.forms import GROUPS
 from tests.fuzzing.mutation import Case
+from tests.helpers import DEMO
 from tests.networks import NETWORKS
 
 COUNT = 6
@@ -171,7 +173,7 @@ def _read_images(folder: Path) -> None:
     load_samples(file, [_IMAGE], Preprocess(preset="raw", resize=6, crop=(4, 5)))
 
 
-# --- labels, groups, maps, plans ---
+# --- labels, groups, lists, maps, plans ---
 
 
 def _labels() -> Iterator[Case]:
@@ -190,6 +192,15 @@ def _groups() -> Iterator[Case]:
     yield {"groups.npz": npz(a=names, b=np.ones((COUNT, 2)))}
     yield {"groups.txt": b"a\nb\nb\nc\nc\nc\n"}
     yield {"groups.csv": "\u00e4\nb\nb\nc\nc\nc".encode()}
+
+
+def _lists() -> Iterator[Case]:
+    yield {"list.txt": b"0003.png\n0001.png\n"}
+    yield {"list.csv": "\ufeff./0003.png\r\n0001.png".encode()}
+
+
+def _read_list(folder: Path) -> object:
+    return find_listed(DEMO / "samples", _only(folder), FILE_FORMATS)
 
 
 @cache
@@ -252,6 +263,7 @@ TARGETS: Mapping[str, Target] = {
     "samples": Target(_samples, _read_samples, share=2.0),
     "images": Target(_images, _read_images, share=2.0),
     "labels": Target(_labels, lambda folder: load_labels(_only(folder), COUNT)),
+    "lists": Target(_lists, _read_list),
     "groups": Target(_groups, lambda folder: load_groups(str(_only(folder)), COUNT)),
     "maps": Target(_maps, _read_map, share=2.0),
     "plans": Target(_plans, _read_plan),

@@ -164,6 +164,17 @@ def test_ten_samples_do_no_harm(seed: int) -> None:
     assert error(teacher, result.model, new) <= error(teacher, student, new)
 
 
+def test_each_of_several_outputs_has_its_error() -> None:
+    network = NETWORKS["two inputs, two outputs"]
+    teacher, student = network.teacher(), network.student()
+    report = fit_to(teacher, student, network.samples(56)).report
+    assert [output.name for output in report.outputs] == [o.name for o in teacher.graph.output]
+    assert all(output.after < output.before for output in report.outputs)
+    network = NETWORKS["matmul"]
+    alone = fit_to(network.teacher(), network.student(), network.samples(24)).report
+    assert alone.outputs == ()
+
+
 def test_fits_repeat_to_the_byte() -> None:
     for name in ("residual", "flatten", "matmul"):
         network = NETWORKS[name]

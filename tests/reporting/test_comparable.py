@@ -36,6 +36,14 @@ def test_samples_that_are_finite_in_both_are_judged() -> None:
     assert found.agreement([found.teacher[0] + 1, found.teacher[1]]).relative_mse > 0
 
 
+def test_each_output_has_its_error_on_its_own_scale() -> None:
+    found = comparable((result(), result()), NAMES, MODELS)
+    y, k = found.teacher
+    spread = np.sum((y - y.mean(axis=0)) ** 2)
+    assert found.output_errors([y + 1, k]) == pytest.approx([12 / spread, 0])
+    assert found.output_errors([y, 3 * k]) == pytest.approx([0, 4])  # of its size: it is constant
+
+
 def test_outputs_that_one_of_them_leaves_out_are_named() -> None:
     found = comparable((result(), result(k="a table")), NAMES, MODELS)
     assert (found.names, found.outputs_left_out) == ([("y", "y")], (("k", "a table"),))

@@ -14,7 +14,7 @@ from rich.console import Console
 from fskd_onnx.compare_results import Comparison
 from fskd_onnx.reporting.compare_terminal import print_comparison
 from fskd_onnx.reporting.terminal import print_matching, print_report
-from fskd_onnx.results import Agreement, Matching
+from fskd_onnx.results import Agreement, Matching, OutputErrors
 from tests.reporting.records import COMPARISON, LONG, MATCHING, REPORT
 
 
@@ -122,6 +122,15 @@ def test_comparisons() -> None:
     text = printed(print_comparison, comparison)
     assert "teacher accuracy  93.4%" in text
     assert "student accuracy  90.0%" in text
+
+
+def test_each_of_several_outputs_has_its_line() -> None:
+    outputs = (OutputErrors("boxes", 0.5, 0.125), OutputErrors("scores", 0.25, 0.03))
+    text = printed(print_report, replace(REPORT, outputs=(*outputs, OutputErrors(LONG, 1.0, 0.5))))
+    assert max(map(len, text.splitlines())) <= 80
+    lines = [line.split() for line in text.splitlines()]
+    assert ["of", "boxes", "0.5", "->", "0.125"] in lines
+    assert ["of", "scores", "0.25", "->", "0.03"] in lines
 
 
 def test_comparisons_tell_of_outputs_blocks_and_time() -> None:
