@@ -93,7 +93,7 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
                     name = f"fused {problem.student.name}"
                     found = problem.outputs(fitted.model, name, trial.held_out)
                     outputs[fitted.targets].append(found)
-        if number == _TRIALS_THAT_TELL < len(trials):
+        if number == _TRIALS_THAT_TELL < len(trials) and len(outputs) > 1:
             ahead = _ahead({name: _errors(problem, parts) for name, parts in outputs.items()})
             if ahead is not None:
                 options = replace(options, targets=ahead)
@@ -128,7 +128,7 @@ def _ahead(errors: Mapping[str, NDArray[np.float64]]) -> str | None:
     """Return the start that the others would hardly be preferred to; None where that is open.
 
     Args:
-        errors: of each start on the same samples, in the order of `choose`.
+        errors: of each start, two or more, on the same samples, in the order of `choose`.
     """
     *others, last = errors
     for name in others:
