@@ -68,8 +68,10 @@ def _fold(
             rows = slice(start, start + width)
             scale[rows], shift[rows] = affine.matrix.reshape(-1), affine.shift.reshape(-1)
             folded.append((node, part))
+    if not folded:
+        return []
     merged = scaled_and_shifted(linear, AffineMap.per_channel(scale, shift))
-    if not folded or merged is None:
+    if merged is None:
         return []
     notes = [f"{node.op} '{node_name(node)}' folded into '{linear.name}'" for node, _ in folded]
     for node, part in folded:

@@ -164,8 +164,10 @@ def _split(graph: gs.Graph, joined: JoinedLayer) -> None:
         rows = slice(*starts[number : number + 2])
         weights = AffineMap(linear.matrix[:, rows], linear.bias[np.newaxis, rows])
         nodes = _matrix_nodes(graph, linear, linear.input, f"{linear.name}/{number}", weights)
+        name = f"{linear.output.name}/{number}"
         for step, node in enumerate((*flat, *rest)):
-            tensor, shape = _give(graph, nodes, part, linear), _target(node)
+            given = f"{name}/{step}" if step else name
+            tensor, shape = _give(graph, nodes[-1], given, linear), _target(node)
             if shape is None:
                 nodes.append(gs.Node("Transpose", "", dict(node.attrs), [tensor]))
                 continue
@@ -175,7 +177,7 @@ def _split(graph: gs.Graph, joined: JoinedLayer) -> None:
                 shape[-1] = joined.widths[number]
             nodes.append(_with_numbers(graph, "Reshape", tensor, "shape", shape))
         if _drops_axis(part):
-            tensor = _give(graph, nodes, part, linear)
+            tensor = _give(graph, nodes[-1], f"{name}/parts", linear)
             axis = _axis_of_parts(joined)
             nodes.append(_with_numbers(graph, "Squeeze", tensor, "axes", [axis]))
         new += nodes
@@ -186,10 +188,10 @@ def _split(graph: gs.Graph, joined: JoinedLayer) -> None:
         node.outputs = [part]
 
 
-def _give(graph: gs.Graph, nodes: Sequence[gs.Node], part: gs.Tensor, linear: Linear) -> gs.Tensor:
-    """Let the last of some nodes write a new tensor, of the type that a linear node computes in."""
-    tensor = gs.Variable(unused_name(graph, f"{part.name}/{len(nodes)}"), linear.dtype)
-    nodes[-1].outputs = [tensor]
+def _give(graph: gs.Graph, node: gs.Node, name: str, linear: Linear) -> gs.Tensor:
+    """Let a node write a new tensor, of the type that a linear node computes in."""
+    tensor = gs.Variable(unused_name(graph, name), linear.dtype)
+    node.outputs = [tensor]
     return tensor
 
 

@@ -85,14 +85,17 @@ def _is_between_transposes(graph: gs.Graph, node: gs.Node, in_bodies: Collection
     """Whether a matrix stands on the left, and what it is applied to and gives is transposed."""
     if node.op != "MatMul" or not _is_matrix(node.inputs[0]) or not node.inputs[1].inputs:
         return False
+    first = node.inputs[1].inputs[0]
     behind = sole_reader(graph, node.outputs[0], in_bodies)
     if behind is not None and is_standard(behind, "Add"):
         columns = [t for t in behind.inputs if is_dense(t)]
         width = node.inputs[0].shape[0]
         if len(columns) != 1 or tuple(columns[0].shape) not in ((width, 1), (1, width, 1)):
             return False
+        if len(columns[0].shape) > len(first.attrs.get("perm", ())):
+            return False  # the sum has more axes than the product
         behind = sole_reader(graph, behind.outputs[0], in_bodies)
-    ends = node.inputs[1].inputs[0], behind
+    ends = first, behind
     is_read_alone = [id(reader) for reader in node.inputs[0].outputs] == [id(node)]
     return is_read_alone and all(end is not None and _swaps_last_axes(end) for end in ends)
 

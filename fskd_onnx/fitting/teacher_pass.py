@@ -105,8 +105,9 @@ class TeacherPass:
     def runner_of(self, student: gs.Graph) -> SegmentRunner:
         """Return what runs a student on the same samples, to stop where the blocks need it to."""
         stops = [plan.student_tensors for plan in self.plans]
-        uses = [use for plan in self.plans for use in plan.uses if use.columns_last]
-        last = [name for use in uses for name in use.student_tensors]
+        last = _channels_last(
+            (use.columns_last, use.student_tensors) for plan in self.plans for use in plan.uses
+        )
         return SegmentRunner(self._runtime, student, stops, self.batches, self._samples, last)
 
     def names(self, samples: Iterable[int]) -> list[str]:
@@ -130,7 +131,7 @@ class TeacherPass:
                 for w in self._windows
             ]
             every = [request for window in self._windows for request in self._requests(window)]
-            last = [name for request in every if request.channels_last for name in request.tensors]
+            last = _channels_last((request.channels_last, request.tensors) for request in every)
             self._runner = SegmentRunner(
                 self._runtime, self._teacher, stops, self.batches, self._samples, last
             )
@@ -158,6 +159,18 @@ class TeacherPass:
                 for of_use, columns in zip(places, found, strict=True):
                     if columns is not None:
                         of_use[batch] = TargetColumns.keep(columns, self._samples.store)
+
+
+def _channels_last(tensors: Iterable[tuple[bool, Sequence[str]]]) -> set[str]:
+    """Return the tensors that are read with their channels on the last axis, and never else.
+
+    Args:
+        tensors: names, and whether they are read so.
+    """
+    read: dict[bool, set[str]] = {True: set(), False: set()}
+    for last, names in tensors:
+        read[last].update(names)
+    return read[True] - read[False]
 
 
 def _windows(plans: Sequence[BlockPlan]) -> list[range]:

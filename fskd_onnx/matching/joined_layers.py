@@ -27,14 +27,12 @@ Roles: TypeAlias = tuple[Role, ...]
 class _Layers:
     """The joined layers and the siblings of a network, by what their matrices are for."""
 
-    def __init__(self, graph: gs.Graph) -> None:
+    def __init__(self, graph: gs.Graph, siblings: Sequence[tuple[Linear, ...]]) -> None:
         views = find_linear(graph)
         linears = [view for view in views if isinstance(view, Linear)]
         self.joined: dict[frozenset[Role], list[tuple[Roles, JoinedLayer]]] = {}
         self.siblings: dict[frozenset[Role], list[tuple[Roles, tuple[Linear, ...]]]] = {}
-        joined, siblings = find_joined(graph, linears), find_siblings(linears)
-        if not (joined or siblings):
-            return
+        joined = find_joined(graph, linears)
         refused = {id(view.node) for view in views if isinstance(view, Refusal)}
         paths: Mapping[int, Role] = Downstream(graph, linears, refused).paths
         for layer in joined:
@@ -54,7 +52,11 @@ def rewrites_of_teacher(teacher: gs.Graph, student: gs.Graph) -> list[JoinLayers
         teacher: the original network, canonical.
         student: the compressed network, canonical.
     """
-    theirs, mine = _Layers(teacher), _Layers(student)
+    graphs = teacher, student
+    siblings = [find_siblings([v for v in find_linear(g) if isinstance(v, Linear)]) for g in graphs]
+    if not any(siblings):
+        return []
+    theirs, mine = map(_Layers, graphs, siblings)
     groups: list[tuple[str, ...]] = []
     names: list[str] = []
     for key, found in theirs.siblings.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,8 +77,16 @@ class Candidate:
     outputs: tuple[OutputErrors, ...] = ()
 
 
+# After so many trials, a start that another one is ahead of is not tried further.
+_TRIALS_THAT_TELL = 2
+
+
 def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list[Candidate]:
-    """Fit from every start in every trial, and hold what comes out against the teacher."""
+    """Fit from every start, and hold what comes out against the teacher.
+
+    In every trial, but for a start that the first trials leave behind: what is judged in the end
+    has held out each sample once either way.
+    """
     trials = problem.splits.trials
     last: dict[str, FittedStudent] = {}
     outputs: defaultdict[str, list[Outputs]] = defaultdict(list)
@@ -94,6 +102,11 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
                     name = f"fused {problem.student.name}"
                     found = problem.outputs(fitted.model, name, trial.held_out)
                     outputs[fitted.targets].append(found)
+        if number == _TRIALS_THAT_TELL < len(trials) and len(outputs) > 1:
+            ahead = _ahead({name: _errors(problem, parts) for name, parts in outputs.items()})
+            if ahead is not None:
+                options = replace(options, targets=ahead)
+                outputs = defaultdict(list, {ahead: outputs[ahead]})
     nothing = [np.zeros_like(output) for output in problem.target]
     size = float(np.mean(squared_errors(problem.target, nothing)))
     candidates = []
@@ -112,6 +125,34 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
             )
         )
     return candidates
+
+
+def _errors(problem: FitProblem, parts: Sequence[Outputs]) -> NDArray[np.float64]:
+    """Return the errors on the judged samples of the first trials, whose outputs are given."""
+    judged = problem.judged[: sum(len(part[0]) for part in parts)]
+    together = [np.concatenate(out)[judged] for out in zip(*parts, strict=True)]
+    return squared_errors([out[: judged.sum()] for out in problem.target], together)
+
+
+def _ahead(errors: Mapping[str, NDArray[np.float64]]) -> str | None:
+    """Return the start that the others would hardly be preferred to; None where that is open.
+
+    Args:
+        errors: of each start, two or more, on the same samples, in the order of `choose`.
+    """
+    *others, last = errors
+    for name in others:
+        if _is_closer(errors[name], errors[last]):
+            return name
+    return last if all(errors[last].mean() <= errors[name].mean() for name in others) else None
+
+
+def _is_closer(errors: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
+    """Whether errors are less than others by more than the standard error of their difference."""
+    if len(errors) < 2:
+        return False
+    difference = others - errors
+    return bool(difference.mean() > difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
 def fits(
@@ -225,11 +266,7 @@ def choose(candidates: Sequence[Candidate], before: Agreement) -> Candidate:
     ]
     best = (closer or candidates)[-1]
     for other in closer[:-1]:
-        difference = best.errors - other.errors
-        chance = (
-            difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.inf
-        )
-        if difference.mean() > chance:
+        if _is_closer(other.errors, best.errors):
             best = other
     return best
 

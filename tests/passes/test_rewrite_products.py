@@ -95,6 +95,18 @@ def test_what_reads_the_transposed_input_goes_on_reading_it() -> None:
     assert_same_function(model, result.model)
 
 
+def test_a_bias_of_more_axes_than_the_product_stays() -> None:
+    model = build(
+        """g (float[6,4] x) => (float[1,6,6] z) <float[6,4] w, float[1,6,1] b> {
+            t = Transpose <perm = [1,0]> (x)
+            y = MatMul (w, t)
+            a = Add (y, b)
+            z = Transpose <perm = [0,2,1]> (a)
+        }"""
+    )
+    assert not RewriteProducts()(model).changed
+
+
 REFUSED = {
     "another perm": "t = Transpose <perm = [2,0,1]> (x) y = MatMul (w, t) z = Relu (y)",
     "read twice": "y = MatMul (w, x) h = MatMul (w, x) z = Add (y, h)",

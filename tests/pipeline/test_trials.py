@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from fskd_onnx import FitOptions, RunOptions
+from fskd_onnx.pipeline import trials
 from fskd_onnx.pipeline.fit import fit
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
@@ -82,6 +85,43 @@ def test_few_samples_are_judged_each_by_a_fit_that_has_not_seen_it() -> None:
     assert [sample.name for sample in found.worst] == [*map(problem.samples.describe, worst)]
     together = problem.outputs(problem.student.model, "student", problem.held_out)
     assert problem.before == agreement(problem.target, together)
+
+
+def test_a_start_that_is_left_behind_is_not_tried_further(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = problem_of(20)
+    tried: list[str] = []
+
+    def counted(*arguments: Any) -> Iterator[FittedStudent]:
+        for fitted in fits(*arguments):
+            tried.append(fitted.targets)
+            yield fitted
+
+    monkeypatch.setattr(trials, "fits", counted)
+    found = try_out(problem, FitOptions(CPU), StageTimer())
+    assert len(problem.splits.trials) == 5
+    assert tried[:4] == ["kept", "select"] * 2
+    assert set(tried[4:]) == {candidate.last.targets for candidate in found}
+    [candidate] = found
+    alone = FitOptions(CPU, targets=candidate.last.targets)
+    monkeypatch.undo()
+    [same] = try_out(problem, alone, StageTimer())
+    np.testing.assert_array_equal(candidate.errors, same.errors)
+
+
+def test_where_no_start_has_anything_to_fit_there_is_no_candidate() -> None:
+    teacher = CHAIN.teacher()
+    problem = prepared(teacher, teacher, CHAIN.samples(12), FitOptions(CPU))
+    assert try_out(problem, FitOptions(CPU, targets="select"), StageTimer()) == []
+
+
+def test_which_start_is_ahead() -> None:
+    near, far = np.array([0.4, 0.5, 0.4]), np.array([0.5, 0.4, 0.51])
+    assert trials._ahead({"kept": near, "select": far}) is None
+    assert trials._ahead({"kept": far, "select": near}) == "select"
+    assert trials._ahead({"kept": near, "select": far + 1}) == "kept"
+    assert trials._ahead({"kept": near, "select": far * np.nan}) is None
 
 
 @pytest.mark.parametrize("targets", ["auto", "kept", "select"])

@@ -201,7 +201,13 @@ def dense(b: Builder, x: Tensor, out: Space, op: str = "") -> Tensor:
             source = b.node(op, [source, name], f"{output}/inner")
     weight = b.constant(matrix[0] if transposed else matrix[0].T, stored[0])
     bias = None if weights.bias is None else b.constant(weights.bias[kept], stored[1])
-    if op == "Gemm":
+    rows = x.layout is Layout.TOKENS and (len(output) + 2 * b.linear_count + b.is_student) % 3 == 0
+    if rows:
+        # As simplifiers write it; here nothing is drawn, so other layers stay as they were.
+        flat = b.constant([-1, matrix.shape[2]], f"{output}/flat", np.int64)
+        source = b.node("Reshape", [source, flat], f"{output}/rows")
+        b.node("Gemm", [source, weight] + ([bias] if bias else []), output)
+    elif op == "Gemm":
         inputs = [source, weight] + ([bias] if bias else [])
         b.node(op, inputs, output, transB=int(transposed), **gemm)
     elif bias is None:
@@ -212,7 +218,11 @@ def dense(b: Builder, x: Tensor, out: Space, op: str = "") -> Tensor:
         b.node("Add", addends[:: 1 if first_addend else -1], output)
     b.truth[output], b.axes[output] = kept, -1
     b.linear_count += 1
-    return replace(x, name=output, ids=ids, kept=kept, pieces=0)
+    result = output
+    if rows:
+        back = b.constant([-1, *x.extents, len(kept)], f"{output}/back", np.int64)
+        result = b.node("Reshape", [output, back], f"{output}/tokens")
+    return replace(x, name=result, ids=ids, kept=kept, pieces=0)
 
 
 def sliced(matrix: Array, inputs: Ints, outputs: Ints) -> Array:
