@@ -15,7 +15,7 @@ from fskd_onnx.reporting.tables import (
     print_reasons,
     print_table,
 )
-from fskd_onnx.results import BlockStatus, Comparison, FitReport, Matching, Verdict
+from fskd_onnx.results import BlockStatus, Comparison, FitReport, Matching, RefineReport, Verdict
 
 # Samples that are named of those that were left out.
 _NAMED = 3
@@ -58,7 +58,9 @@ def print_report(report: FitReport, console: Console) -> None:
     print_reasons("outputs left out of the verdict:", report.outputs_left_out, console)
     console.print()
     seconds = report.seconds
-    stages = (field.name for field in fields(seconds) if field.name != "total")
+    stages = [field.name for field in fields(seconds) if field.name != "total"]
+    if report.refine is None:
+        stages.remove("refine")
     print_facts(
         {
             **facts_of_fit(report),
@@ -84,7 +86,15 @@ def facts_of_fit(report: FitReport) -> dict[str, str]:
         "relative mse": f"{number(before.relative_mse)} -> {number(after.relative_mse)}",
         "top-1 agreement": f"{percent(before.top1_agreement)} -> {percent(after.top1_agreement)}",
         "verdict": _verdict(report.verdict),
-    }
+    } | ({} if report.refine is None else {"gradient steps": _steps(report.refine)})
+
+
+def _steps(report: RefineReport) -> str:
+    """Return what gradient steps came to."""
+    errors = f"relative mse {number(report.error_before)} -> {number(report.error_after)}"
+    if report.kept:
+        return f"{report.steps_taken} of {report.steps} kept, {errors}"
+    return f"none of {report.steps} kept, {errors}: {report.reason}"
 
 
 def _independent(report: FitReport) -> str:
