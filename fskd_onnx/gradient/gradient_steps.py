@@ -31,7 +31,7 @@ from fskd_onnx.serialization.interface import InputSpec
 _BLOCKS = 1.0  # weight of the block outputs beside the outputs
 _LENGTH = 0.02  # of a step, as a part of the size of a tensor
 _WARM_UP = 0.05  # of all steps
-_BATCH = 64  # samples of a step
+_BATCH = 32  # samples of a step
 _MEASURED = 128  # samples that errors are relative to the variance of
 _POINTS = 4  # states that are looked at
 

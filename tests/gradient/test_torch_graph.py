@@ -27,11 +27,15 @@ REFUSED = {
     "Cast and Mul": "DequantizeLinear",
     "QOperator": "DequantizeLinear",
 }
+# The largest graph has no operator that no other has.
+TAKEN = [name for name in FORMS if name not in REFUSED and name != "densenet121"]
 # Of the largest value; half precision is computed in single precision.
 TOLERANCE = {"float16": 1e-3}
 
 
-@pytest.mark.parametrize("name", [name for name in FORMS if name not in REFUSED])
+@pytest.mark.parametrize(
+    "name", [name for name in FORMS if name not in REFUSED | {"densenet121": ""}]
+)
 def test_a_form_gives_what_the_runtime_gives(name: str) -> None:
     model = Canonicalize()(FORMS[name].pair()[1]).model
     size = fixed_batch_size(input_specs(model)) or 3

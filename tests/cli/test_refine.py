@@ -1,0 +1,74 @@
+"""Gradient steps as their users ask for them: a process of its own on small files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.cli.test_contract import assert_fails, fskd_onnx, said
+from tests.helpers import build
+from tests.networks import NETWORKS
+
+NETWORK = NETWORKS["rank 3"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Teacher, student and samples."""
+    found = [tmp_path / name for name in ("teacher.onnx", "student.onnx", "samples.npz")]
+    onnx.save_model(NETWORK.teacher(), found[0])
+    onnx.save_model(NETWORK.student(), found[1])
+    np.savez(found[2], **NETWORK.samples(70))  # type: ignore[arg-type]
+    return found
+
+
+def test_steps_are_made_and_reported(files: list[Path], tmp_path: Path) -> None:
+    reports = [tmp_path / "r.json", tmp_path / "r.html"]
+    options = [option for path in reports for option in ("--report", path)]
+    done = fskd_onnx("fit", *files, "--refine", 24, "--providers", "cpu", *options)
+    assert done.returncode == 0, done.stderr
+    assert said(done) == []
+    report = json.loads(reports[0].read_text())
+    refine = report["refine"]
+    assert refine["steps"] == report["options"]["refine"] == 24
+    assert refine["kept"] is True
+    assert refine["reason"] == ""
+    assert refine["error_after"] == report["end_to_end"]["after"]["relative_mse"]
+    assert refine["error_before"] > refine["error_after"]
+    assert report["seconds"]["refine"] > 0
+    line = f"{refine['steps_taken']} of 24 kept"
+    assert f"gradient steps   {line}" in done.stdout
+    assert line in reports[1].read_text()
+    onnx.checker.check_model(onnx.load(tmp_path / "student.fskd.onnx"), full_check=True)
+
+
+def test_a_network_that_pytorch_does_not_run_is_refused(tmp_path: Path) -> None:
+    model = build(
+        "m (float[n,4] x) => (float[n,4] y) <float[4,4] w> "
+        "{ h = MatMul(x, w) i = NonZero(h) j = Cast <to = 1> (i) k = ReduceSum(j) y = Add(h, k) }"
+    )
+    path, samples = tmp_path / "m.onnx", tmp_path / "s.npz"
+    onnx.save_model(model, path)
+    np.savez(samples, x=np.zeros((70, 4), np.float32))
+    done = fskd_onnx("fit", path, path, samples, "--refine", 5)
+    assert_fails(done, 1, path, "its node 'i' (NonZero) cannot be", "leave --refine out")
+    assert sorted(tmp_path.iterdir()) == [path, samples]
+
+
+def test_without_pytorch_the_extra_is_named(files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError\n")
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from fskd_onnx.cli import main; main()"
+    arguments = ["compress", str(files[0]), str(files[2]), "--refine", "5"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert_fails(done, 1, "--refine needs PyTorch", "pip install fskd-onnx[torch]")
