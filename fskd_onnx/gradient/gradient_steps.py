@@ -181,6 +181,7 @@ class GradientSteps:
                 share = 1 / outputs if target.is_output else _BLOCKS / (len(targets) - outputs)
                 loss = loss + share * error
             finite = finite and bool(torch.isfinite(loss))
-            (loss * (batch.count / _BATCH)).backward()  # type: ignore[no-untyped-call]
+            with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+                (loss * (batch.count / _BATCH)).backward()  # type: ignore[no-untyped-call]
             observer().advance(batch.count)
         return finite

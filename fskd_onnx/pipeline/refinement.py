@@ -135,7 +135,7 @@ def refine(
     }
     before = best.after.relative_mse
     if not whole:
-        reason = "the weights left the range of the numbers that store them"
+        reason = "values or weights on the way were not finite"
         report = RefineReport(options.refine, 0, before, None, False, reason)
         return Refinement(best, None, None, report)
     errors = {
