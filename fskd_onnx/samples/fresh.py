@@ -1,7 +1,7 @@
 """Samples moved and mixed anew at each draw, for work that looks at the same few samples often.
 
-Images are mirrored and shifted by whole pixels, what comes from beyond the border repeats it. Half
-of a draw are mixes of two samples (mixup, Zhang et al. 2018)::
+Images are mirrored and shifted by whole pixels, what comes from beyond the border repeats it. Some
+of a draw are mixes of two samples (mixup, Zhang et al. 2018), half of it where samples are few::
 
     x = s a + (1 - s) b,    s uniform in 0..1
 
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from fskd_onnx.samples.augment import SHIFT, spatial_axis
 from fskd_onnx.samples.reader import SampleReader
 
-_MIXED = 0.5  # of a draw
+# Of a draw, at most, and so many for each draw of all samples: where each is seen often, mixes keep
+# weights from following it; where there are many, mixes tell less than samples do.
+_MOST_MIXED, _MIXED = 0.5, 50.0
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -36,6 +38,7 @@ class FreshSamples:
             seed: of all draws.
         """
         self._samples, self._indices, self._seed = samples, indices, seed
+        self._share = min(_MOST_MIXED, _MIXED / len(indices))
         axes = {spec.name: spatial_axis(spec) for spec in samples.inputs if spec.axis == 0}
         self._spatial = {name: axis for name, axis in axes.items() if axis is not None}
         own = [spec for spec in samples.inputs if spec.axis is not None]
@@ -72,7 +75,7 @@ class FreshSamples:
     def _mixed(self, arrays: Arrays, rng: np.random.Generator) -> Arrays:
         """Mix some samples with others of the draw."""
         count = len(next(iter(arrays.values())))
-        shares = np.where(rng.random(count) < _MIXED, rng.random(count), 1.0)
+        shares = np.where(rng.random(count) < self._share, rng.random(count), 1.0)
         others = rng.permutation(count)
         found = dict(arrays)
         for name in self._own:

@@ -47,6 +47,13 @@ def test_floats_are_mixed_in_pairs() -> None:
     assert 12 < np.sum(mixed == 2) < 40  # half of them, a third with themselves
 
 
+def test_few_of_many_are_mixed() -> None:
+    values = np.eye(500, dtype=np.float32)
+    text = ROWS.replace("3]", "500]")
+    found = fresh(text, {"x": values}, list(range(500))).draw(1, 500)["x"]
+    assert 25 < np.sum((found > 0).sum(1) == 2) < 80  # a tenth
+
+
 def test_one_sample_alone_is_not_mixed() -> None:
     found = fresh(ROWS, {"x": np.eye(3, dtype=np.float32)}, [1]).draw(4, 1)["x"]
     np.testing.assert_array_equal(found, [[0, 1, 0]])
