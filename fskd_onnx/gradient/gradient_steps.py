@@ -29,7 +29,9 @@ from fskd_onnx.samples.reader import SampleReader
 from fskd_onnx.serialization.interface import InputSpec
 
 _BLOCKS = 1.0  # weight of the block outputs beside the outputs
-_LENGTH = 0.02  # of a step, as a part of the size of a tensor
+# Of a step, as a part of the size of a tensor. Twice and half of it are about as good. Fewer steps
+# than these do not make up for the noise of long ones, so they are shorter.
+_LENGTH, _LONG = 0.02, 200
 _WARM_UP = 0.05  # of all steps
 _BATCH = 32  # samples of a step
 _MEASURED = 128  # samples that errors are relative to the variance of
@@ -104,9 +106,10 @@ class GradientSteps:
         )
         targets = self._usable(graph, self.teacher.measured(self.targets, self._as_they_are()))
         masks = [None if one.mask is None else one.mask.to(device) for one in weights.tensors]
+        length = _LENGTH * min(1.0, steps / _LONG) ** 0.5
         optimizer = torch.optim.Adam(
             [
-                {"params": [values], "lr": _LENGTH * one.scale}
+                {"params": [values], "lr": length * one.scale}
                 for values, one in zip(graph.parameters, weights.tensors, strict=True)
             ],
         )
