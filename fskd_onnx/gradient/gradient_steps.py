@@ -65,6 +65,7 @@ class GradientSteps:
         name: what to call it.
         inputs: its inputs, in the order of the samples'.
         writable: names of its linear nodes that may change.
+        factors: of these, the nodes of blocks of several that are not the last.
         targets: what it is trained towards.
         teacher: gives these.
         samples: where samples come from.
@@ -77,6 +78,7 @@ class GradientSteps:
     name: str
     inputs: Sequence[InputSpec]
     writable: frozenset[str]
+    factors: frozenset[str]
     targets: Sequence[Target]
     teacher: TeacherRunner
     samples: SampleReader
@@ -87,6 +89,8 @@ class GradientSteps:
     def points(self, steps: int, last: int | None = None) -> Iterator[Point]:
         """Yield states of the student, see `looked_at`; none behind one that is not finite.
 
+        There is none either where no weight of the student changes a tensor that is aimed at.
+
         Args:
             steps: how many the schedule has.
             last: how many of them to make; None for all.
@@ -96,7 +100,7 @@ class GradientSteps:
             OutOfMemoryError: the machine has not enough memory.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        weights = TrainableWeights(self.model, self.writable)
+        weights = TrainableWeights(self.model, self.writable, self.factors)
         graph = TorchGraph(
             self.model,
             self.name,
@@ -105,6 +109,8 @@ class GradientSteps:
             device,
         )
         targets = self._usable(graph, self.teacher.measured(self.targets, self._as_they_are()))
+        if not targets:
+            return
         masks = [None if one.mask is None else one.mask.to(device) for one in weights.tensors]
         length = _LENGTH * min(1.0, steps / _LONG) ** 0.5
         optimizer = torch.optim.Adam(

@@ -1,9 +1,9 @@
 """The weights and biases of a model that gradient steps may change, as parameters and back.
 
 Parameters have the order of storage. All uses of a block have one weight and one bias between them,
-each its own, whatever else reads the constants that they come from; a node that has a place for a
-bias and none yet gets one. What is stored in half precision is trained in single precision, and
-cast once when it goes back.
+each its own, whatever else reads the constants that they come from. A node that has a place for a
+bias and none yet gets one, but for factors of a block, whose last node has it. What is stored in
+half precision is trained in single precision, and cast once when it goes back.
 """
 
 from __future__ import annotations
@@ -58,14 +58,17 @@ class TrainableWeights:
         tensors: what is trained.
     """
 
-    def __init__(self, model: onnx.ModelProto, names: Collection[str]) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, names: Collection[str], factors: Collection[str] = ()
+    ) -> None:
         """Find the weights.
 
         Args:
             model: canonical.
             names: of the nodes that may change.
+            factors: of these, the nodes that get no bias where they have none.
         """
-        self._model = model
+        self._model, self._factors = model, factors
         self.tensors: list[Trainable] = []
         self._blocks: list[_Block] = []
         views = [v for v in find_linear(gs.import_onnx(model)) if isinstance(v, Linear)]
@@ -86,7 +89,8 @@ class TrainableWeights:
         slots = tuple(Slot(use.node.outputs[0].name, 1) for use in uses)
         self.tensors.append(Trainable(stored, slots, size, mask))
         places = [use.bias_slot for use in uses]
-        if None not in places and float(linear.node.attrs.get(linear.operator.bias_factor, 1.0)):
+        without = linear.bias_constant is None and linear.name in self._factors
+        if None not in places and not without and self._factor(linear):
             bias = len(self.tensors)
             shift = torch.tensor(linear.bias / self._factor(linear)).to(kind)
             old = linear.bias_constant

@@ -135,7 +135,7 @@ def refine(
     }
     before = best.after.relative_mse
     if not whole:
-        reason = "values or weights on the way were not finite"
+        reason = "no step led from finite values to finite weights"
         report = RefineReport(options.refine, 0, before, None, False, reason)
         return Refinement(best, None, None, report)
     errors = {
@@ -217,6 +217,7 @@ def gradient_steps(
         name=student.name,
         inputs=specs[1],
         writable=frozenset(usable),
+        factors=frozenset(student.parts),
         targets=targets,
         teacher=TeacherRunner(problem.runtime, teacher.canonical, teacher.name, specs[0], targets),
         samples=samples,

@@ -21,6 +21,7 @@ from fskd_onnx.results import RefineReport
 from fskd_onnx.timing import StageTimer
 from tests.helpers import Array, build, initializers, prepared, run
 from tests.networks import NETWORKS, Network
+from tests.students import decomposed, is_spatial, separable
 
 CPU = RunOptions(providers=("cpu",))
 
@@ -113,10 +114,10 @@ def test_the_closed_form_stays_where_nothing_beats_it() -> None:
 
 
 def after_steps(
-    teacher: onnx.ModelProto, student: onnx.ModelProto, width: int
+    teacher: onnx.ModelProto, student: onnx.ModelProto, *shape: int
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Give a student in closed form and after four steps, kept or not."""
-    samples = np.random.default_rng(0).standard_normal((70, width)).astype(np.float32)
+    samples = np.random.default_rng(0).standard_normal((70, *shape)).astype(np.float32)
     options = FitOptions(CPU, targets="kept", refine=4)
     problem = prepared(teacher, student, samples, options)
     fitted = next(fits(problem, problem.splits.final, options, StageTimer()))
@@ -148,6 +149,20 @@ def test_nodes_that_share_weights_go_on_sharing_them() -> None:
     before, after = after_steps(teacher, student, 4)
     assert after.graph.node == student.graph.node
     assert not np.array_equal(initializers(before)["w"], initializers(after)["w"])
+
+
+def test_all_factors_of_a_decomposed_block_are_trained_and_stay_factors() -> None:
+    text = """m (float[n,3,8,8] x) => (float[n,5] y)
+        <float[8,3,3,3] a, float[8] b, float[8,8,3,3] c, float[8] d, float[8,5] e, float[5] f>
+        { h = Conv <pads = [1,1,1,1]> (x, a, b) r = Relu(h)
+          k = Conv <pads = [1,1,1,1]> (r, c, d) s = Relu(k)
+          p = GlobalAveragePool(s) q = Flatten(p) y = Gemm(q, e, f) }"""
+    teacher = build(text)
+    student, _ = decomposed(teacher, separable, is_spatial)
+    before, after = after_steps(teacher, student, 3, 8, 8)
+    assert after.graph.node == student.graph.node
+    one, other = initializers(before), initializers(after)
+    assert [name for name in one if np.array_equal(one[name], other[name])] == []
 
 
 def test_nodes_without_a_counterpart_stay_as_they_are() -> None:
