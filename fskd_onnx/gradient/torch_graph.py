@@ -194,6 +194,6 @@ def _stored(tensor: onnx.TensorProto, name: str) -> Tensor:
 def _refusal(model: str, what: str, why: str) -> str:
     """Return the sentence that refuses a model."""
     return (
-        f"{model}: --refine runs the student in PyTorch, and {what} cannot be: {why}; "
+        f"{model}: --refine runs the student in PyTorch, and {what} cannot be used there: {why}; "
         "leave --refine out"
     )

@@ -34,7 +34,10 @@ def test_every_operator_has_a_case() -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("y = NonZero(x)", r"its node 'y' \(NonZero\) cannot be: the operator is not one"),
+        (
+            "y = NonZero(x)",
+            r"its node 'y' \(NonZero\) cannot be used there: the operator is not one",
+        ),
         ("y = Celu <wobble = 1> (x)", "its attribute wobble is not known"),
         ("y = Cast <to = 8> (x)", "values of the type TensorProto.STRING"),
         ("y = com.example.Relu(x)", "the operator is not one"),

@@ -51,7 +51,9 @@ def test_a_form_gives_what_the_runtime_gives(name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_forms_are_refused_by_the_operator(name: str) -> None:
     model = Canonicalize()(FORMS[name].pair()[1]).model
-    with pytest.raises(ModelError, match=rf"^m: .* its node '.*' \({REFUSED[name]}\) cannot be: "):
+    with pytest.raises(
+        ModelError, match=rf"^m: .* its node '.*' \({REFUSED[name]}\) cannot be used there: "
+    ):
         check_runs(model, "m", [output.name for output in model.graph.output])
 
 
@@ -92,5 +94,5 @@ def test_a_sparse_initializer_is_refused() -> None:
     sparse = model.graph.sparse_initializer.add()
     sparse.values.CopyFrom(tensor)
     del model.graph.initializer[:]
-    with pytest.raises(ModelError, match="its initializer 'w' cannot be: it is sparse"):
+    with pytest.raises(ModelError, match="its initializer 'w' cannot be used there: it is sparse"):
         TorchGraph(model, "m", ["y"])
