@@ -283,6 +283,8 @@ class FitOptions:
             there is one.
         map: file of block and channel pairs that override what matching would find, whole or in
             part, see ``fskd_onnx.matching.map_file``.
+        refine: gradient steps from the fitted student, on the same samples, see
+            ``fskd_onnx.gradient``; 0 makes none.
 
     Raises:
         OptionError: a name is not one of `AdapterName`, `TargetsName`, `SolverName` or
@@ -296,6 +298,7 @@ class FitOptions:
     augment_copies: int = 8
     solver: str = SolverName.NUMPY
     map: str | None = None
+    refine: int = 0
 
     def __post_init__(self) -> None:
         """Refuse unknown names and impossible values."""
@@ -305,6 +308,7 @@ class FitOptions:
         check_name(self.solver, "solver", SolverName)
         check_names(self.augment, "augment", MOVE_NAMES[0], MOVE_NAMES)
         check_integer(self.augment_copies, "augment_copies", 1)
+        check_integer(self.refine, "refine", 0)
         if self.map is not None:
             check_path(self.map, "map")
             object.__setattr__(self, "map", os.fspath(self.map))

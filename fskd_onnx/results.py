@@ -62,7 +62,7 @@ class BlockReport:
         channels: teacher channel of each student channel.
         error_before: ``||student - teacher||^2 / ||teacher - mean||^2`` of the student as it was
             given, cross-validated over folds of samples; None where it was not measured.
-        error_after: the same of the block in the student that is given out.
+        error_after: the same of the block in the student that is given out, before gradient steps.
         status: whether it was fitted, kept or replaced.
         reason: why it was not fitted; empty where it was.
         teacher_width: number of channels of the teacher's tensor; None where that is not known.
@@ -153,6 +153,28 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class RefineReport:
+    """What gradient steps from the closed form came to.
+
+    Attributes:
+        steps: how many were asked for.
+        steps_taken: how many the student that is given out has made; 0 where they are not kept.
+        error_before: relative error of the network's outputs on held-out samples in closed form.
+        error_after: the same with the steps; None where no state of them could be judged. How many
+            steps that is of is chosen by other held-out samples.
+        kept: whether they are in the student that is given out.
+        reason: why they are not; empty where they are.
+    """
+
+    steps: int
+    steps_taken: int
+    error_before: float
+    error_after: float | None
+    kept: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class StageSeconds:
     """Wall-clock seconds of a fit and of its stages.
 
@@ -162,6 +184,7 @@ class StageSeconds:
         solve: finding the adapters.
         fuse: writing them into the student's weights.
         verify: judging the student on held-out samples, before and after.
+        refine: making gradient steps.
     """
 
     total: float
@@ -169,6 +192,7 @@ class StageSeconds:
     solve: float
     fuse: float
     verify: float
+    refine: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -200,6 +224,7 @@ class FitReport:
         command: the command that made it, as it was typed; empty for a call from Python.
         advice: what to do next, a sentence each, where the figures call for it.
         outputs: the error of each output, where there are several.
+        refine: what gradient steps came to; None where none were asked for.
     """
 
     teacher: str
@@ -224,6 +249,7 @@ class FitReport:
     command: str = ""
     advice: tuple[str, ...] = ()
     outputs: tuple[OutputErrors, ...] = ()
+    refine: RefineReport | None = None
 
     @property
     def added_nodes(self) -> tuple[str, ...]:

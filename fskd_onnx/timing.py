@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 from fskd_onnx.compress_results import CompressSeconds
 from fskd_onnx.results import StageSeconds
 
-FitStage: TypeAlias = Literal["capture", "solve", "fuse", "verify"]
+FitStage: TypeAlias = Literal["capture", "solve", "fuse", "verify", "refine"]
 """A stage of a fit: a field of ``StageSeconds``, so that every one is reported."""
 
 CompressStage: TypeAlias = Literal["analysis", "plan", "rewrite", "latency", "fit"]
@@ -68,6 +68,7 @@ class StageTimer:
             solve=self.spent("solve"),
             fuse=self.spent("fuse"),
             verify=self.spent("verify"),
+            refine=self.spent("refine"),
         )
 
     def _switch(self) -> None:

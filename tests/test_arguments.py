@@ -191,6 +191,7 @@ FIT: tuple[tuple[str, object, str], ...] = (
     ("augment", ("wobble",), "augment must be flip, shift, crop or rotate, not 'wobble'"),
     *_each("augment", ("flip", None, 7, (7,)), "augment must be a tuple"),
     *_each("augment_copies", (0, 1.5, True, None), "augment_copies must be"),
+    *_each("refine", (-1, 1.5, True, None), "refine must be"),
     *_each("map", (7, b"map.json", {}, ""), "map must be the path of a file"),
     *_each("run", (None, 7, FitOptions()), "run must be RunOptions"),
 )

@@ -101,7 +101,7 @@ STAGES = (
     *("options", "compress_options", "progress", "timing", "versions"),
     *("passes.errors", "passes.analysis", "passes"),
     *("serialization", "samples", "runtime", "linalg"),
-    *("matching", "fitting", "compression", "reporting", "pipeline", "cli"),
+    *("matching", "fitting", "gradient", "compression", "reporting", "pipeline", "cli"),
     "",  # the package itself, which offers names of all stages
     "__main__",
 )

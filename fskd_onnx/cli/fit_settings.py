@@ -36,6 +36,7 @@ class FitSettings:
         targets: which teacher channels a narrower block aims at.
         augment: ways to move image samples.
         augment_copies: moved copies of each image.
+        refine: gradient steps from the fitted student.
         solver: what solves the small systems.
         groups: a file of groups, or the word for folders.
         memory_limit: as it was written.
@@ -46,6 +47,7 @@ class FitSettings:
     targets: TargetsName
     augment: tuple[str, ...]
     augment_copies: int
+    refine: int
     solver: SolverName
     groups: str | None
     memory_limit: str | None
@@ -74,6 +76,7 @@ class FitSettings:
             targets=self.targets,
             augment=self.augment,
             augment_copies=self.augment_copies,
+            refine=self.refine,
             solver=self.solver,
             map=None if block_map is None else str(block_map),
         )
@@ -96,6 +99,14 @@ def read_fit_settings(
     augment_copies: Annotated[
         int, typer.Option(min=1, help="Moved copies of each image.")
     ] = FitOptions.augment_copies,
+    refine: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="STEPS",
+            help="Gradient steps from the fitted student, on the same samples.",
+        ),
+    ] = FitOptions.refine,
     solver: Annotated[
         SolverName, typer.Option(help="What solves the small systems; torch uses the GPU.")
     ] = SolverName.NUMPY,
@@ -119,6 +130,7 @@ def read_fit_settings(
         targets,
         moves,
         augment_copies,
+        refine,
         solver,
         groups,
         memory_limit,

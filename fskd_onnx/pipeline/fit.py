@@ -20,11 +20,18 @@ from fskd_onnx.options import FitOptions
 from fskd_onnx.pipeline.guidance import advise, why_no_gain
 from fskd_onnx.pipeline.networks import Networks
 from fskd_onnx.pipeline.problem import FitProblem, load_inputs, prepare
+from fskd_onnx.pipeline.refinement import (
+    Refinement,
+    check_refinable,
+    check_torch,
+    refine,
+    refined,
+)
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
 from fskd_onnx.pipeline.weight_growth import sizes_of, steadiest
 from fskd_onnx.progress import share
 from fskd_onnx.reporting.agreement import finite_rows
-from fskd_onnx.results import FitReport, FitResult
+from fskd_onnx.results import FitReport, FitResult, RefineReport
 from fskd_onnx.runtime.out_of_memory import with_enough_memory
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.reader import Samples
@@ -34,6 +41,9 @@ from fskd_onnx.timing import StageTimer
 from fskd_onnx.versions import versions_used
 
 logger = logging.getLogger(__name__)
+
+# What gradient steps take of the work, roughly, where some are asked for.
+_STEPS = 0.5
 
 
 def fit(
@@ -61,6 +71,8 @@ def fit(
     """
     check_sources(teacher, student)
     chosen = given_options(options, "options", FitOptions)
+    if chosen.refine:
+        check_torch()
     inputs = load_inputs(teacher, student, samples, chosen.run)
     timer = StageTimer()
     return fit_networks(*inputs, chosen, timer)
@@ -82,6 +94,8 @@ def fit_networks(
         timer: counts the time of each stage.
         given: pairs that are known, by the name of the student's node.
     """
+    if options.refine:
+        check_refinable(*networks)
     return with_enough_memory(
         lambda: _fit(networks, samples, options, timer, given), options.run.batch_size
     )
@@ -101,16 +115,37 @@ def _fit(
             _ = problem.before  # what ONNX Runtime cannot run fails here, by its name
         trials = len(problem.splits.trials)
         judged = 1.0 if problem.splits.final is problem.splits.trials[-1] else trials / (trials + 1)
-        with share(0.0, judged):
-            best = choose(_candidates(problem, options, timer), problem.before)
-        refusal = _refusal(problem, best, options)
-        with share(judged, 1.0):
-            fitted = best.last if refusal else _final_fit(problem, best, options, timer)
-    report = _report(problem, fitted, best, options, timer)
+        closed_form = judged * (1 - _STEPS if options.refine else 1.0)
+        with share(0.0, closed_form):
+            closed = choose(_candidates(problem, options, timer), problem.before)
+        outcome = _Outcome(closed.last, closed)
+        with share(closed_form, 1.0):
+            if options.refine:
+                steps = refine(problem, closed, options, timer)
+                outcome = _with_steps(problem, steps, options, timer)
+            elif not _refusal(problem, closed, options):
+                outcome = _Outcome(_final_fit(problem, closed, options, timer), closed)
+        refusal = _refusal(problem, outcome.judged, options)
+    report = _report(problem, outcome, options, timer)
     if refusal:
         problem.check_student()
         raise NoImprovementError(refusal, report)
-    return FitResult(fitted.model, report)
+    return FitResult(outcome.fitted.model, report)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """What a fit comes to.
+
+    Attributes:
+        fitted: the student to give out.
+        judged: the fits that stand for it before held-out samples.
+        refinement: what gradient steps came to; None where none were asked for.
+    """
+
+    fitted: FittedStudent
+    judged: Candidate
+    refinement: RefineReport | None = None
 
 
 def _candidates(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list[Candidate]:
@@ -169,21 +204,44 @@ def _final_fit(
         logger.info("the weights of a fit to all samples blow up: a trial's fit is given out")
         last = instead == len(trials) - 1
         return best.last if last else next(fits(problem, trials[instead], chosen, timer))
+    # Where it overflows for a sample for which the student did not, the one that was judged stays.
+    return final if _is_finite(problem, final, timer) else best.last
+
+
+def _is_finite(problem: FitProblem, fitted: FittedStudent, timer: StageTimer) -> bool:
+    """Whether a student is finite for all samples of the verdict."""
     with timer("verify"):
         name = f"fused {problem.student.name}"
-        outputs = problem.outputs(final.model, name, problem.held_out[problem.judged])
-    # Where it overflows for a sample for which the student did not, the one that was judged stays.
-    return final if all(finite_rows(values).all() for values in outputs) else best.last
+        outputs = problem.outputs(fitted.model, name, problem.held_out[problem.judged])
+    return all(finite_rows(values).all() for values in outputs)
+
+
+def _with_steps(
+    problem: FitProblem, steps: Refinement, options: FitOptions, timer: StageTimer
+) -> _Outcome:
+    """Return what a fit comes to with gradient steps, where these are kept, else without."""
+    report, closed = steps.report, steps.closed
+    judged = steps.judged or closed
+    if _refusal(problem, judged, options):
+        return _Outcome(closed.last, judged, report)
+    if steps.fitted is not None and problem.splits.final is problem.splits.trials[-1]:
+        return _Outcome(steps.fitted, judged, report)
+    fitted = _final_fit(problem, closed, options, timer)
+    if steps.judged is None:
+        return _Outcome(fitted, closed, report)
+    last = refined(problem, fitted, options, report.steps_taken, timer)
+    if last is not None and _is_finite(problem, last, timer):
+        return _Outcome(last, judged, report)
+    reason = "a fit to all samples with them is not finite"
+    report = dataclasses.replace(report, kept=False, steps_taken=0, reason=reason)
+    return _Outcome(fitted, closed, report)
 
 
 def _report(
-    problem: FitProblem,
-    fitted: FittedStudent,
-    best: Candidate,
-    options: FitOptions,
-    timer: StageTimer,
+    problem: FitProblem, outcome: _Outcome, options: FitOptions, timer: StageTimer
 ) -> FitReport:
     """Return all that is told of a fit."""
+    fitted, best = outcome.fitted, outcome.judged
     return FitReport(
         teacher=problem.teacher.name,
         student=problem.student.name,
@@ -206,4 +264,5 @@ def _report(
         worst_samples=best.worst,
         outputs=best.outputs,
         advice=advise(fitted.blocks, best.after, (problem.count, len(problem.groups)), options),
+        refine=outcome.refinement,
     )

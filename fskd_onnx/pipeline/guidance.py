@@ -26,6 +26,7 @@ _ALIKE = 0.5
 # error one block has that stands out.
 _LARGE, _STANDS_OUT = 0.02, 4.0
 _NAMED = 3  # blocks
+_REFINE = 200  # gradient steps, of which docs/accuracy.md tells
 
 
 def why_no_gain(
@@ -131,7 +132,10 @@ def _next_option(options: FitOptions) -> str:
         "--targets auto": options.targets != TargetsName.AUTO,
     }
     tried = " and ".join(option for option, is_missing in missing.items() if is_missing)
-    return f"try {tried}" if tried else "take a student that has lost less, or train it further"
+    if tried:
+        return f"try {tried}"
+    others = "take a student that has lost less, or train it further"
+    return others if options.refine else f"try --refine {_REFINE}, or {others}"
 
 
 def _standing_out(blocks: Sequence[BlockReport]) -> Mapping[str, float]:

@@ -119,6 +119,25 @@ class FitProblem:
         """Mean squared error of the untouched student on each independent one of these samples."""
         return self.by_group(squared_errors(self.target, self._compared.student))
 
+    @cached_property
+    def output_size(self) -> float:
+        """Mean square of the teacher's outputs over the samples of the verdict."""
+        nothing = [np.zeros_like(output) for output in self.target]
+        return float(np.mean(squared_errors(self.target, nothing)))
+
+    @property
+    def compared_outputs(self) -> list[tuple[str, str]]:
+        """Names of the outputs that the verdict compares, in both networks."""
+        return self._compared.names
+
+    @property
+    def group_numbers(self) -> NDArray[np.intp]:
+        """For each sample of the verdict the number of its mean among those of `by_group`."""
+        group_of = {s: at for at, group in enumerate(self.groups) for s in group.tolist()}
+        found = [group_of[sample] for sample in self.held_out[self.judged].tolist()]
+        order = {group: at for at, group in enumerate(dict.fromkeys(found))}
+        return np.array([order[group] for group in found], np.intp)
+
     def by_group(self, errors: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return means over the samples of the verdict that belong together.
 
@@ -128,11 +147,9 @@ class FitProblem:
         Returns:
             One mean per group, in the order in which groups come up.
         """
-        group_of = {s: at for at, group in enumerate(self.groups) for s in group.tolist()}
         members: dict[int, list[float]] = {}
-        judged = self.held_out[self.judged].tolist()
-        for sample, error in zip(judged, errors.tolist(), strict=True):
-            members.setdefault(group_of[sample], []).append(error)
+        for group, error in zip(self.group_numbers.tolist(), errors.tolist(), strict=True):
+            members.setdefault(group, []).append(error)
         return np.array([np.mean(part) for part in members.values()])
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ from onnx.external_data_helper import uses_external_data
 from fskd_onnx.fitting.adapters import families_of, need_patches
 from fskd_onnx.fitting.block_plan import plan_blocks
 from fskd_onnx.fitting.channel_spaces import teacher_kernels
-from fskd_onnx.fitting.coordinate_descent import CoordinateDescent, Descent
+from fskd_onnx.fitting.coordinate_descent import CoordinateDescent
 from fskd_onnx.fitting.target_selection import select_targets
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.options import FitOptions, TargetsName
@@ -47,11 +47,22 @@ class FittedStudent:
         targets: "kept" or "select", where it set out from.
         model: the fused student.
         blocks: what became of each.
+        parameters: names of the constants that each of these nodes reads, by its name.
     """
 
     targets: str
     model: onnx.ModelProto
     blocks: tuple[BlockReport, ...]
+    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def with_model(self, model: onnx.ModelProto, given: onnx.ModelProto) -> FittedStudent:
+        """Return the student with other weights, and blocks that say which bytes stayed.
+
+        Args:
+            model: with the other weights.
+            given: the student as it came.
+        """
+        return replace(self, model=model, blocks=_with_true_status(self, model, given))
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class Candidate:
         sizes: of the weights of its fits, one for each trial, see ``weight_growth``.
         worst: of these samples, those on which its fits err most.
         outputs: the error of each output on these samples, where there are several.
+        fits: one for each trial, where gradient steps go on from them; else none.
     """
 
     last: FittedStudent
@@ -75,6 +87,7 @@ class Candidate:
     sizes: tuple[Sizes, ...]
     worst: tuple[SampleError, ...] = ()
     outputs: tuple[OutputErrors, ...] = ()
+    fits: tuple[FittedStudent, ...] = ()
 
 
 # After so many trials, a start that another one is ahead of is not tried further.
@@ -89,6 +102,7 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
     """
     trials = problem.splits.trials
     last: dict[str, FittedStudent] = {}
+    made: defaultdict[str, list[FittedStudent]] = defaultdict(list)
     outputs: defaultdict[str, list[Outputs]] = defaultdict(list)
     sizes: defaultdict[str, list[Sizes]] = defaultdict(list)
     for number, trial in enumerate(trials, 1):
@@ -96,6 +110,8 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
         with with_prefix(text), share((number - 1) / len(trials), number / len(trials)):
             for fitted in fits(problem, trial, options, timer):
                 last[fitted.targets] = fitted
+                if options.refine:
+                    made[fitted.targets].append(fitted)
                 if len(trials) > 1:  # else the fit that is judged is the one that is given out
                     sizes[fitted.targets].append(sizes_of(fitted.model))
                 with timer("verify"):
@@ -107,8 +123,6 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
             if ahead is not None:
                 options = replace(options, targets=ahead)
                 outputs = defaultdict(list, {ahead: outputs[ahead]})
-    nothing = [np.zeros_like(output) for output in problem.target]
-    size = float(np.mean(squared_errors(problem.target, nothing)))
     candidates = []
     for targets, parts in outputs.items():
         together = [np.concatenate(out)[problem.judged] for out in zip(*parts, strict=True)]
@@ -118,10 +132,11 @@ def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list
                 last[targets],
                 problem.agreement(together),
                 errors,
-                judge(problem.errors_before, errors, size),
+                judge(problem.errors_before, errors, problem.output_size),
                 tuple(sizes[targets]),
                 problem.worst_samples(together),
                 problem.output_errors(together),
+                tuple(made[targets]),
             )
         )
     return candidates
@@ -168,11 +183,12 @@ def fits(
             model = problem.student.export(fitted.student, fitted.factors)
         with timer("verify"):
             checked(model, f"fused {problem.student.name}")
-        yield FittedStudent(targets, model, _with_true_status(fitted, model, problem.student.model))
+        student = FittedStudent(targets, model, fitted.blocks, fitted.parameters)
+        yield student.with_model(model, problem.student.model)
 
 
 def _with_true_status(
-    fitted: Descent, model: onnx.ModelProto, student: onnx.ModelProto
+    fitted: FittedStudent, model: onnx.ModelProto, student: onnx.ModelProto
 ) -> tuple[BlockReport, ...]:
     """Say of blocks that are not fitted whether their bytes are those of the student's file."""
     new, old = stored_tensors(model), stored_tensors(student)

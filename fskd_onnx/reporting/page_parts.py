@@ -60,11 +60,20 @@ def facts_of(record: Record, run: Record) -> dict[str, str]:
         "student": record.get("student", ""),
         "output": record.get("output") or "",
         "samples": ", ".join(counts),
+        "gradient steps": _steps(run["refine"]) if "refine" in run else "",
         "providers": ", ".join(run.get("providers", ())),
         "time": "" if total is None else f"{total:.1f} s ({stages})",
         "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
     }
     return {name: fact for name, fact in facts.items() if fact}
+
+
+def _steps(refine: Mapping[str, Any]) -> str:
+    """Return what gradient steps came to."""
+    taken = f"{refine['steps_taken']} of {refine['steps']}"
+    errors = f"{number_text(refine['error_before'])} to {number_text(refine['error_after'])}"
+    reason = f"; {refine['reason']}" if refine["reason"] else ""
+    return f"{taken} kept; relative error on held-out samples {errors}{reason}"
 
 
 def flat_options(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

@@ -76,11 +76,19 @@ def _of_fit(report: FitReport) -> dict[str, object]:
             "fused": report.parameters_fused,
         }
         | ({"added_nodes": report.added_nodes} if report.added_nodes else {}),
-        "seconds": asdict(report.seconds),
+        "seconds": _seconds(report),
         "versions": report.versions,
         **({"outputs": list(map(asdict, report.outputs))} if report.outputs else {}),
         **({"advice": report.advice} if report.advice else {}),
-    }
+    } | ({} if report.refine is None else {"refine": asdict(report.refine)})
+
+
+def _seconds(report: FitReport) -> dict[str, float]:
+    """Return the seconds of all stages; that of gradient steps where some were asked for."""
+    found = asdict(report.seconds)
+    if report.refine is None:
+        del found["refine"]
+    return found
 
 
 def _of_compression(report: CompressReport) -> dict[str, object]:

@@ -28,6 +28,7 @@ from fskd_onnx.results import (
     FitReport,
     Matching,
     OutputErrors,
+    RefineReport,
     Verdict,
 )
 
@@ -77,7 +78,9 @@ def print_report(report: FitReport, console: Console) -> None:
     print_reasons("outputs left out of the verdict:", report.outputs_left_out, console)
     console.print()
     seconds = report.seconds
-    stages = (field.name for field in fields(seconds) if field.name != "total")
+    stages = [field.name for field in fields(seconds) if field.name != "total"]
+    if report.refine is None:
+        stages.remove("refine")
     print_facts(
         {
             **facts_of_fit(report),
@@ -113,7 +116,15 @@ def facts_of_fit(report: FitReport) -> dict[str, str]:
         **dict(map(_of_output, report.outputs)),
         **_top1(before, after),
         "verdict": _verdict(report.verdict),
-    }
+    } | ({} if report.refine is None else {"gradient steps": _steps(report.refine)})
+
+
+def _steps(report: RefineReport) -> str:
+    """Return what gradient steps came to."""
+    errors = f"relative mse {number(report.error_before)} -> {number(report.error_after)}"
+    if report.kept:
+        return f"{report.steps_taken} of {report.steps} kept, {errors}"
+    return f"none of {report.steps} kept, {errors}: {report.reason}"
 
 
 def _of_output(output: OutputErrors) -> tuple[str, str]:

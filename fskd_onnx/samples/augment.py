@@ -19,7 +19,7 @@ from fskd_onnx.serialization.interface import InputSpec
 
 Matrix = NDArray[np.float64]
 
-_SHIFT = 0.08  # of the side: 2 of 28 pixels, 18 of 224
+SHIFT = 0.08  # of the side: 2 of 28 pixels, 18 of 224
 _LEAST_CROP = 0.8  # of the side
 _ANGLE = 10.0  # degrees
 _CHANNELS = (1, 3, 4)
@@ -31,7 +31,7 @@ def _flip(rng: np.random.Generator) -> Matrix:
 
 def _shift(rng: np.random.Generator) -> Matrix:
     matrix = np.eye(3)
-    matrix[:2, 2] = rng.uniform(-_SHIFT, _SHIFT, 2)
+    matrix[:2, 2] = rng.uniform(-SHIFT, SHIFT, 2)
     return matrix
 
 
@@ -93,9 +93,7 @@ class Augmented:
         self._moves = [MOVES[move] for move in moves]
         self._seed = seed
         self._spatial = {
-            spec.name: axis
-            for spec in self.inputs
-            if (axis := _first_spatial_axis(spec)) is not None
+            spec.name: axis for spec in self.inputs if (axis := spatial_axis(spec)) is not None
         }
         if not self._spatial:
             raise SamplesError(
@@ -126,7 +124,7 @@ class Augmented:
         return matrix
 
 
-def _first_spatial_axis(spec: InputSpec) -> int | None:
+def spatial_axis(spec: InputSpec) -> int | None:
     """Return the axis of a sample that is its height; None where it is no image."""
     if len(spec.shape) != 4 or not np.issubdtype(spec.dtype, np.floating):
         return None

@@ -64,6 +64,7 @@ METHODS = (
     "factors",
     "select",
     "auto",
+    "refine",
     "gradient",
     "fine-tune",
 )

@@ -9,7 +9,8 @@ below `EXACT`, where the ridge is drawn from rounding, count as none.
 
 Training on few samples would round its way to other numbers on any other processor. Its key is the
 text of its code without comments, docstrings and imports, the channels that it is given, and its
-settings; and so is that of fine-tuning, without channels.
+settings; and so is that of fine-tuning, without channels. That of gradient steps behind a fit is
+such a text beside what the fit does.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fskd_onnx import FitOptions, FitReport, compare, fit
+from fskd_onnx.gradient import gradient_steps, targets, trainable
+from fskd_onnx.pipeline import refinement
+from fskd_onnx.samples import fresh
 from models import train
 from models.build import DEMO
 from models.data import normalise
@@ -49,6 +53,9 @@ fit that differs in anything but rounding, a fold drawn otherwise, moves them by
 WITHIN_PAPER = 1e-3
 """The same for the paper's algorithm, whose least squares in float32 have no ridge: with those
 kernels errors move by 2e-4."""
+
+_OF_STEPS = (gradient_steps, targets, trainable, fresh, refinement)
+"""What gradient steps are made of; how operators run is no choice."""
 
 _DIGITS = 9
 _HELD_OUT = 100
@@ -96,6 +103,11 @@ def outcome(method: str) -> Outcome:
         case "fine-tune":
             settings = dataclasses.asdict(gradient.FINE_TUNE_ALL)
             return {"code": training_code(), "settings": _plain(settings)}
+        case "refine":
+            # The steps start from what ``auto`` comes to, and round their way to other numbers.
+            text = "".join(code_of(_source(module.__file__)) for module in _OF_STEPS)
+            steps = {"code": _digest(text.encode()), "steps": FITS[method].refine}
+            return outcome("auto") | steps
         case "factors":
             student, _ = decomposed(onnx.load(DEMO / "teacher.onnx"), separable, is_spatial)
             found = {"k x 1, 1 x k, 60 samples": _fit_to("teacher", student, 60, FITS[method])}

@@ -19,7 +19,7 @@ NAMES = {
 }
 
 FAMILIES = ("pointwise", "kernel")
-FITS = (*FAMILIES, "factors", "select", "auto")
+FITS = (*FAMILIES, "factors", "select", "auto", "refine")
 WORSE_THAN_A_FAMILY = 0.3
 """How many points ``auto`` may be worse than the better family, in any row."""
 
@@ -52,6 +52,12 @@ GOALS = (
     Goal("auto", Student("resnet20", "inner50"), 500, 1.1),
     Goal("auto", Student("resnet20", "inner75"), 500, 2.8),
     Goal("auto", Student("resnet20", "stream50"), 500, 2.5),
+    Goal("refine", Student("resnet20", "inner50"), 500, 0.6),
+    Goal("refine", Student("resnet20", "inner75"), 500, 1.6),
+    Goal("refine", Student("resnet20", "stream50"), 500, 1.4),
+    Goal("refine", Student("resnet20", "inner50"), 50, 1.1),
+    Goal("refine", Student("resnet20", "inner75"), 50, 3.6),
+    Goal("refine", Student("resnet20", "stream50"), 50, 3.8),
     Goal("auto", Student("resnet20", "inner50"), 50, 1.4),
     Goal("auto", Student("resnet20", "inner75"), 50, 5.2),
     Goal("auto", Student("resnet20", "stream50"), 50, 4.5),

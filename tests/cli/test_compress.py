@@ -56,7 +56,7 @@ def test_help_names_all_methods_and_the_options_of_the_fit() -> None:
     )
     for option in (
         *("reduce", "max-drop", "method", "skip", "round-to", "max-ratio", "dry-run", "save-plan"),
-        *("plan", "no-fit", "output", "adapter", "targets", "augment", "solver"),
+        *("plan", "no-fit", "output", "adapter", "targets", "augment", "refine", "solver"),
         *("groups", "memory-limit", "report", "providers", "preprocess", "max-samples", "seed"),
     ):
         assert f"--{option} " in text
@@ -69,7 +69,7 @@ def test_options_reach_the_library(tmp_path: Path, compress_calls: Callable[...,
     options = (
         "--reduce params=60% --method L1,tucker --skip stem --skip head* --round-to 4 "
         "--max-ratio 80% --rounds 2 --adapter kernel --targets select --augment flip "
-        "--augment-copies 3 --solver torch --memory-limit 2GB --groups folders "
+        "--augment-copies 3 --refine 9 --solver torch --memory-limit 2GB --groups folders "
         "--providers CPU --max-samples 9 --seed 7 --preprocess imagenet"
     )
     assert invoke("compress", teacher, "x", *options.split()).exit_code == 0
@@ -88,7 +88,7 @@ def test_options_reach_the_library(tmp_path: Path, compress_calls: Callable[...,
         round_to=4,
         max_ratio=0.8,
         rounds=2,
-        fit=FitOptions(run, "kernel", "select", ("flip",), 3, "torch"),
+        fit=FitOptions(run, "kernel", "select", ("flip",), 3, "torch", refine=9),
     )
     assert seen == [(teacher, Path("x"), expected)]
     assert seen[0][2].run == run

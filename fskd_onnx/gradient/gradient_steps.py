@@ -1,0 +1,196 @@
+"""Gradient steps from a fitted student: all weights together, towards the teacher.
+
+The loss is the mean relative error of the network's outputs plus `_BLOCKS` times that of the block
+outputs (hints at every block, Romero et al. 2015), on samples that are moved and mixed anew at each
+step. Adam (Kingma and Ba 2015), whose step is the same part of the size of each tensor, whatever
+the scale of a network is; the length rises over the first steps and falls by a cosine to zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fskd_onnx.gradient.targets import Target, TeacherRunner, as_tensor, joined
+from fskd_onnx.gradient.torch_graph import TorchGraph
+from fskd_onnx.gradient.trainable import TrainableWeights
+from fskd_onnx.progress import observer
+from fskd_onnx.samples.batches import default_batch_size, plan_batches
+from fskd_onnx.samples.fresh import FreshSamples
+from fskd_onnx.samples.reader import SampleReader
+from fskd_onnx.serialization.interface import InputSpec
+
+_BLOCKS = 1.0  # weight of the block outputs beside the outputs
+# Of a step, as a part of the size of a tensor. Twice and half of it are about as good. Fewer steps
+# than these do not make up for the noise of long ones, so they are shorter.
+_LENGTH, _LONG = 0.02, 200
+_WARM_UP = 0.05  # of all steps
+_BATCH = 32  # samples of a step
+_MEASURED = 128  # samples that errors are relative to the variance of
+_POINTS = 4  # states that are looked at
+
+
+@dataclass(frozen=True)
+class Point:
+    """A state of the student on its way.
+
+    Attributes:
+        steps: how many have led there.
+        model: the student.
+    """
+
+    steps: int
+    model: onnx.ModelProto
+
+
+def looked_at(steps: int) -> list[int]:
+    """Return after how many of so many steps the student is looked at."""
+    return sorted({math.ceil(steps * part / _POINTS) for part in range(1, _POINTS + 1)})
+
+
+@dataclass(frozen=True)
+class GradientSteps:
+    """All that steps are made from.
+
+    Attributes:
+        model: the fitted student.
+        name: what to call it.
+        inputs: its inputs, in the order of the samples'.
+        writable: names of its linear nodes that may change.
+        factors: of these, the nodes of blocks of several that are not the last.
+        targets: what it is trained towards.
+        teacher: gives these.
+        samples: where samples come from.
+        indices: those to train on.
+        fixed_size: how many samples have to run at once; None: any number.
+        seed: of everything random.
+    """
+
+    model: onnx.ModelProto
+    name: str
+    inputs: Sequence[InputSpec]
+    writable: frozenset[str]
+    factors: frozenset[str]
+    targets: Sequence[Target]
+    teacher: TeacherRunner
+    samples: SampleReader
+    indices: NDArray[np.intp]
+    fixed_size: int | None
+    seed: int
+
+    def points(self, steps: int, last: int | None = None) -> Iterator[Point]:
+        """Yield states of the student, see `looked_at`; none behind one that is not finite.
+
+        There is none either where no weight of the student changes a tensor that is aimed at.
+
+        Args:
+            steps: how many the schedule has.
+            last: how many of them to make; None for all.
+
+        Raises:
+            ModelError: a network cannot be run.
+            OutOfMemoryError: the machine has not enough memory.
+        """
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        weights = TrainableWeights(self.model, self.writable, self.factors)
+        graph = TorchGraph(
+            self.model,
+            self.name,
+            [target.student for target in self.targets],
+            [(one.values.clone(), one.slots) for one in weights.tensors],
+            device,
+        )
+        targets = self._usable(graph, self.teacher.measured(self.targets, self._as_they_are()))
+        if not targets:
+            return
+        masks = [None if one.mask is None else one.mask.to(device) for one in weights.tensors]
+        length = _LENGTH * min(1.0, steps / _LONG) ** 0.5
+        optimizer = torch.optim.Adam(
+            [
+                {"params": [values], "lr": length * one.scale}
+                for values, one in zip(graph.parameters, weights.tensors, strict=True)
+            ],
+        )
+        warm = max(1, round(_WARM_UP * steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: min(1, (step + 1) / warm) * (1 + math.cos(math.pi * step / steps)) / 2,
+        )
+        fresh = FreshSamples(self.samples, self.indices, self.seed)
+        observer().start("gradient steps", (last or steps) * _BATCH)
+        for step in range(1, (last or steps) + 1):
+            optimizer.zero_grad()
+            finite = self._backward(graph, targets, fresh, step, device)
+            for values, mask in zip(graph.parameters, masks, strict=True):
+                if mask is not None and values.grad is not None:
+                    values.grad *= mask
+            optimizer.step()
+            schedule.step()
+            if not finite:
+                return
+            if step in looked_at(steps):
+                model = weights.model(graph.parameters)
+                if model is None:
+                    return
+                yield Point(step, model)
+
+    def _usable(self, graph: TorchGraph, targets: Sequence[Target]) -> list[Target]:
+        """Return the targets of the student's shapes that its weights have to do with."""
+        samples = next(self._as_they_are())
+        theirs, found = self.teacher.run(samples), self._student(graph, samples)
+        return [
+            target
+            for target in targets
+            if found[target.student].requires_grad
+            and found[target.student].shape == target.of_teacher(theirs[target.teacher]).shape
+        ]
+
+    def _student(self, graph: TorchGraph, samples: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+        """Run the student on samples that are stacked along a first axis."""
+        feeds = joined(self.inputs, samples)
+        return graph.run({name: as_tensor(value) for name, value in feeds.items()})
+
+    def _as_they_are(self) -> Iterator[dict[str, NDArray[np.generic]]]:
+        """Yield batches of samples that errors are measured by."""
+        first = self.indices[:: max(1, len(self.indices) // _MEASURED)][:_MEASURED]
+        size = default_batch_size(self.samples.shapes)
+        for batch in plan_batches([first], size, self.fixed_size):
+            yield self.samples.take(batch.samples)
+
+    def _backward(
+        self,
+        graph: TorchGraph,
+        targets: Sequence[Target],
+        fresh: FreshSamples,
+        step: int,
+        device: str,
+    ) -> bool:
+        """Add up the gradients of a step, over as many runs as it takes; whether all is finite."""
+        drawn = fresh.draw(step, _BATCH)
+        size = default_batch_size(self.samples.shapes)
+        batches = plan_batches([np.arange(_BATCH)], size, self.fixed_size)
+        outputs = sum(target.is_output for target in targets)
+        finite = True
+        for batch in batches:
+            arrays = {name: array[batch.samples] for name, array in drawn.items()}
+            theirs = self.teacher.run(arrays)
+            found = self._student(graph, arrays)
+            loss = torch.zeros((), device=device)
+            for target in targets:
+                wanted = as_tensor(target.of_teacher(theirs[target.teacher])).to(device)
+                error = target.error(found[target.student], wanted)
+                share = 1 / outputs if target.is_output else _BLOCKS / (len(targets) - outputs)
+                loss = loss + share * error
+            finite = finite and bool(torch.isfinite(loss))
+            with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+                (loss * (batch.count / _BATCH)).backward()  # type: ignore[no-untyped-call]
+            observer().advance(batch.count)
+        return finite

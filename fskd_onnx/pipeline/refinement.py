@@ -1,0 +1,263 @@
+"""Gradient steps from the fits that were judged, judged by the same samples.
+
+In each trial the steps see what the fit has seen, and the student is looked at on the way. Which
+state is taken is decided by held-out samples, and a state is not judged by samples that it was
+chosen by: those are divided into parts, and each part judges the state that the others choose::
+
+    errors of all states      part 1   part 2   part 3
+    chosen by                   2, 3     1, 3     1, 2
+    judged by                      1        2        3
+
+The closed form stays unless its error is greater by more than chance.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from fskd_onnx.errors import FskdError, ModelError
+from fskd_onnx.options import FitOptions
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.pipeline.networks import LoadedModel
+from fskd_onnx.pipeline.problem import FitProblem
+from fskd_onnx.pipeline.splits import SampleSplit
+from fskd_onnx.pipeline.trials import Candidate, FittedStudent
+from fskd_onnx.pipeline.verdict import judge
+from fskd_onnx.progress import with_prefix
+from fskd_onnx.reporting.agreement import squared_errors
+from fskd_onnx.results import RefineReport
+from fskd_onnx.runtime.forward import Outputs
+from fskd_onnx.serialization.interface import fixed_batch_size
+from fskd_onnx.serialization.model_check import checked
+from fskd_onnx.timing import StageTimer
+
+if TYPE_CHECKING:
+    from fskd_onnx.gradient.gradient_steps import GradientSteps
+
+logger = logging.getLogger(__name__)
+
+_PARTS = 5  # of the held-out samples
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What gradient steps came to.
+
+    Attributes:
+        closed: the fits that they start from.
+        judged: the same with the steps, judged; None where these are not kept.
+        fitted: of the last trial, with the steps; None where they are not kept.
+        report: what is told of them.
+    """
+
+    closed: Candidate
+    judged: Candidate | None
+    fitted: FittedStudent | None
+    report: RefineReport
+
+
+def check_torch() -> None:
+    """Check that PyTorch is there.
+
+    Raises:
+        FskdError: it is not.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise FskdError(
+            "--refine needs PyTorch, which is not installed; run "
+            "'pip install fskd-onnx[torch]' or leave --refine out"
+        ) from error
+
+
+def check_refinable(teacher: LoadedModel, student: LoadedModel) -> None:
+    """Check that gradient steps can be made from a student, before anything runs.
+
+    Raises:
+        ModelError: PyTorch does not run one of its nodes, none of its outputs is of floats, or it
+            runs on another number of samples than its teacher.
+    """
+    from fskd_onnx.gradient.torch_graph import check_runs
+
+    check_runs(student.canonical, student.name, student.outputs)
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
+    if not any(value.type.tensor_type.elem_type in floats for value in student.model.graph.output):
+        raise ModelError(
+            f"{student.name}: no output is of floats, so --refine has nothing to follow; leave "
+            "--refine out, or cut the network in front of what makes whole numbers"
+        )
+    sizes = {fixed_batch_size(network.inputs) for network in (teacher, student)} - {None}
+    if len(sizes) > 1:
+        raise ModelError(
+            f"{student.name}: it runs on {fixed_batch_size(student.inputs)} samples at once and "
+            f"its teacher on {fixed_batch_size(teacher.inputs)}, which --refine cannot follow; "
+            "export one of them again, or leave --refine out"
+        )
+
+
+def refine(
+    problem: FitProblem, best: Candidate, options: FitOptions, timer: StageTimer
+) -> Refinement:
+    """Make gradient steps from the fit of each trial, and judge them.
+
+    Args:
+        problem: what the fits started from.
+        best: the candidate to go on from.
+        options: how many steps.
+        timer: counts the time of each stage.
+
+    Raises:
+        FskdError: a network cannot be run, or the machine has not enough memory.
+    """
+    trials = problem.splits.trials
+    outputs: dict[int, list[Outputs]] = {}
+    models: dict[int, onnx.ModelProto] = {}
+    for number, (trial, fitted) in enumerate(zip(trials, best.fits, strict=True), 1):
+        text = f"trial {number} of {len(trials)}, " if len(trials) > 1 else ""
+        with with_prefix(text), timer("refine"):
+            for point in gradient_steps(problem, trial, fitted, options).points(options.refine):
+                with timer("verify"):
+                    name = f"refined {problem.student.name}"
+                    found = problem.outputs(checked(point.model, name), name, trial.held_out)
+                outputs.setdefault(point.steps, []).append(found)
+                models[point.steps] = point.model
+    whole = {
+        steps: [np.concatenate(part)[problem.judged] for part in zip(*parts, strict=True)]
+        for steps, parts in outputs.items()
+        if len(parts) == len(trials)
+    }
+    before = best.after.relative_mse
+    if not whole:
+        reason = "no step led from finite values to finite weights"
+        report = RefineReport(options.refine, 0, before, None, False, reason)
+        return Refinement(best, None, None, report)
+    errors = {
+        steps: problem.by_group(squared_errors(problem.target, values))
+        for steps, values in whole.items()
+    }
+    chosen, judged_by = _choose(errors)
+    crossed = np.array([errors[steps][group] for group, steps in enumerate(judged_by)])
+    states = np.array(judged_by)[problem.group_numbers]
+    together = [
+        np.stack([whole[steps][output][row] for row, steps in enumerate(states.tolist())])
+        for output in range(len(problem.target))
+    ]
+    after = problem.agreement(together)
+    judged = replace(
+        best,
+        after=after,
+        errors=crossed,
+        verdict=judge(problem.errors_before, crossed, problem.output_size),
+        worst=problem.worst_samples(together),
+        outputs=problem.output_errors(together),
+    )
+    reason = _why_not(best, judged)
+    logger.info("gradient steps: %.4g -> %.4g", before, after.relative_mse)
+    taken = 0 if reason else chosen
+    report = RefineReport(options.refine, taken, before, after.relative_mse, not reason, reason)
+    if reason:
+        return Refinement(best, None, None, report)
+    last = best.last.with_model(models[chosen], problem.student.model)
+    return Refinement(best, judged, last, report)
+
+
+def refined(
+    problem: FitProblem, fitted: FittedStudent, options: FitOptions, steps: int, timer: StageTimer
+) -> FittedStudent | None:
+    """Return a fit to all samples with as many gradient steps as were best in the trials.
+
+    Returns:
+        The student; None where its weights leave the range of the numbers that store them.
+    """
+    with timer("refine"):
+        made = gradient_steps(problem, problem.splits.final, fitted, options)
+        for point in made.points(options.refine, steps):
+            if point.steps == steps:
+                name = f"refined {problem.student.name}"
+                return fitted.with_model(checked(point.model, name), problem.student.model)
+    return None
+
+
+def gradient_steps(
+    problem: FitProblem, split: SampleSplit, fitted: FittedStudent, options: FitOptions
+) -> GradientSteps:
+    """Return the steps that start from a fit to the samples of a split."""
+    from fskd_onnx.gradient.gradient_steps import GradientSteps
+    from fskd_onnx.gradient.targets import Target, TeacherRunner
+
+    student, teacher = problem.student, problem.teacher
+    mine = {v.name: v for v in find_linear(student.graph()) if isinstance(v, Linear)}
+    theirs = {v.output.name: v for v in find_linear(teacher.graph()) if isinstance(v, Linear)}
+    made = {name for node in fitted.model.graph.node for name in node.output}
+    targets = [Target(other, one, is_output=True) for one, other in problem.compared_outputs]
+    for block in fitted.blocks:
+        partner = theirs.get(block.teacher or "")
+        if partner is not None and block.channels and mine[block.student].output.name in made:
+            name, channels = mine[block.student].output.name, np.array(block.channels)
+            targets.append(Target(name, partner.output.name, channels, partner.channel_axis))
+    usable = {pair.student for pair in problem.matching.usable}
+    usable |= {name for name, into in student.parts.items() if into in usable}
+    samples = problem.samples
+    specs = [
+        [
+            replace(spec, axis=given.axis)
+            for spec, given in zip(n.inputs, samples.inputs, strict=True)
+        ]
+        for n in (teacher, student)
+    ]
+    size = problem.options.batch_size
+    return GradientSteps(
+        model=fitted.model,
+        name=student.name,
+        inputs=specs[1],
+        writable=frozenset(usable),
+        factors=frozenset(student.parts),
+        targets=targets,
+        teacher=TeacherRunner(problem.runtime, teacher.canonical, teacher.name, specs[0], targets),
+        samples=samples,
+        indices=np.concatenate([batch.samples[: batch.count] for batch in split.batches]),
+        fixed_size=fixed_batch_size([*specs[0], *specs[1]]) or size,
+        seed=options.run.seed,
+    )
+
+
+def _choose(errors: dict[int, NDArray[np.float64]]) -> tuple[int, list[int]]:
+    """Choose the state to take, and those that judge it.
+
+    Args:
+        errors: (groups,) of each state, by its steps.
+
+    Returns:
+        The steps of the best state, and for each group those of the best one by the other parts.
+    """
+
+    def best(groups: NDArray[np.bool_]) -> int:
+        sums = {steps: float(found[groups].sum()) for steps, found in errors.items()}
+        return min(sums, key=lambda steps: sums[steps] if np.isfinite(sums[steps]) else np.inf)
+
+    count = len(next(iter(errors.values())))
+    part = np.arange(count) % _PARTS
+    everything = np.ones(count, bool)
+    by_part = [best(part != number) if count > 1 else best(everything) for number in range(_PARTS)]
+    return best(everything), [by_part[number] for number in part.tolist()]
+
+
+def _why_not(before: Candidate, after: Candidate) -> str:
+    """Return why gradient steps are not kept; "" where they are."""
+    gains = before.errors - after.errors
+    mean, count = float(gains.mean()), len(gains)
+    chance = float(gains.std(ddof=1)) / np.sqrt(count) if count > 1 else 0.0
+    if not mean > 0:
+        return "the error on held-out samples is no less than that of the closed form"
+    if not mean > chance:
+        return "the error on held-out samples is less by no more than chance"
+    if before.verdict.stands and not after.verdict.stands:
+        return "held-out samples are not certain of the gain over the student as it was given"
+    return ""
