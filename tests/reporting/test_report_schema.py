@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fskd_onnx.reporting.record import Report
-from fskd_onnx.results import OutputErrors
+from fskd_onnx.results import OutputErrors, RefineReport
 from tests.reporting.records import COMPARISON, COMPRESSION, REPORT, block
 from tests.reports import SCHEMA, checked, report_of
 
@@ -22,6 +22,7 @@ WHOLE_FIT = dataclasses.replace(
     outputs_left_out=(("boxes", "no rows"),),
     command="fskd-onnx fit",
     advice=("Give more samples.",),
+    refine=RefineReport(200, 80, 0.5, 0.25, True, ""),
     outputs=(OutputErrors("boxes", 0.5, 0.1), OutputErrors("scores", 0.25, float("nan"))),
 )
 WHOLE_COMPRESSION = dataclasses.replace(COMPRESSION, fit=WHOLE_FIT, command="fskd-onnx compress")
