@@ -206,7 +206,7 @@ def dense(b: Builder, x: Tensor, out: Space, op: str = "") -> Tensor:
         # As simplifiers write it; here nothing is drawn, so other layers stay as they were.
         flat = b.constant([-1, matrix.shape[2]], f"{output}/flat", np.int64)
         source = b.node("Reshape", [source, flat], f"{output}/rows")
-        b.node("Gemm", [source, weight] + ([bias] if bias else []), output)
+        b.node("Gemm", [source, weight] + ([bias] if bias else []), output, transB=0)
     elif op == "Gemm":
         inputs = [source, weight] + ([bias] if bias else [])
         b.node(op, inputs, output, transB=int(transposed), **gemm)
