@@ -25,7 +25,7 @@ EXTRAS ?=
 FIT ?=
 ON_TEST := $(DEMO)/test.npz --preprocess fashion-mnist --labels $(DEMO)/test.npz
 
-.PHONY: demo test lint format typecheck oldest bench-accuracy bench-speed clean
+.PHONY: demo test lint format typecheck oldest gpu bench-accuracy bench-speed clean
 
 demo: $(VENV)/.installed
 	@mkdir -p $(OUT)
@@ -58,6 +58,9 @@ typecheck: $(VENV)/.installed-dev
 	@ln -s $(filter-out %/__pycache__,$(wildcard $(CURDIR)/fskd_onnx/*)) $(CURDIR)/passes build/typed/fskd_onnx/
 	@ln -s $(CURDIR)/models $(CURDIR)/tests $(CURDIR)/pyproject.toml build/typed/
 	cd build/typed && $(abspath $(BIN))/mypy --cache-dir $(CURDIR)/.mypy_cache fskd_onnx models tests
+
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.gpu
 
 # Hours, both; trained teachers stay in the cache, accuracies in docs/accuracy.json.
 bench-accuracy: $(VENV)/.installed-dev

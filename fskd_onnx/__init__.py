@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fskd_onnx.errors import (
         FskdError,
         MatchError,
+        MissingNormalizationError,
         ModelError,
         NoImprovementError,
         OptionError,
@@ -50,6 +51,7 @@ _HOME = {
     "FskdError": "errors",
     "MatchError": "errors",
     "Matching": "results",
+    "MissingNormalizationError": "errors",
     "ModelError": "errors",
     "NoImprovementError": "errors",
     "OutOfMemoryError": "errors",
@@ -80,6 +82,7 @@ __all__ = [
     "FskdError",
     "MatchError",
     "Matching",
+    "MissingNormalizationError",
     "ModelError",
     "NoImprovementError",
     "OptionError",

@@ -106,13 +106,15 @@ def _sources(
         tensors: the student's, in the first batch.
 
     Raises:
-        MatchError: student and teacher differ in their positions.
+        MatchError: student and teacher differ in their positions, or the teacher has none.
     """
     sources = []
     for number, linear in enumerate((request.linear, *request.others)):
         plan, rows = request.plan.uses[number], tensors[linear.input.name].shape()[0]
         geometry = Geometry.of(linear, tensors[linear.input.name].shape())
         columns = teacher.columns(request.plan.index, number)
+        if not columns:  # batches of this split are as large as other axes
+            raise MatchError("the samples in its partner's output cannot be told from other rows")
         spatial = plan.partner.spatial_shape(columns[0].shape)
         if math.prod(spatial) != geometry.positions or rows != columns[0].shape[0]:
             output = f"the output of '{linear.name}'" if request.others else "its output"

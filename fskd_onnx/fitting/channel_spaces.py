@@ -196,10 +196,11 @@ def teacher_kernels(
     }
     found = {}
     for pair in matching.usable:
-        if pair.student in blocks and pair.channels is not None:
-            block = spaces.blocks[pair.student]
+        block = spaces.blocks[pair.student]
+        alike = Window.of(block.student) == Window.of(block.teacher)
+        if pair.student in blocks and pair.channels is not None and alike:
             weights = spaces.sliced(block, np.array(pair.channels), carried)
-            if weights is not None and Window.of(block.student) == Window.of(block.teacher):
+            if weights is not None:
                 found[pair.student] = weights
     return found
 

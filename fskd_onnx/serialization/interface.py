@@ -200,13 +200,13 @@ def _symbol_of_samples(
 def _size_of_samples(specs: Sequence[InputSpec]) -> int | None:
     """Return the number of samples that a model of fixed sizes takes; None where it cannot be told.
 
-    It is the first extent of some input, and an extent of all: of (1, 576) and states (2, 1, 128),
-    1. Where all agree on the first axis, nothing has to be told.
+    It is the first extent of the first input where no other one's is an extent of all: of (1, 576)
+    and states (2, 1, 128), 1. Where all agree on the first axis, nothing has to be told.
     """
     shapes = [spec.shape for spec in specs if spec.shape]
     first = {shape[0] for shape in shapes}
     common = [size for size in first if size and all(size in shape for shape in shapes)]
-    return common[0] if len(first) > 1 and len(common) == 1 else None
+    return common[0] if len(first) > 1 and common == [shapes[0][0]] else None
 
 
 def _likeness(symbol: str) -> int:

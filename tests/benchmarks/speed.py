@@ -43,7 +43,7 @@ from tests.benchmarks.paper import paper_fit
 Floats = NDArray[np.float32]
 
 _ROOT = Path(__file__).parents[2]
-_RUN = RunOptions(providers=("cpu",))
+_CPU = ("cpu",)
 _TURNS = 3
 _LONG = 20.0  # seconds; a fit that takes longer is timed once
 
@@ -128,8 +128,13 @@ def cases(quick: bool) -> Iterator[Case]:
         yield Case(network, 64, "compress")
 
 
-def measure(case: Case) -> Figures:
-    """Run one case in this process, the floor and the fit in turns; the median of each counts."""
+def measure(case: Case, providers: tuple[str, ...] = _CPU) -> Figures:
+    """Run one case in this process, the floor and the fit in turns; the median of each counts.
+
+    Args:
+        case: what to run.
+        providers: execution providers of both.
+    """
     teacher, student, samples = _load(case)
     models = [load_model(teacher), load_model(student)]
 
@@ -137,16 +142,16 @@ def measure(case: Case) -> Figures:
         if case.adapter == "paper":
             return paper_fit(teacher, student, samples)
         if case.adapter == "compress":
-            return compress(teacher, samples, CompressOptions(run=_RUN))
-        run_options = RunOptions(providers=("cpu",), memory_limit=case.memory_limit)
+            return compress(teacher, samples, CompressOptions(run=RunOptions(providers)))
+        run_options = RunOptions(providers, memory_limit=case.memory_limit)
         options = FitOptions(run_options, adapter=case.adapter, targets=case.targets)
         return fit(teacher, student, samples, options)
 
-    floors = [_timed(lambda: _forward(models, samples))]
+    floors = [_timed(lambda: _forward(models, samples, providers))]
     fits = [_timed(work)]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for _ in range(_TURNS - 1):
-        floors.append(_timed(lambda: _forward(models, samples)))
+        floors.append(_timed(lambda: _forward(models, samples, providers)))
         if fits[0][0] < _LONG:
             fits.append(_timed(work))
     return Figures(*_median(floors), *_median(fits), memory)
@@ -164,9 +169,9 @@ def _timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - clock, time.process_time() - cpu
 
 
-def _forward(models: list[onnx.ModelProto], samples: Floats) -> None:
+def _forward(models: list[onnx.ModelProto], samples: Floats, providers: tuple[str, ...]) -> None:
     """Run both networks over all samples once, and let go of what comes out."""
-    runtime = open_runtime(_RUN.providers)
+    runtime = open_runtime(providers)
     name = models[0].graph.input[0].name
     size = default_batch_size({name: samples.shape[1:]})
     sessions = [runtime.session(model) for model in models]

@@ -691,6 +691,12 @@ def test_other_positions_are_refused() -> None:
         pass
 
 
+def test_a_partner_whose_samples_cannot_be_told_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TeacherPass, "columns", lambda *_: {})
+    with pytest.raises(MatchError, match="cannot be told from other rows"), opened(Block()):
+        pass
+
+
 FOLDED = """net (float[N,7,3] x) => (float[{axes}] y)
     <float[3,4] v, float[{inner},4] w, int64[{rank}] s> {{
     p = MatMul(x, v)

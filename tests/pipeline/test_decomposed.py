@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from fskd_onnx import FitOptions, FitResult, fit, match
+from fskd_onnx import FitOptions, FitResult, RunOptions, fit, match
 from fskd_onnx.passes import export
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.reporting.json_format import matching_to_json
@@ -175,3 +177,34 @@ def test_random_factors_are_fitted_from_the_structure_alone() -> None:
     result = fitted(student, "auto", count=300)
     reference = fitted(decomposed(teacher(), separable, is_spatial)[0], "auto", count=300)
     assert error(result.model) < 1.5 * error(reference.model)
+
+
+def test_a_block_of_another_kernel_than_its_partner_takes_no_weights_of_it(tmp_path: Path) -> None:
+    """Where the teacher has two nodes in a row, of which the first has no partner."""
+    head = """g (float[N,2,6,6] x) => (float[N,M,P,Q] z)
+        <float[4,2,3,3] v, float[4] c, {weights}> {{
+        [a] y = Conv <pads = [1,1,1,1]> (x, v, c)
+        r = Relu (y)
+        {nodes}
+    }}"""
+    whole = build(
+        head.format(
+            weights="float[5,4,3,2] w1, float[4,5,1,1] w2",
+            nodes="[b] t = Conv (r, w1) [c] z = Conv (t, w2)",
+        )
+    )
+    student = build(
+        head.format(
+            weights="float[3,4,1,1] w1, float[5,3,3,2] w2, float[3,5,1,1] w3, float[4,3,1,1] w4",
+            nodes="[b1] s = Conv (r, w1) [b2] t = Conv (s, w2) [c1] u = Conv (t, w3) "
+            "[c2] z = Conv (u, w4)",
+        )
+    )
+    pairs: list[dict[str, Any]] = [{"student": "a", "teacher": "y", "channels": [0, 1, 2, 3]}]
+    pairs += [{"student": name, "teacher": None} for name in ("b1", "b2", "c1")]
+    pairs += [{"student": "c2", "teacher": "z", "channels": [0, 1, 2, 3]}]
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps({"pairs": pairs}))
+    images = np.random.default_rng(0).standard_normal((80, 2, 6, 6)).astype(np.float32)
+    result = fit(whole, student, images, FitOptions(RunOptions(("cpu",)), map=str(path)))
+    assert result.report.after.relative_mse < result.report.before.relative_mse

@@ -16,6 +16,7 @@ from tests.reporting.records import KEPT, block
 
 AUTO = FitOptions()
 POINTWISE = FitOptions(adapter="pointwise")
+STEPS = FitOptions(refine=50)
 LEFT = [block("a", **KEPT), block("b", **KEPT)]
 MEASURED = [block("a"), block("b", **{**KEPT, "error_before": 0.1})]
 OUTPUT = np.random.default_rng(0).standard_normal((20, 5))
@@ -42,7 +43,8 @@ def why(
         ({"counts": (20, 20)}, "20 independent samples are few: give more"),
         ({"closer": True}, "give more independent samples"),
         ({"options": POINTWISE}, "will hardly help: try --adapter auto"),
-        ({}, "will hardly help: take a student that has lost less"),
+        ({}, "will hardly help: try --refine 200, or take a student that has lost less"),
+        ({"options": STEPS}, "will hardly help: take a student that has lost less"),
     ],
 )
 def test_causes_are_told_apart(changes: dict[str, Any], text: str) -> None:
