@@ -76,10 +76,18 @@ class _Overlaps:
 
         self._index = index
         self.scores = self._node_by_node()
+        among_others = [
+            (i, j)
+            for i, j in np.argwhere(np.isfinite(self.scores) & (self.scores < _CONCLUSIVE))
+            if _is_somewhere_in_a_chain(student.blocks[i], teacher.blocks[j])
+        ]
+        # A factor of few rows may look like a few of another's, but only equal ones are the same.
+        for pair in among_others:
+            self.scores[pair] = 0.0
         self._compare_chains()
-        for i, j in np.argwhere(self.scores == 0):
-            if _is_somewhere_in_a_chain(student.blocks[i], teacher.blocks[j]):
-                self.scores[i, j] = -np.inf
+        for pair in among_others:
+            if self.scores[pair] == 0:
+                self.scores[pair] = -np.inf
 
     def _score(self, one: int, other: int) -> float:
         return _above_chance(overlap(self._weights[one], self._index(other)))

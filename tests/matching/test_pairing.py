@@ -23,7 +23,7 @@ from fskd_onnx.passes import Canonicalize
 from fskd_onnx.results import BlockPair, Evidence
 from models.networks import Network, densenet22, mobilenetv2, resnet20, vgg16
 from models.prune import prune, recipes
-from tests.helpers import DEMO, build, initializers, linears, zoo_model
+from tests.helpers import DEMO, Array, build, initializers, linears, zoo_model
 from tests.students import (
     DECOMPOSITIONS,
     decomposed,
@@ -752,3 +752,36 @@ def test_a_node_somewhere_in_a_longer_chain_has_no_place(join: str) -> None:
     found = {p.student: p.teacher for p in match_models(canonical(whole), canonical(student)).pairs}
     assert found["q"] is None
     assert (found["c"], found["y"]) == ("c", "y")
+
+
+IN_A_ROW = """g (float[N,3] x) => (float[N,6] z)
+  <float[3,12] a, float[12] p, {weights}, float[6] q, float[6,4] c, float[4] s, float[4,6] d> {{
+    [a] ya = Gemm (x, a, p) r = Relu (ya)
+    {nodes} [c] yc = Gemm (yb, c, s) u = Sigmoid (yc) [d] z = MatMul (u, d)
+}}"""
+
+
+@pytest.mark.parametrize("seed", [82, 86, 129])
+def test_a_factor_of_few_rows_is_no_node_of_a_shorter_chain(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shapes: dict[str, tuple[int, ...]] = {"a": (3, 12), "p": (12,), "b": (12, 6), "q": (6,)}
+    shapes |= {"c": (6, 4), "s": (4,), "d": (4, 6)}
+    values = {n: rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
+    left, size, right = np.linalg.svd(values["b"], full_matrices=False)
+    size = np.sqrt(size[:3])
+
+    def noisy(array: Array) -> Array:
+        noise = rng.standard_normal(array.shape)
+        return np.asarray(array + 0.05 * array.std() * noise, np.float32)
+
+    own = {name: noisy(array) for name, array in values.items() if name != "b"}
+    own |= {"b1": noisy(left[:, :3] * size), "b2": noisy(size[:, np.newaxis] * right[:3])}
+    whole = IN_A_ROW.format(weights="float[12,6] b", nodes="[b] yb = Gemm (r, b, q)")
+    halves = IN_A_ROW.format(
+        weights="float[12,3] b1, float[3,6] b2",
+        nodes="[b1] yi = MatMul (r, b1) [b] yb = Gemm (yi, b2, q)",
+    )
+    graphs = [gs.import_onnx(build(text, v)) for text, v in ((whole, values), (halves, own))]
+    found = {pair.student: pair.teacher for pair in pair_blocks(*graphs)}
+    assert found.pop("b") in ("yb", None)
+    assert found == {"a": "ya", "b1": None, "c": "yc", "d": "z"}
