@@ -123,11 +123,10 @@ class _Overlaps:
 
     def _compare_chains(self) -> None:
         """Compare composed kernels, and rule out the inner nodes of the blocks that they make."""
-        own = np.maximum(self.scores, 0.0)
-        of_student, of_teacher = own.max(axis=1, initial=0.0), own.max(axis=0, initial=0.0)
-        open_ends = [i for i, best in enumerate(of_student) if best < _CONCLUSIVE]
+        node_by_node = self.scores.max(axis=1, initial=0.0)
+        open_ends = [i for i, best in enumerate(node_by_node) if best < _CONCLUSIVE]
         mine, theirs = chains(self._student.chained), chains(self._teacher.chained)
-        if not open_ends or not (mine or theirs):
+        if not open_ends or not self._teacher.blocks or not (mine or theirs):
             return
         composed = {j: list(_composed(self._teacher, chain)) for j, chain in theirs.items()}
         inner: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
@@ -141,14 +140,16 @@ class _Overlaps:
                     score = _above_chance(approximation(one, other))
                     if score > self.scores[i, j]:
                         self.scores[i, j], inner[i, j] = score, (my_inner, their_inner)
-        for i in open_ends:
-            j = int(self.scores[i].argmax()) if self.scores.shape[1] else -1
+        # The best first: what is an inner node of one block is no end of another.
+        mine_best, theirs_best = self.scores.max(axis=1), self.scores.max(axis=0)
+        for i in sorted(open_ends, key=lambda i: -float(mine_best[i])):
+            j = int(self.scores[i].argmax())
             if (i, j) in inner and (score := self.scores[i, j]) >= _ONE_BLOCK:
                 my_inner, their_inner = inner[i, j]
                 if self._have_one_form(my_inner, their_inner):
                     continue
-                self.scores[[k for k in my_inner if of_student[k] < score]] = -np.inf
-                self.scores[:, [k for k in their_inner if of_teacher[k] < score]] = -np.inf
+                self.scores[[k for k in my_inner if mine_best[k] < score]] = -np.inf
+                self.scores[:, [k for k in their_inner if theirs_best[k] < score]] = -np.inf
 
     def _have_one_form(self, mine: Sequence[int], theirs: Sequence[int]) -> bool:
         """Whether chains are made alike, so that their nodes pair one by one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -119,17 +121,41 @@ def test_a_chain_of_the_student_that_the_teacher_has_as_one_node(strength: float
     assert teachers(found) == {"stem": "y1", "project": None, "expand": "y3", "last": "z"}
 
 
-def test_the_end_of_a_chain_within_a_chain_is_found_by_its_composed_kernel() -> None:
+@pytest.mark.parametrize("of_expand", [None, 10, 4])
+def test_the_end_of_a_chain_within_a_chain_is_found_by_its_composed_kernel(
+    of_expand: int | None,
+) -> None:
+    """The factors of the node behind it are near it as well, if less."""
     teacher = build(BOTTLENECK)
-    values = initializers(teacher)
-    u, s, v = np.linalg.svd(values["w2"][:, :, 0, 0], full_matrices=False)
-    parts = {"a": (v[:8]).reshape(8, 24, 1, 1), "b": (u[:, :8] * s[:8]).reshape(12, 8, 1, 1)}
-    text = BOTTLENECK.replace("float[12,24,1,1] w2", "float[8,24,1,1] a, float[12,8,1,1] b")
-    text = text.replace(
-        "[project] y2 = Conv (r1, w2, b2)",
-        "[inner] i = Conv (r1, a) [project] y2 = Conv (i, b, b2)",
-    )
-    found = nameless(teacher, build(text, {**values, **parts}))
-    assert teachers(found) == {**outputs(teacher), "inner": None}
+    text, values = in_two_factors("project", "w2", 8, BOTTLENECK, initializers(teacher))
+    if of_expand is not None:
+        text, values = in_two_factors("expand", "w3", of_expand, text, values)
+    found = nameless(teacher, build(text, values))
+    inner = [name for name in found if name.startswith("into_")]
+    assert teachers(found) == {**outputs(teacher), **dict.fromkeys(inner)}
     assert found["project"].evidence == "weights"
-    assert found["inner"].reason.startswith("it is an inner node of the block that ends at")
+    for name in inner:
+        assert found[name].reason.startswith("it is an inner node of the block that ends at")
+
+
+def in_two_factors(
+    node: str, weight: str, rank: int, text: str, values: dict[str, Array]
+) -> tuple[str, dict[str, Array]]:
+    """Make two nodes of a 1 x 1 convolution, ``into_`` and the old name; text and weights."""
+    whole = values[weight]
+    n, reads = whole.shape[:2]
+    u, s, v = np.linalg.svd(whole[:, :, 0, 0], full_matrices=False)
+    factors = {
+        f"{weight}v": v[:rank].reshape(rank, reads, 1, 1),
+        f"{weight}u": (u[:, :rank] * s[:rank]).reshape(n, rank, 1, 1),
+    }
+    declared = f"float[{rank},{reads},1,1] {weight}v, float[{n},{rank},1,1] {weight}u"
+    text = text.replace(f"float[{n},{reads},1,1] {weight}", declared)
+    old = re.search(rf"\[{node}\] (\w+) = Conv \((\w+), {weight}(, \w+)?\)", text)
+    assert old is not None
+    output, source, bias = old.groups()
+    made = (
+        f"[into_{node}] {output}v = Conv ({source}, {weight}v) "
+        f"[{node}] {output} = Conv ({output}v, {weight}u{bias})"
+    )
+    return text.replace(old[0], made), {**values, **factors}
