@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fskd_onnx.passes.analysis.composed_kernels import Kernel
 from fskd_onnx.passes.analysis.linear import Linear
-from fskd_onnx.passes.analysis.nodes import index_of, unused_name
+from fskd_onnx.passes.analysis.nodes import index_of, name_of_new, unused_name
 from fskd_onnx.passes.analysis.windows import Window
 from fskd_onnx.passes.edit import remove
 
@@ -37,7 +37,8 @@ def put_composed(
         source: what it reads.
         output: what it writes.
     """
-    at, name = max(index_of(graph, node) for node in nodes), like.name
+    at = max(index_of(graph, node) for node in nodes)
+    name = name_of_new(graph, like.name, gone=nodes)
     attributes: dict[str, object] = {}
     if like.is_convolution:
         attributes = {

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fskd_onnx.passes.analysis import constants
 from fskd_onnx.passes.analysis.linear import Linear
-from fskd_onnx.passes.analysis.nodes import index_of, is_output, unused_name
+from fskd_onnx.passes.analysis.nodes import index_of, is_output, name_of_new, unused_name
 
 Array = NDArray[Any]
 Slot = tuple[int, int]
@@ -154,7 +154,8 @@ class ConstantCuts:
             return own
         name = unused_name(self.graph, f"{cast.outputs[0].name}/cut")
         output = gs.Variable(name, cast.outputs[0].dtype)
-        new = gs.Node("Cast", name, dict(cast.attrs), [own], [output])
+        called = name_of_new(self.graph, name)
+        new = gs.Node("Cast", called, dict(cast.attrs), [own], [output])
         self.graph.nodes.insert(index_of(self.graph, cast), new)
         return output
 

@@ -31,6 +31,7 @@ from fskd_onnx.passes.analysis.nodes import (
     is_output,
     is_standard,
     is_vector,
+    name_of_new,
     nodes_in_bodies,
     only_nodes_read,
     unused_name,
@@ -229,7 +230,8 @@ def _store(
             cast = gs.Variable(name, value.dtype)
             attrs = {"to": onnx.helper.np_dtype_to_tensor_dtype(value.dtype)}
             at = index_of(graph, nodes[-1])
-            graph.nodes.insert(at, gs.Node("Cast", nodes[-1].name, attrs, [constant], [cast]))
+            called = name_of_new(graph, nodes[-1].name, gone=nodes)
+            graph.nodes.insert(at, gs.Node("Cast", called, attrs, [constant], [cast]))
             return cast
     return gs.Constant(name, value)
 

@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.linear_operators import LINEAR_OPERATORS
-from fskd_onnx.passes.analysis.nodes import index_of, unused_name
+from fskd_onnx.passes.analysis.nodes import index_of, name_of_new, unused_name
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.errors import PreconditionError
 
@@ -74,7 +74,8 @@ def _insert(graph: gs.Graph, linear: Linear, adapter: AffineMap) -> None:
     last.outputs = [raw]
     op, spatial_axes = linear.operator.adapter, len(linear.kernel_shape)
     operator = LINEAR_OPERATORS[op]
-    node = gs.Node(op, name, operator.pointwise_attributes(linear.groups, spatial_axes))
+    attributes = operator.pointwise_attributes(linear.groups, spatial_axes)
+    node = gs.Node(op, name_of_new(graph, name), attributes)
     stored = operator.stored(node, adapter.matrix, (1,) * spatial_axes)
     values = np.asarray(stored, dtype, order="C")
     weight = gs.Constant(unused_name(graph, f"{name}/weight"), values)
@@ -87,4 +88,5 @@ def _insert(graph: gs.Graph, linear: Linear, adapter: AffineMap) -> None:
         return
     product = gs.Variable(unused_name(graph, f"{name}/product"), output.dtype)
     node.inputs, node.outputs = [raw, weight], [product]
-    graph.nodes.insert(at + 1, gs.Node("Add", f"{name}/add", {}, [product, bias], [output]))
+    name = name_of_new(graph, f"{name}/add")
+    graph.nodes.insert(at + 1, gs.Node("Add", name, {}, [product, bias], [output]))

@@ -21,7 +21,7 @@ from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.joined_layers import JoinedLayer, find_joined, source_of
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.moves import stated_numbers
-from fskd_onnx.passes.analysis.nodes import index_of, is_standard, unused_name
+from fskd_onnx.passes.analysis.nodes import index_of, is_standard, name_of_new, unused_name
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.edit import remove
 from fskd_onnx.passes.errors import PreconditionError
@@ -199,7 +199,7 @@ def _matrix_nodes(
     graph: gs.Graph, like: Linear, source: gs.Tensor, name: str, weights: AffineMap
 ) -> list[gs.Node]:
     """Make a node like another with weights of its own, and the Add of its bias if it needs one."""
-    node = gs.Node(like.op, name, {}, [source])
+    node = gs.Node(like.op, name_of_new(graph, name), {}, [source])
     stored = like.operator.stored(node, weights.matrix, ())
     node.inputs.append(_constant(graph, f"{name}/weight", stored.astype(like.dtype)))
     bias = _constant(graph, f"{name}/bias", weights.shift[0].astype(like.dtype))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fskd_onnx.passes.analysis import constants
 from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.linear import Linear
-from fskd_onnx.passes.analysis.nodes import has_input, index_of, is_output, unused_name
+from fskd_onnx.passes.analysis.nodes import has_input, index_of, is_output, name_of_new, unused_name
 from fskd_onnx.passes.edit import overwrite
 
 Slot = tuple[gs.Node, int]
@@ -106,5 +106,6 @@ def _append_adds(graph: gs.Graph, uses: Sequence[Linear], bias: NDArray[np.float
         output = use.output
         product = gs.Variable(unused_name(graph, f"{output.name}/product"), output.dtype)
         use.node.outputs = [product]
-        add = gs.Node("Add", f"{use.name}/bias", inputs=[product, constant], outputs=[output])
+        name = name_of_new(graph, f"{use.name}/bias")
+        add = gs.Node("Add", name, inputs=[product, constant], outputs=[output])
         graph.nodes.insert(index_of(graph, use.node) + 1, add)

@@ -128,10 +128,14 @@ class LoadedModel:
         )
 
     def _named(self) -> LoadedModel:
-        """Return the model with names of linear nodes that stay theirs, whoever else goes away."""
+        """Return the model with names of linear nodes that stay theirs, whoever else goes away.
+
+        Names of other nodes, which they may get in the way of, count for nothing.
+        """
         graph = gs.import_onnx(self.canonical)
-        for view in find_linear(graph):
-            view.node.name = view.name
+        names = {id(view.node): view.name for view in find_linear(graph)}
+        for node in graph.nodes:
+            node.name = names.get(id(node), "")
         return replace(self, canonical=export(graph, like=self.canonical))
 
     def factored_blocks(self) -> dict[str, FactoredBlock]:

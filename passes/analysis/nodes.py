@@ -110,6 +110,21 @@ def unused_name(graph: gs.Graph, name: str) -> str:
     return name
 
 
+def name_of_new(graph: gs.Graph, name: str, gone: Collection[gs.Node] = ()) -> str:
+    """Return a name for a new node; "" where another node has it.
+
+    Names of nodes are optional, but no two may be the same: ONNX Runtime refuses such a graph.
+
+    Args:
+        graph: where the node is put.
+        name: what it would be called.
+        gone: nodes that leave the graph for it.
+    """
+    away = set(map(id, gone))
+    taken = any(node.name == name for node in graph.nodes if id(node) not in away)
+    return "" if taken else name
+
+
 def is_vector(shape: Sequence[int]) -> bool:
     """Whether a shape has values along its last axis only."""
     return math.prod(shape[:-1]) == 1

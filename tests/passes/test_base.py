@@ -12,11 +12,20 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import numpy_helper
 
-from fskd_onnx.passes import AffineMap, Canonicalize, FuseAdapter, InsertAdapter
+from fskd_onnx.passes import (
+    AffineMap,
+    Canonicalize,
+    ComposeChains,
+    FuseAdapter,
+    InsertAdapter,
+    MergeBranches,
+    ReplaceWeights,
+)
 from fskd_onnx.passes.analysis import nodes
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.edit import remove, replace_reads
 from fskd_onnx.passes.errors import PreconditionError
+from fskd_onnx.passes.join_layers import JoinLayers
 from tests.helpers import (
     assert_close,
     assert_same_function,
@@ -265,3 +274,46 @@ def test_the_example_of_the_contract_is_a_pass() -> None:
     assert result.notes == ("'one' removed",)
     assert_same_function(result.model, model)
     assert not each(result.model).changed
+
+
+# Some node is called what a new one would be: the name of another's output is no other's.
+CLASHES: dict[str, tuple[str, Pass]] = {
+    "the output of a branch": (
+        """m (float[n,2,4,4] x) => (float[n,2,4,4] z) <float[2,2,1,1] a, float[2,2,1,1] b> {
+            [q] p = Conv (x, a) [r] q = Conv (x, b) s = Add (p, q) [p] z = Relu (s) }""",
+        MergeBranches(),
+    ),
+    "the output of a chain": (
+        """m (float[n,2,4,4] x) => (float[n,2,4,4] z) <float[2,2,1,1] a, float[2,2,1,1] b> {
+            [p] p = Conv (x, a) [r] s = Conv (p, b) [s] z = Relu (s) }""",
+        ComposeChains([("p", "r")]),
+    ),
+    "the Add of a bias": (
+        """m (float[n,2] x) => (float[n,2] z) <float[2,2] a> {
+            [p] p = MatMul (x, a) ["p/bias"] z = Relu (p) }""",
+        ReplaceWeights({"p": AffineMap(np.ones((1, 2, 2)), np.ones((1, 2)))}),
+    ),
+    "an adapter": (
+        """m (float[n,2] x) => (float[n,2] z) <float[2,2] a> {
+            [p] p = MatMul (x, a) ["p/fskd_adapter"] r = Relu (p) ["p/fskd_adapter/add"] z = Relu (r) }""",
+        InsertAdapter({"p": AffineMap(np.ones((1, 2, 2)), np.ones((1, 2)))}),
+    ),
+    "joined matrices": (
+        """m (float[n,2] x) => (float[n,4] z) <float[2,2] a, float[2,2] b> {
+            [p] p = MatMul (x, a) [q] q = MatMul (x, b) r = Relu (p)
+            ["p + q"] z = Concat <axis = 1> (r, q) }""",
+        JoinLayers([("p", "q")]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLASHES)
+def test_no_two_nodes_get_one_name(name: str) -> None:
+    text, rewriting = CLASHES[name]
+    model = build(text)
+    result = rewriting(model)
+    assert result.changed
+    names = [node.name for node in result.model.graph.node if node.name]
+    assert len(set(names)) == len(names)
+    assert {node.name for node in model.graph.node[-1:]} <= set(names)
+    run(result.model, random_feeds(model))

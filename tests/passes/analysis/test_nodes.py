@@ -9,6 +9,7 @@ from fskd_onnx.passes.analysis.nodes import (
     has_input,
     input_dependent,
     is_standard,
+    name_of_new,
     nodes_in_bodies,
     only_nodes_read,
     sole_reader,
@@ -25,6 +26,13 @@ def test_unused_names_avoid_bodies_too() -> None:
     }""")
     graph = gs.import_onnx(model)
     assert [unused_name(graph, name) for name in ("a", "x", "y", "b")] == ["a__", "x_", "y_", "b"]
+
+
+def test_a_new_node_has_no_name_that_another_has() -> None:
+    graph = gs.import_onnx(build("g (float[N] x) => (float[N] y) { [a] r = Relu (x) y = Neg (r) }"))
+    assert name_of_new(graph, "a") == ""
+    assert name_of_new(graph, "r") == "r"
+    assert name_of_new(graph, "a", gone=graph.nodes[:1]) == "a"
 
 
 def branched() -> gs.Graph:
