@@ -205,6 +205,13 @@ MOVE_NAMES = ("flip", "shift", "crop", "rotate")
 """Ways to move image samples, see ``fskd_onnx.samples.augment``."""
 
 
+class OptimizerName(StrEnum):
+    """How adapters are found: "bcd", in closed form, block by block; "sgd", by gradient steps."""
+
+    BCD = "bcd"
+    SGD = "sgd"
+
+
 class SolverName(StrEnum):
     """Where the small systems are solved: on the CPU, or by PyTorch, on the GPU if it has one."""
 
@@ -279,6 +286,8 @@ class FitOptions:
         augment: ways to move image samples, see ``fskd_onnx.samples.augment.MOVES``; none by
             default.
         augment_copies: moved copies of each sample, where ``augment`` names a way to move them.
+        optimizer: "bcd", the closed form, block by block; or "sgd", the paper's other way, all
+            1x1 adapters at once by gradient steps, which needs PyTorch.
         solver: where the small systems are solved: "numpy", or "torch", which uses the GPU where
             there is one.
         map: file of block and channel pairs that override what matching would find, whole or in
@@ -287,8 +296,9 @@ class FitOptions:
             ``fskd_onnx.gradient``; 0 makes none.
 
     Raises:
-        OptionError: a name is not one of `AdapterName`, `TargetsName`, `SolverName` or
-            `MOVE_NAMES`, or a value is of a wrong type or impossible.
+        OptionError: a name is not one of `AdapterName`, `TargetsName`, `OptimizerName`,
+            `SolverName` or `MOVE_NAMES`, a value is of a wrong type or impossible, or two values
+            exclude each other.
     """
 
     run: RunOptions = field(default_factory=RunOptions)
@@ -299,6 +309,12 @@ class FitOptions:
     solver: str = SolverName.NUMPY
     map: str | None = None
     refine: int = 0
+    optimizer: str = OptimizerName.BCD
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether gradient steps are made."""
+        return self.refine > 0 or self.optimizer == OptimizerName.SGD
 
     def __post_init__(self) -> None:
         """Refuse unknown names and impossible values."""
@@ -306,6 +322,20 @@ class FitOptions:
         check_name(self.adapter, "adapter", AdapterName)
         check_name(self.targets, "targets", TargetsName)
         check_name(self.solver, "solver", SolverName)
+        check_name(self.optimizer, "optimizer", OptimizerName)
+        if self.optimizer == OptimizerName.SGD:
+            if self.adapter not in (AdapterName.AUTO, AdapterName.POINTWISE):
+                raise OptionError(
+                    f"optimizer sgd fits pointwise adapters, not {self.adapter}; leave one out"
+                )
+            if self.targets == TargetsName.SELECT:
+                raise OptionError(
+                    "optimizer sgd fits pointwise adapters, which cannot aim at channels chosen "
+                    "anew; choose targets kept"
+                )
+            # The only ones that it has, whatever the closed form would have chosen from.
+            object.__setattr__(self, "adapter", AdapterName.POINTWISE.value)
+            object.__setattr__(self, "targets", TargetsName.KEPT.value)
         check_names(self.augment, "augment", MOVE_NAMES[0], MOVE_NAMES)
         check_integer(self.augment_copies, "augment_copies", 1)
         check_integer(self.refine, "refine", 0)

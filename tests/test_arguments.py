@@ -185,6 +185,7 @@ FIT: tuple[tuple[str, object, str], ...] = (
             ("adapter", "auto, pointwise, kernel or factors"),
             ("targets", "auto, kept or select"),
             ("solver", "numpy or torch"),
+            ("optimizer", "bcd or sgd"),
         )
         for value in ("wobble", "", None, 7, ["auto"])
     ),

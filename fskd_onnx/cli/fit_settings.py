@@ -21,6 +21,7 @@ from fskd_onnx.options import (
     MOVE_NAMES,
     AdapterName,
     FitOptions,
+    OptimizerName,
     RunOptions,
     SolverName,
     TargetsName,
@@ -37,6 +38,7 @@ class FitSettings:
         augment: ways to move image samples.
         augment_copies: moved copies of each image.
         refine: gradient steps from the fitted student.
+        optimizer: how adapters are found.
         solver: what solves the small systems.
         groups: a file of groups, or the word for folders.
         memory_limit: as it was written.
@@ -48,6 +50,7 @@ class FitSettings:
     augment: tuple[str, ...]
     augment_copies: int
     refine: int
+    optimizer: OptimizerName
     solver: SolverName
     groups: str | None
     memory_limit: str | None
@@ -77,6 +80,7 @@ class FitSettings:
             augment=self.augment,
             augment_copies=self.augment_copies,
             refine=self.refine,
+            optimizer=self.optimizer,
             solver=self.solver,
             map=None if block_map is None else str(block_map),
         )
@@ -107,6 +111,12 @@ def read_fit_settings(
             help="Gradient steps from the fitted student, on the same samples.",
         ),
     ] = FitOptions.refine,
+    optimizer: Annotated[
+        OptimizerName,
+        typer.Option(
+            help="bcd: the closed form, block by block; sgd: all 1x1 adapters at once, by gradient."
+        ),
+    ] = OptimizerName.BCD,
     solver: Annotated[
         SolverName, typer.Option(help="What solves the small systems; torch uses the GPU.")
     ] = SolverName.NUMPY,
@@ -131,6 +141,7 @@ def read_fit_settings(
         moves,
         augment_copies,
         refine,
+        optimizer,
         solver,
         groups,
         memory_limit,

@@ -1,9 +1,9 @@
-"""Gradient steps from a fitted student: all weights together, towards the teacher.
+"""Gradient steps: all that is trained of a student together, towards the teacher.
 
 The loss is the mean relative error of the network's outputs plus `_BLOCKS` times that of the block
-outputs (hints at every block, Romero et al. 2015), on samples that are moved and mixed anew at each
-step. Adam (Kingma and Ba 2015), whose step is the same part of the size of each tensor, whatever
-the scale of a network is; the length rises over the first steps and falls by a cosine to zero.
+outputs (hints at every block, Romero et al. 2015), of those that are aimed at. Adam (Kingma and Ba
+2015), whose step is the same part of the size of each tensor, whatever the scale of a network is;
+the length rises over the first steps and falls by a cosine to zero.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from fskd_onnx.samples.reader import SampleReader
 from fskd_onnx.serialization.interface import InputSpec
 
 _BLOCKS = 1.0  # weight of the block outputs beside the outputs
-# Of a step, as a part of the size of a tensor. Twice and half of it are about as good. Fewer steps
-# than these do not make up for the noise of long ones, so they are shorter.
-_LENGTH, _LONG = 0.02, 200
+# Fewer steps than these do not make up for the noise of long ones, so they are shorter.
+_LONG = 200
 _WARM_UP = 0.05  # of all steps
 _BATCH = 32  # samples of a step
 _MEASURED = 128  # samples that errors are relative to the variance of
@@ -61,30 +60,30 @@ class GradientSteps:
     """All that steps are made from.
 
     Attributes:
-        model: the fitted student.
+        model: the student.
         name: what to call it.
         inputs: its inputs, in the order of the samples'.
-        writable: names of its linear nodes that may change.
-        factors: of these, the nodes of blocks of several that are not the last.
+        trained: what is trained of it.
         targets: what it is trained towards.
         teacher: gives these.
         samples: where samples come from.
-        indices: those to train on.
+        draws: gives those of each step.
+        indices: the samples that draws are from.
         fixed_size: how many samples have to run at once; None: any number.
-        seed: of everything random.
+        length: of a step, as a part of the size of a tensor.
     """
 
     model: onnx.ModelProto
     name: str
     inputs: Sequence[InputSpec]
-    writable: frozenset[str]
-    factors: frozenset[str]
+    trained: TrainableWeights
     targets: Sequence[Target]
     teacher: TeacherRunner
     samples: SampleReader
+    draws: FreshSamples
     indices: NDArray[np.intp]
     fixed_size: int | None
-    seed: int
+    length: float
 
     def points(self, steps: int, last: int | None = None) -> Iterator[Point]:
         """Yield states of the student, see `looked_at`; none behind one that is not finite.
@@ -100,23 +99,21 @@ class GradientSteps:
             OutOfMemoryError: the machine has not enough memory.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        weights = TrainableWeights(self.model, self.writable, self.factors)
-        graph = TorchGraph(
-            self.model,
-            self.name,
-            [target.student for target in self.targets],
-            [(one.values.clone(), one.slots) for one in weights.tensors],
-            device,
+        tensors = self.trained.tensors
+        parameters = [one.values.to(device, copy=True).requires_grad_() for one in tensors]
+        wanted = [target.student for target in self.targets]
+        graph = TorchGraph(self.model, self.name, wanted, self.trained.slots, device)
+        targets = self._usable(
+            graph, parameters, self.teacher.measured(self.targets, self._as_they_are())
         )
-        targets = self._usable(graph, self.teacher.measured(self.targets, self._as_they_are()))
         if not targets:
             return
-        masks = [None if one.mask is None else one.mask.to(device) for one in weights.tensors]
-        length = _LENGTH * min(1.0, steps / _LONG) ** 0.5
+        masks = [None if one.mask is None else one.mask.to(device) for one in tensors]
+        length = self.length * min(1.0, steps / _LONG) ** 0.5
         optimizer = torch.optim.Adam(
             [
                 {"params": [values], "lr": length * one.scale}
-                for values, one in zip(graph.parameters, weights.tensors, strict=True)
+                for values, one in zip(parameters, tensors, strict=True)
             ],
         )
         warm = max(1, round(_WARM_UP * steps))
@@ -124,12 +121,11 @@ class GradientSteps:
             optimizer,
             lambda step: min(1, (step + 1) / warm) * (1 + math.cos(math.pi * step / steps)) / 2,
         )
-        fresh = FreshSamples(self.samples, self.indices, self.seed)
         observer().start("gradient steps", (last or steps) * _BATCH)
         for step in range(1, (last or steps) + 1):
             optimizer.zero_grad()
-            finite = self._backward(graph, targets, fresh, step, device)
-            for values, mask in zip(graph.parameters, masks, strict=True):
+            finite = self._backward(graph, parameters, targets, step, device)
+            for values, mask in zip(parameters, masks, strict=True):
                 if mask is not None and values.grad is not None:
                     values.grad *= mask
             optimizer.step()
@@ -137,15 +133,17 @@ class GradientSteps:
             if not finite:
                 return
             if step in looked_at(steps):
-                model = weights.model(graph.parameters)
+                model = self.trained.model(parameters)
                 if model is None:
                     return
                 yield Point(step, model)
 
-    def _usable(self, graph: TorchGraph, targets: Sequence[Target]) -> list[Target]:
-        """Return the targets of the student's shapes that its weights have to do with."""
+    def _usable(
+        self, graph: TorchGraph, parameters: Sequence[Tensor], targets: Sequence[Target]
+    ) -> list[Target]:
+        """Return the targets of the student's shapes that what is trained has to do with."""
         samples = next(self._as_they_are())
-        theirs, found = self.teacher.run(samples), self._student(graph, samples)
+        theirs, found = self.teacher.run(samples), self._student(graph, parameters, samples)
         return [
             target
             for target in targets
@@ -153,10 +151,13 @@ class GradientSteps:
             and found[target.student].shape == target.of_teacher(theirs[target.teacher]).shape
         ]
 
-    def _student(self, graph: TorchGraph, samples: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    def _student(
+        self, graph: TorchGraph, parameters: Sequence[Tensor], samples: Mapping[str, NDArray[Any]]
+    ) -> dict[str, Tensor]:
         """Run the student on samples that are stacked along a first axis."""
         feeds = joined(self.inputs, samples)
-        return graph.run({name: as_tensor(value) for name, value in feeds.items()})
+        tensors = {name: as_tensor(value) for name, value in feeds.items()}
+        return graph.run(tensors, self.trained.values(parameters))
 
     def _as_they_are(self) -> Iterator[dict[str, NDArray[np.generic]]]:
         """Yield batches of samples that errors are measured by."""
@@ -168,13 +169,13 @@ class GradientSteps:
     def _backward(
         self,
         graph: TorchGraph,
+        parameters: Sequence[Tensor],
         targets: Sequence[Target],
-        fresh: FreshSamples,
         step: int,
         device: str,
     ) -> bool:
         """Add up the gradients of a step, over as many runs as it takes; whether all is finite."""
-        drawn = fresh.draw(step, _BATCH)
+        drawn = self.draws.draw(step, _BATCH)
         size = default_batch_size(self.samples.shapes)
         batches = plan_batches([np.arange(_BATCH)], size, self.fixed_size)
         outputs = sum(target.is_output for target in targets)
@@ -182,7 +183,7 @@ class GradientSteps:
         for batch in batches:
             arrays = {name: array[batch.samples] for name, array in drawn.items()}
             theirs = self.teacher.run(arrays)
-            found = self._student(graph, arrays)
+            found = self._student(graph, parameters, arrays)
             loss = torch.zeros((), device=device)
             for target in targets:
                 wanted = as_tensor(target.of_teacher(theirs[target.teacher])).to(device)

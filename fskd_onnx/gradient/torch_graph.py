@@ -1,8 +1,8 @@
-"""A graph of ONNX, run by PyTorch, some of whose weights can be trained.
+"""A graph of ONNX, run by PyTorch, some of whose weights can be other tensors.
 
 The nodes run in the order of the graph, each by its entry in the table of operators, and a tensor
-is forgotten behind its last reader. A parameter stands in for an input of a node, the same one for
-all nodes that use the same weights, so the model itself is not touched.
+is forgotten behind its last reader. A value of a run stands in for an input of a node, the same one
+for all nodes that use the same weights, so the model itself is not touched.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from fskd_onnx.gradient.operator_table import Function, UnsupportedError, built,
 from fskd_onnx.runtime.out_of_memory import is_out_of_memory
 from fskd_onnx.serialization import external_data
 
+_REMEDY = "leave --refine or --optimizer sgd out"
+
 
 class Slot(NamedTuple):
     """An input of a node.
@@ -50,7 +52,7 @@ class _Step:
     Attributes:
         name: what to call it.
         function: what it computes.
-        inputs: names of tensors, "" for those that are left out; numbers of parameters.
+        inputs: names of tensors, "" for those that are left out; numbers of values of the run.
         outputs: names of tensors.
         last_reads: names of the tensors that no later node reads.
     """
@@ -63,18 +65,14 @@ class _Step:
 
 
 class TorchGraph:
-    """A model as PyTorch runs it; half precision is computed in single precision.
-
-    Attributes:
-        parameters: what can be trained.
-    """
+    """A model as PyTorch runs it; half precision is computed in single precision."""
 
     def __init__(
         self,
         model: onnx.ModelProto,
         name: str,
         wanted: Sequence[str],
-        trained: Sequence[tuple[Tensor, Sequence[Slot]]] = (),
+        slots: Sequence[Sequence[Slot]] = (),
         device: str = "cpu",
     ) -> None:
         """Translate a model.
@@ -83,15 +81,14 @@ class TorchGraph:
             model: a valid one, of any size.
             name: what to call it.
             wanted: names of the tensors to compute.
-            trained: first values of each parameter, and the inputs that it stands for.
+            slots: the inputs of nodes that each value of a run stands in for.
             device: where to run.
 
         Raises:
             ModelError: a node that these tensors depend on cannot be run; its name is in it.
         """
-        self.parameters = [values.to(device).requires_grad_() for values, _ in trained]
         self._name, self._wanted, self._device = name, tuple(dict.fromkeys(wanted)), device
-        by_slot = {slot: at for at, (_, slots) in enumerate(trained) for slot in slots}
+        by_slot = {slot: at for at, of_value in enumerate(slots) for slot in of_value}
         self._steps = _steps(model, name, self._wanted, by_slot)
         read = {one for step in self._steps for one in step.inputs} | {*self._wanted}
         self._constants = {
@@ -104,11 +101,12 @@ class TorchGraph:
                 what = f"its initializer '{tensor.values.name}'"
                 raise ModelError(_refusal(name, what, "it is sparse"))
 
-    def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def run(self, feeds: Mapping[str, Tensor], values: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """Return the wanted tensors.
 
         Args:
             feeds: the inputs of the model.
+            values: those that stand in for inputs of nodes, in the order of their slots.
 
         Raises:
             OutOfMemoryError: the machine has not enough memory.
@@ -120,7 +118,7 @@ class TorchGraph:
         }
         for step in self._steps:
             inputs = [
-                self.parameters[one] if isinstance(one, int) else tensors[one] if one else None
+                values[one] if isinstance(one, int) else tensors[one] if one else None
                 for one in step.inputs
             ]
             try:
@@ -131,8 +129,7 @@ class TorchGraph:
                     raise OutOfMemoryError(what, self._name) from error
                 what = str(error).partition("\n")[0]
                 raise ModelError(
-                    f"{self._name}: PyTorch cannot run its node '{step.name}' ({what}); "
-                    "leave --refine out"
+                    f"{self._name}: PyTorch cannot run its node '{step.name}' ({what}); {_REMEDY}"
                 ) from error
             if not isinstance(found, tuple | list):
                 found = (found,)
@@ -194,6 +191,6 @@ def _stored(tensor: onnx.TensorProto, name: str) -> Tensor:
 def _refusal(model: str, what: str, why: str) -> str:
     """Return the sentence that refuses a model."""
     return (
-        f"{model}: --refine runs the student in PyTorch, and {what} cannot be used there: {why}; "
-        "leave --refine out"
+        f"{model}: gradient steps run the student in PyTorch, and {what} cannot be used there: "
+        f"{why}; {_REMEDY}"
     )

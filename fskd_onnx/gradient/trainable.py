@@ -1,9 +1,14 @@
-"""The weights and biases of a model that gradient steps may change, as parameters and back.
+"""What gradient steps may change in a model, as parameters and back.
 
-Parameters have the order of storage. All uses of a block have one weight and one bias between them,
-each its own, whatever else reads the constants that they come from. A node that has a place for a
-bias and none yet gets one, but for factors of a block, whose last node has it. What is stored in
-half precision is trained in single precision, and cast once when it goes back.
+Either the weights and biases themselves (``TrainableWeights``), or 1x1 adapters behind blocks, as
+of the paper (``TrainableAdapters``; Li et al. 2020, equation 4, with a shift)::
+
+    W' = Q W    b' = Q b + c        Q: (groups, n, n), c: (groups, n), from the identity
+
+All uses of a block have one weight and one bias between them, each its own, whatever else reads the
+constants that they come from. A node that has a place for a bias and none yet gets one, but for
+factors of a block, whose last node has it. What is stored in half precision is trained in single
+precision, and cast once when it goes back.
 """
 
 from __future__ import annotations
@@ -31,13 +36,11 @@ class Trainable:
 
     Attributes:
         values: where it starts.
-        slots: the inputs of nodes that it stands for.
         scale: size of its typical value, which a step is a part of.
         mask: where it may change; None: everywhere.
     """
 
     values: Tensor
-    slots: tuple[Slot, ...]
     scale: float
     mask: Tensor | None = None
 
@@ -56,6 +59,7 @@ class TrainableWeights:
 
     Attributes:
         tensors: what is trained.
+        slots: the inputs of nodes that each value stands in for, see ``TorchGraph``.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class TrainableWeights:
         """
         self._model, self._factors = model, factors
         self.tensors: list[Trainable] = []
+        self.slots: list[tuple[Slot, ...]] = []
         self._blocks: list[_Block] = []
         views = [v for v in find_linear(gs.import_onnx(model)) if isinstance(v, Linear)]
         for name, uses in find_uses(views).items():
@@ -86,8 +91,8 @@ class TrainableWeights:
         if not size:  # a kernel of zeros has no scale to step by
             return
         mask = stored != 0 if is_sparse(linear.native) else None
-        slots = tuple(Slot(use.node.outputs[0].name, 1) for use in uses)
-        self.tensors.append(Trainable(stored, slots, size, mask))
+        self.slots.append(tuple(Slot(use.node.outputs[0].name, 1) for use in uses))
+        self.tensors.append(Trainable(stored, size, mask))
         places = [use.bias_slot for use in uses]
         without = linear.bias_constant is None and linear.name in self._factors
         if None not in places and not without and self._factor(linear):
@@ -96,9 +101,9 @@ class TrainableWeights:
             old = linear.bias_constant
             if old is not None and old.shape:  # an Add may owe the rank of its output to it
                 shift = shift.reshape(*[1] * (len(old.shape) - 1), -1)
-            slots = tuple(Slot(place[0].outputs[0].name, place[1]) for place in places if place)
-            typical = size * float(np.sqrt(linear.shape[2]))
-            self.tensors.append(Trainable(shift, slots, typical))
+            read = tuple(Slot(place[0].outputs[0].name, place[1]) for place in places if place)
+            self.slots.append(read)
+            self.tensors.append(Trainable(shift, size * float(np.sqrt(linear.shape[2]))))
         self._blocks.append(_Block(uses, weight, bias))
 
     @staticmethod
@@ -106,13 +111,24 @@ class TrainableWeights:
         """Return what a node multiplies its bias with."""
         return float(linear.node.attrs.get(linear.operator.bias_factor, 1.0))
 
-    def model(self, values: Sequence[Tensor]) -> onnx.ModelProto | None:
-        """Return the model with other values in the place of `tensors`.
+    def values(self, trained: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return what stands in for weights and biases, in the order of ``slots``.
+
+        Args:
+            trained: in the place of ``tensors``.
+        """
+        return trained
+
+    def model(self, trained: Sequence[Tensor]) -> onnx.ModelProto | None:
+        """Return the model with what has been trained in it.
+
+        Args:
+            trained: in the place of ``tensors``.
 
         Returns:
             The model; None where a value is not finite in the type that it is stored in.
         """
-        arrays = [value.detach().cpu().double().numpy() for value in values]
+        arrays = [value.detach().cpu().double().numpy() for value in self.values(trained)]
         weights: dict[str, AffineMap] = {}
         for block in self._blocks:
             linear = block.uses[0]
@@ -130,3 +146,45 @@ class TrainableWeights:
         graph = gs.import_onnx(self._model)
         ReplaceWeights(weights).run(graph)
         return export(graph, like=self._model)
+
+
+class TrainableAdapters(TrainableWeights):
+    """1x1 adapters behind some linear nodes of a model, see the module's docstring."""
+
+    def __init__(self, model: onnx.ModelProto, names: Collection[str]) -> None:
+        """Start from the identity behind each block.
+
+        Args:
+            model: canonical.
+            names: of the nodes that may change.
+        """
+        super().__init__(model, names)
+        self._weights, self.tensors = self.tensors, []
+        self._orders: list[Tensor] = []
+        for block in self._blocks:
+            linear = block.uses[0]
+            groups, n, _ = linear.shape
+            stored = self._weights[block.weight].values
+            numbers = np.arange(stored.numel()).reshape(tuple(stored.shape))
+            self._orders.append(torch.tensor(linear.operator.matrix(linear.node, numbers)))
+            identity = torch.eye(n, dtype=stored.dtype).expand(groups, n, n)
+            self.tensors.append(Trainable(identity.clone(), n**-0.5))
+            if block.bias is not None:
+                bias = self._weights[block.bias]
+                self.tensors.append(Trainable(torch.zeros_like(bias.values), bias.scale))
+
+    def values(self, trained: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the weights and biases of the blocks with their adapters."""
+        remaining, found = iter(trained), []
+        for block, order in zip(self._blocks, self._orders, strict=True):
+            adapter = next(remaining)
+            stored = self._weights[block.weight].values.to(adapter.device)
+            mapped = adapter @ stored.reshape(-1)[order]
+            weight = torch.empty_like(stored).reshape(-1)
+            found.append(weight.index_put((order.reshape(-1),), mapped.reshape(-1)))
+            found[-1] = found[-1].reshape(stored.shape)
+            if block.bias is not None:
+                bias = self._weights[block.bias].values.to(adapter.device)
+                columns = bias.reshape(len(adapter), -1, 1)
+                found.append((adapter @ columns).reshape(bias.shape) + next(remaining))
+        return found

@@ -79,7 +79,32 @@ def block_errors(
     with TensorStore(run.memory_limit) as store:
         samples = DecodedSamples(loaded, batches, store, runtime.device)
         networks, matching = _match(networks, runtime, samples, batches, block_map)
-        return _Comparison(networks, matching, run.seed).run(runtime, samples, batches)
+        graphs = networks[0].graph(), networks[1].graph()
+        return compare_blocks(graphs, matching, runtime, samples, batches, run.seed)
+
+
+def compare_blocks(
+    graphs: tuple[gs.Graph, gs.Graph],
+    matching: Matching,
+    runtime: Runtime,
+    samples: DecodedSamples,
+    batches: Sequence[Batch],
+    seed: int,
+) -> tuple[BlockError, ...]:
+    """Return how far each linear node of a student is from its counterpart.
+
+    Args:
+        graphs: teacher and student, canonical.
+        matching: pairs of blocks and channels.
+        runtime: where to run.
+        samples: for both.
+        batches: those to run on.
+        seed: of the columns that are looked at.
+
+    Returns:
+        One for each pair of the matching, in its order.
+    """
+    return _Comparison(graphs, matching, seed).run(runtime, samples, batches)
 
 
 def _match(
@@ -155,8 +180,8 @@ class _Sums:
 class _Comparison:
     """One run of both networks."""
 
-    def __init__(self, networks: Networks, matching: Matching, seed: int) -> None:
-        self._graphs = networks[0].graph(), networks[1].graph()
+    def __init__(self, graphs: tuple[gs.Graph, gs.Graph], matching: Matching, seed: int) -> None:
+        self._graphs = graphs
         self._matching = matching
         teacher, student = map(_views, self._graphs)
         outputs = {view.output.name: view for view in teacher.values()}

@@ -34,8 +34,8 @@ from fskd_onnx.passes import Canonicalize, export
 from fskd_onnx.pipeline.compress_report import latency_ratio, report_of
 from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
 from fskd_onnx.pipeline.fit import fit_networks
+from fskd_onnx.pipeline.gradient_setup import check_torch, check_trainable
 from fskd_onnx.pipeline.networks import LoadedModel
-from fskd_onnx.pipeline.refinement import check_refinable, check_torch
 from fskd_onnx.pipeline.target_search import search_student
 from fskd_onnx.pipeline.teacher_analysis import outline_teacher, prepared, study_teacher
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
@@ -86,12 +86,12 @@ def compress(
     chosen = given(options, "options", CompressOptions)
     if samples is None:
         chosen.check_without_samples()
-    refines = samples is not None and not chosen.no_fit and chosen.fit.refine > 0
+    refines = samples is not None and not chosen.no_fit and chosen.fit.needs_torch
     if refines:
         check_torch()
     model = prepared(LoadedModel.load(teacher))
     if refines:
-        check_refinable(model, model)
+        check_trainable(model, model)
     loaded = None if samples is None else open_samples(samples, model, chosen.run)
     return _Compression(model, loaded, chosen).run()
 

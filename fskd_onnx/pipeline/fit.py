@@ -17,16 +17,11 @@ from fskd_onnx.errors import MatchError, NoImprovementError
 from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.option_checks import given as given_options
 from fskd_onnx.options import FitOptions
+from fskd_onnx.pipeline.gradient_setup import check_torch, check_trainable
 from fskd_onnx.pipeline.guidance import advise, why_no_gain
 from fskd_onnx.pipeline.networks import Networks
 from fskd_onnx.pipeline.problem import FitProblem, load_inputs, prepare
-from fskd_onnx.pipeline.refinement import (
-    Refinement,
-    check_refinable,
-    check_torch,
-    refine,
-    refined,
-)
+from fskd_onnx.pipeline.refinement import Refinement, refine, refined
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
 from fskd_onnx.pipeline.weight_growth import sizes_of, steadiest
 from fskd_onnx.progress import share
@@ -71,7 +66,7 @@ def fit(
     """
     check_sources(teacher, student)
     chosen = given_options(options, "options", FitOptions)
-    if chosen.refine:
+    if chosen.needs_torch:
         check_torch()
     inputs = load_inputs(teacher, student, samples, chosen.run)
     timer = StageTimer()
@@ -94,8 +89,8 @@ def fit_networks(
         timer: counts the time of each stage.
         given: pairs that are known, by the name of the student's node.
     """
-    if options.refine:
-        check_refinable(*networks)
+    if options.needs_torch:
+        check_trainable(*networks)
     return with_enough_memory(
         lambda: _fit(networks, samples, options, timer, given), options.run.batch_size
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from fskd_onnx.options import AdapterName, FitOptions, TargetsName
+from fskd_onnx.options import AdapterName, FitOptions, OptimizerName, TargetsName
 from fskd_onnx.results import Agreement, BlockReport, BlockStatus
 from fskd_onnx.runtime.forward import Outputs
 
@@ -127,6 +127,8 @@ def _for_large_error(
 
 def _next_option(options: FitOptions) -> str:
     """Return the next option that is worth trying."""
+    if options.optimizer == OptimizerName.SGD:
+        return f"try --optimizer {OptimizerName.BCD}"
     missing = {
         "--adapter auto": options.adapter != AdapterName.AUTO,
         "--targets auto": options.targets != TargetsName.AUTO,

@@ -21,10 +21,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fskd_onnx.errors import FskdError, ModelError
 from fskd_onnx.options import FitOptions
-from fskd_onnx.passes.analysis.linear import Linear, find_linear
-from fskd_onnx.pipeline.networks import LoadedModel
+from fskd_onnx.pipeline.gradient_setup import block_targets, steps_towards
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent
@@ -33,7 +31,6 @@ from fskd_onnx.progress import with_prefix
 from fskd_onnx.reporting.agreement import squared_errors
 from fskd_onnx.results import RefineReport
 from fskd_onnx.runtime.forward import Outputs
-from fskd_onnx.serialization.interface import fixed_batch_size
 from fskd_onnx.serialization.model_check import checked
 from fskd_onnx.timing import StageTimer
 
@@ -43,6 +40,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PARTS = 5  # of the held-out samples
+# Of a step, as a part of the size of a tensor. Twice and half of it are about as good.
+_LENGTH = 0.02
 
 
 @dataclass(frozen=True)
@@ -60,46 +59,6 @@ class Refinement:
     judged: Candidate | None
     fitted: FittedStudent | None
     report: RefineReport
-
-
-def check_torch() -> None:
-    """Check that PyTorch is there.
-
-    Raises:
-        FskdError: it is not.
-    """
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise FskdError(
-            "--refine needs PyTorch, which is not installed; run "
-            "'pip install fskd-onnx[torch]' or leave --refine out"
-        ) from error
-
-
-def check_refinable(teacher: LoadedModel, student: LoadedModel) -> None:
-    """Check that gradient steps can be made from a student, before anything runs.
-
-    Raises:
-        ModelError: PyTorch does not run one of its nodes, none of its outputs is of floats, or it
-            runs on another number of samples than its teacher.
-    """
-    from fskd_onnx.gradient.torch_graph import check_runs
-
-    check_runs(student.canonical, student.name, student.outputs)
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
-    if not any(value.type.tensor_type.elem_type in floats for value in student.model.graph.output):
-        raise ModelError(
-            f"{student.name}: no output is of floats, so --refine has nothing to follow; leave "
-            "--refine out, or cut the network in front of what makes whole numbers"
-        )
-    sizes = {fixed_batch_size(network.inputs) for network in (teacher, student)} - {None}
-    if len(sizes) > 1:
-        raise ModelError(
-            f"{student.name}: it runs on {fixed_batch_size(student.inputs)} samples at once and "
-            f"its teacher on {fixed_batch_size(teacher.inputs)}, which --refine cannot follow; "
-            "export one of them again, or leave --refine out"
-        )
 
 
 def refine(
@@ -189,43 +148,20 @@ def gradient_steps(
     problem: FitProblem, split: SampleSplit, fitted: FittedStudent, options: FitOptions
 ) -> GradientSteps:
     """Return the steps that start from a fit to the samples of a split."""
-    from fskd_onnx.gradient.gradient_steps import GradientSteps
-    from fskd_onnx.gradient.targets import Target, TeacherRunner
+    from fskd_onnx.gradient.targets import Target
+    from fskd_onnx.gradient.trainable import TrainableWeights
 
-    student, teacher = problem.student, problem.teacher
-    mine = {v.name: v for v in find_linear(student.graph()) if isinstance(v, Linear)}
-    theirs = {v.output.name: v for v in find_linear(teacher.graph()) if isinstance(v, Linear)}
+    student = problem.student
     made = {name for node in fitted.model.graph.node for name in node.output}
-    targets = [Target(other, one, is_output=True) for one, other in problem.compared_outputs]
-    for block in fitted.blocks:
-        partner = theirs.get(block.teacher or "")
-        if partner is not None and block.channels and mine[block.student].output.name in made:
-            name, channels = mine[block.student].output.name, np.array(block.channels)
-            targets.append(Target(name, partner.output.name, channels, partner.channel_axis))
+    aims = {block.student: (block.teacher, block.channels) for block in fitted.blocks}
+    targets = [
+        *(Target(other, one, is_output=True) for one, other in problem.compared_outputs),
+        *(target for target in block_targets(problem, aims) if target.student in made),
+    ]
     usable = {pair.student for pair in problem.matching.usable}
     usable |= {name for name, into in student.parts.items() if into in usable}
-    samples = problem.samples
-    specs = [
-        [
-            replace(spec, axis=given.axis)
-            for spec, given in zip(n.inputs, samples.inputs, strict=True)
-        ]
-        for n in (teacher, student)
-    ]
-    size = problem.options.batch_size
-    return GradientSteps(
-        model=fitted.model,
-        name=student.name,
-        inputs=specs[1],
-        writable=frozenset(usable),
-        factors=frozenset(student.parts),
-        targets=targets,
-        teacher=TeacherRunner(problem.runtime, teacher.canonical, teacher.name, specs[0], targets),
-        samples=samples,
-        indices=np.concatenate([batch.samples[: batch.count] for batch in split.batches]),
-        fixed_size=fixed_batch_size([*specs[0], *specs[1]]) or size,
-        seed=options.run.seed,
-    )
+    trained = TrainableWeights(fitted.model, usable, student.parts)
+    return steps_towards(problem, split, fitted.model, trained, targets, _LENGTH)
 
 
 def _choose(errors: dict[int, NDArray[np.float64]]) -> tuple[int, list[int]]:

@@ -19,7 +19,8 @@ from fskd_onnx.fitting.channel_spaces import teacher_kernels
 from fskd_onnx.fitting.coordinate_descent import CoordinateDescent
 from fskd_onnx.fitting.target_selection import select_targets
 from fskd_onnx.fitting.teacher_pass import TeacherPass
-from fskd_onnx.options import FitOptions, TargetsName
+from fskd_onnx.options import FitOptions, OptimizerName, TargetsName
+from fskd_onnx.pipeline.adapter_steps import AdapterSteps
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
 from fskd_onnx.pipeline.verdict import judge
@@ -174,9 +175,8 @@ def fits(
     problem: FitProblem, split: SampleSplit, options: FitOptions, timer: StageTimer
 ) -> Iterator[FittedStudent]:
     """Yield a student from each start, fitted to the samples of a split."""
-    teacher = teacher_pass(problem, split, options)
     starts = 2 if options.targets == TargetsName.AUTO else 1  # at most
-    for number, (targets, descent) in enumerate(_starts(problem, split, options, timer, teacher)):
+    for number, (targets, descent) in enumerate(_starts(problem, split, options, timer)):
         with share(number / starts, (number + 1) / starts):
             fitted = descent.run()
         with timer("fuse"):
@@ -224,9 +224,12 @@ def _starts(
     split: SampleSplit,
     options: FitOptions,
     timer: StageTimer,
-    teacher: TeacherPass,
-) -> Iterator[tuple[str, CoordinateDescent]]:
-    """Yield the descents to try: to the channels that were kept, and to channels chosen anew."""
+) -> Iterator[tuple[str, CoordinateDescent | AdapterSteps]]:
+    """Yield the fits to try: to the channels that were kept, and to channels chosen anew."""
+    if options.optimizer == OptimizerName.SGD:
+        yield TargetsName.KEPT.value, AdapterSteps(problem, split, timer)
+        return
+    teacher = teacher_pass(problem, split, options)
     decomposed = problem.student.factored_blocks()
     if options.targets != TargetsName.SELECT:
         student = problem.student.graph()

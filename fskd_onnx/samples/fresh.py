@@ -29,20 +29,31 @@ Arrays = dict[str, NDArray[Any]]
 class FreshSamples:
     """Draws of moved and mixed samples; the same draw is the same whenever it is asked for."""
 
-    def __init__(self, samples: SampleReader, indices: NDArray[np.intp], seed: int) -> None:
+    def __init__(
+        self,
+        samples: SampleReader,
+        indices: NDArray[np.intp],
+        seed: int,
+        *,
+        as_they_are: bool = False,
+    ) -> None:
         """Look at the inputs: images are moved, and floats are mixed where all inputs are floats.
 
         Args:
             samples: where they come from.
             indices: those to draw.
             seed: of all draws.
+            as_they_are: whether none is moved or mixed.
         """
         self._samples, self._indices, self._seed = samples, indices, seed
         self._share = min(_MOST_MIXED, _MIXED / len(indices))
         axes = {spec.name: spatial_axis(spec) for spec in samples.inputs if spec.axis == 0}
-        self._spatial = {name: axis for name, axis in axes.items() if axis is not None}
+        self._spatial = {
+            name: axis for name, axis in axes.items() if axis is not None and not as_they_are
+        }
         own = [spec for spec in samples.inputs if spec.axis is not None]
-        self._mixes = all(np.issubdtype(spec.dtype, np.floating) for spec in own)
+        floats = all(np.issubdtype(spec.dtype, np.floating) for spec in own)
+        self._mixes = floats and not as_they_are
         self._own = {spec.name for spec in own}
 
     def draw(self, number: int, count: int) -> Arrays:

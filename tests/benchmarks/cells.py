@@ -64,6 +64,7 @@ METHODS = (
     "factors",
     "select",
     "auto",
+    "sgd",
     "refine",
     "gradient",
     "fine-tune",

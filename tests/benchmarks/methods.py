@@ -9,6 +9,7 @@ kernel       kernel adapters aimed at the channels that the student kept; of a d
 factors      of a decomposed block all nodes (``--adapter factors``)
 select       kernel adapters aimed at channels chosen anew
 auto         the package as it comes, no option given
+sgd          the paper's other way: all 1x1 adapters at once, by gradient (``--optimizer sgd``)
 refine       the same with 200 gradient steps behind it (``--refine 200``)
 gradient     training on the same samples, `tests.benchmarks.gradient`
 fine-tune    training on all 60,000 labels, `tests.benchmarks.gradient`
@@ -42,6 +43,7 @@ FITS = {
     "factors": FitOptions(adapter="factors"),
     "select": FitOptions(adapter="kernel", targets="select"),
     "auto": FitOptions(),
+    "sgd": FitOptions(optimizer="sgd"),
     "refine": FitOptions(refine=200),
 }
 """What the package is called with."""

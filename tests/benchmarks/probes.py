@@ -31,7 +31,7 @@ from PIL import Image
 
 from fskd_onnx import FitOptions, FitReport, compare, fit
 from fskd_onnx.gradient import gradient_steps, targets, trainable
-from fskd_onnx.pipeline import refinement
+from fskd_onnx.pipeline import adapter_steps, refinement
 from fskd_onnx.samples import fresh
 from models import train
 from models.build import DEMO
@@ -55,6 +55,7 @@ WITHIN_PAPER = 1e-3
 kernels errors move by 2e-4."""
 
 _OF_STEPS = (gradient_steps, targets, trainable, fresh, refinement)
+_OF_ADAPTERS = (gradient_steps, targets, trainable, adapter_steps)
 """What gradient steps are made of; how operators run is no choice."""
 
 _DIGITS = 9
@@ -103,6 +104,9 @@ def outcome(method: str) -> Outcome:
         case "fine-tune":
             settings = dataclasses.asdict(gradient.FINE_TUNE_ALL)
             return {"code": training_code(), "settings": _plain(settings)}
+        case "sgd":
+            text = "".join(code_of(_source(module.__file__)) for module in _OF_ADAPTERS)
+            return {"code": _digest(text.encode())}
         case "refine":
             # The steps start from what ``auto`` comes to, and round their way to other numbers.
             text = "".join(code_of(_source(module.__file__)) for module in _OF_STEPS)

@@ -56,8 +56,9 @@ def test_help_names_all_methods_and_the_options_of_the_fit() -> None:
     )
     for option in (
         *("reduce", "max-drop", "method", "skip", "round-to", "max-ratio", "dry-run", "save-plan"),
-        *("plan", "no-fit", "output", "adapter", "targets", "augment", "refine", "solver"),
-        *("groups", "memory-limit", "report", "providers", "preprocess", "max-samples", "seed"),
+        *("plan", "no-fit", "output", "adapter", "targets", "augment", "refine", "optimizer"),
+        *("solver", "groups", "memory-limit", "report", "providers", "preprocess"),
+        *("max-samples", "seed"),
     ):
         assert f"--{option} " in text
     assert "--map" not in text

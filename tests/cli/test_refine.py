@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli.test_contract import assert_fails, fskd_onnx, said
 from tests.networks import NETWORKS
+from tests.reports import read_report
 
 NETWORK = NETWORKS["rank 3"]
 
@@ -48,14 +49,34 @@ def test_steps_are_made_and_reported(files: list[Path], tmp_path: Path) -> None:
     onnx.checker.check_model(onnx.load(tmp_path / "student.fskd.onnx"), full_check=True)
 
 
-def test_without_pytorch_the_extra_is_named(files: list[Path], tmp_path: Path) -> None:
+def test_all_adapters_at_once(files: list[Path], tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    done = fskd_onnx("fit", *files, "--optimizer", "sgd", "--providers", "cpu", "--report", report)
+    assert done.returncode == 0, done.stderr
+    assert said(done) == []
+    document = read_report(report)
+    assert document["options"]["optimizer"] == "sgd"
+    end = document["end_to_end"]
+    assert end["after"]["relative_mse"] < end["before"]["relative_mse"]
+    onnx.checker.check_model(onnx.load(tmp_path / "student.fskd.onnx"), full_check=True)
+
+
+def test_what_it_excludes_is_wrong_usage(files: list[Path]) -> None:
+    done = fskd_onnx("fit", *files, "--optimizer", "sgd", "--adapter", "kernel")
+    assert_fails(done, 2, "optimizer sgd fits pointwise adapters, not kernel")
+
+
+@pytest.mark.parametrize("option", [("--refine", "5"), ("--optimizer", "sgd")])
+def test_without_pytorch_the_extra_is_named(
+    option: tuple[str, str], files: list[Path], tmp_path: Path
+) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError\n")
     code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from fskd_onnx.cli import main; main()"
-    arguments = ["compress", str(files[0]), str(files[2]), "--refine", "5"]
+    arguments = ["compress", str(files[0]), str(files[2]), *option]
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), *arguments],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert_fails(done, 1, "--refine needs PyTorch", "pip install fskd-onnx[torch]")
+    assert_fails(done, 1, "gradient steps need PyTorch", "pip install fskd-onnx[torch]")

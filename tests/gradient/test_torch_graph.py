@@ -57,22 +57,21 @@ def test_other_forms_are_refused_by_the_operator(name: str) -> None:
         check_runs(model, "m", [output.name for output in model.graph.output])
 
 
-def test_a_parameter_stands_for_its_slots() -> None:
+def test_a_value_stands_in_for_its_slots() -> None:
     model = build(
         "m (float[n,2] x) => (float[n,3] y) <float[2,2] w, float[2,3] v> "
         "{ a = Gemm(x, w) b = Relu(a) c = Gemm(b, w) y = Gemm(c, v) }"
     )
-    shared, bias = torch.eye(2), torch.ones(3)
-    slots = [Slot("a", 1), Slot("c", 1)]
-    graph = TorchGraph(model, "m", ["y"], [(shared, slots), (bias, [Slot("y", 2)])])
+    one, other = torch.eye(2, requires_grad=True), torch.ones(3, requires_grad=True)
+    slots = [Slot("a", 1), Slot("c", 1)], [Slot("y", 2)]
+    graph = TorchGraph(model, "m", ["y"], slots)
     x = torch.tensor([[1.0, 2.0], [-3.0, 4.0]])
     v = in_torch(model, {"x": x.numpy()})  # the model itself is as it was
-    y = graph.run({"x": x})["y"]
+    y = graph.run({"x": x}, [one, other])["y"]
     matrix = TorchGraph(model, "m", ["v"]).run({})["v"]
     torch.testing.assert_close(y, x.relu() @ matrix + 1)
     assert not np.allclose(v["y"], y.detach().numpy())
     y.sum().backward()  # type: ignore[no-untyped-call]
-    one, other = graph.parameters
     assert other.grad is not None
     torch.testing.assert_close(other.grad, torch.full((3,), 2.0))
     w = torch.eye(2, requires_grad=True)

@@ -7,8 +7,9 @@ import onnx
 import torch
 
 from fskd_onnx.gradient.torch_graph import TorchGraph
-from fskd_onnx.gradient.trainable import TrainableWeights
-from tests.helpers import Array, assert_close, build, initializers, random_feeds, run
+from fskd_onnx.gradient.trainable import TrainableAdapters, TrainableWeights
+from fskd_onnx.passes import AffineMap, InsertAdapter
+from tests.helpers import Array, assert_close, build, initializers, linears, random_feeds, run
 
 
 def trained(model: onnx.ModelProto, *names: str, by: float = 0.25) -> onnx.ModelProto:
@@ -25,9 +26,10 @@ def as_parameters(
 ) -> dict[str, Array]:
     """Run a model in PyTorch with the same numbers in its parameters."""
     weights = TrainableWeights(model, names)
-    given = [(one.values + by, one.slots) for one in weights.tensors]
-    graph = TorchGraph(model, "m", [output.name for output in model.graph.output], given)
-    found = graph.run({name: torch.tensor(value) for name, value in feeds.items()})
+    given = weights.values([one.values + by for one in weights.tensors])
+    outputs = [output.name for output in model.graph.output]
+    graph = TorchGraph(model, "m", outputs, weights.slots)
+    found = graph.run({name: torch.tensor(value) for name, value in feeds.items()}, given)
     return {name: value.detach().numpy() for name, value in found.items()}
 
 
@@ -92,8 +94,8 @@ def test_what_is_shared_is_one_parameter_and_needs_all_of_its_uses() -> None:
     model = build(
         "m (float[n,3] x) => (float[n,3] y) <float[3,3] w> { h = MatMul(x, w) y = MatMul(h, w) }"
     )
-    (one,) = TrainableWeights(model, ["h", "y"]).tensors
-    assert [slot.output for slot in one.slots] == ["h", "y"]
+    (slots,) = TrainableWeights(model, ["h", "y"]).slots
+    assert [slot.output for slot in slots] == ["h", "y"]
     assert TrainableWeights(model, ["h"]).tensors == []
 
 
@@ -115,3 +117,37 @@ def test_half_precision_is_trained_in_single_and_cast_once() -> None:
     assert made.SerializeToString() == model.SerializeToString()  # less than its rounding
     assert weights.model([one.values * 1e9]) is None  # beyond its range
     assert weights.model([one.values * np.nan]) is None
+
+
+def test_adapters_start_from_the_identity() -> None:
+    adapters = TrainableAdapters(MODEL, ["h", "t", "y"])
+    values = [one.values for one in adapters.tensors]
+    assert [tuple(value.shape) for value in values[:2]] == [(1, 4, 4), (4,)]
+    assert tuple(values[2].shape) == (2, 2, 2)  # of each group its own
+    made = adapters.model(values)
+    assert made is not None
+    before, after = initializers(MODEL), initializers(made)
+    for name, stored in before.items():
+        np.testing.assert_array_equal(after[name].reshape(stored.shape), stored)
+
+
+def test_adapters_do_what_adapters_behind_the_blocks_would() -> None:
+    adapters = TrainableAdapters(MODEL, ["h", "t", "y"])
+    drawn = np.random.default_rng(0)
+    values = [
+        one.values + torch.tensor(drawn.standard_normal(one.values.shape), dtype=torch.float32)
+        for one in adapters.tensors
+    ]
+    made = adapters.model(values)
+    assert made is not None
+    views = linears(MODEL)
+    inserted: dict[str, AffineMap] = {}
+    numbers = iter(value.numpy().astype(np.float64) for value in values)
+    for name in ("h", "t", "y"):
+        matrix, beta = next(numbers), 2.0 if name == "y" else 1.0
+        has_place = name != "t" or views[name].bias_slot is not None
+        shift = beta * next(numbers).reshape(matrix.shape[:2]) if has_place else 0 * matrix[..., 0]
+        inserted[name] = AffineMap(matrix, shift)
+    expected = InsertAdapter(inserted)(MODEL).model
+    feeds = random_feeds(MODEL)
+    assert_close(run(made, feeds), run(expected, feeds))

@@ -295,14 +295,15 @@ CLASHES: dict[str, tuple[str, Pass]] = {
     ),
     "an adapter": (
         """m (float[n,2] x) => (float[n,2] z) <float[2,2] a> {
-            [p] p = MatMul (x, a) ["p/fskd_adapter"] r = Relu (p) ["p/fskd_adapter/add"] z = Relu (r) }""",
+            [p] p = MatMul (x, a)
+            ["p/fskd_adapter"] r = Relu (p) ["p/fskd_adapter/add"] z = Relu (r) }""",
         InsertAdapter({"p": AffineMap(np.ones((1, 2, 2)), np.ones((1, 2)))}),
     ),
     "joined matrices": (
         """m (float[n,2] x) => (float[n,4] z) <float[2,2] a, float[2,2] b> {
             [p] p = MatMul (x, a) [q] q = MatMul (x, b) r = Relu (p)
             ["p + q"] z = Concat <axis = 1> (r, q) }""",
-        JoinLayers([("p", "q")]),
+        JoinLayers((("p", "q"),)),
     ),
 }
 

@@ -14,8 +14,9 @@ from fskd_onnx import FitOptions, FitResult, RunOptions, fit
 from fskd_onnx.errors import FskdError, ModelError
 from fskd_onnx.passes import Canonicalize
 from fskd_onnx.pipeline import refinement
+from fskd_onnx.pipeline.gradient_setup import check_trainable
 from fskd_onnx.pipeline.networks import load_networks
-from fskd_onnx.pipeline.refinement import check_refinable, gradient_steps
+from fskd_onnx.pipeline.refinement import gradient_steps
 from fskd_onnx.pipeline.trials import fits
 from fskd_onnx.results import RefineReport
 from fskd_onnx.timing import StageTimer
@@ -189,7 +190,8 @@ def test_what_pytorch_does_not_run_is_refused_before_the_samples_are_read() -> N
         { h = Gemm(x, w, b) i = NonZero(h) j = Cast <to = 1> (i) k = ReduceSum(j) y = Add(h, k) }"""
     model = build(text)
     with pytest.raises(
-        ModelError, match=r"its node 'i' \(NonZero\) cannot be used there: .*--refine out$"
+        ModelError,
+        match=r"its node 'i' \(NonZero\) cannot be used there: .*--refine or --optimizer sgd out$",
     ):
         fit(model, model, np.zeros((70, 4), np.float32), FitOptions(CPU, refine=1))
 
@@ -199,8 +201,8 @@ def test_a_network_that_gives_whole_numbers_alone_is_refused() -> None:
         "m (float[n,4] x) => (int64[n,1] y) <float[4,4] w> { h = MatMul(x, w) "
         "y = ArgMax <axis = 1> (h) }"
     )
-    with pytest.raises(ModelError, match="no output is of floats, so --refine has nothing"):
-        check_refinable(*load_networks(model, model))
+    with pytest.raises(ModelError, match="no output is of floats, so gradient steps have nothing"):
+        check_trainable(*load_networks(model, model))
 
 
 def test_networks_of_two_batch_sizes_are_refused() -> None:
@@ -210,12 +212,12 @@ def test_networks_of_two_batch_sizes_are_refused() -> None:
         )
 
     with pytest.raises(ModelError, match=r"runs on 2 samples at once and its teacher on 4"):
-        check_refinable(*load_networks(model(4), model(2)))
+        check_trainable(*load_networks(model(4), model(2)))
 
 
 def test_without_pytorch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(FskdError, match=r"--refine needs PyTorch.*fskd-onnx\[torch\]"):
+    with pytest.raises(FskdError, match=r"gradient steps need PyTorch.*fskd-onnx\[torch\]"):
         fit("none.onnx", "none.onnx", "nothing", FitOptions(CPU, refine=1))
 
 

@@ -11,10 +11,12 @@ from fskd_onnx.serialization.interface import input_specs
 from tests.helpers import Array, build
 
 
-def fresh(text: str, samples: dict[str, Array], indices: list[int]) -> FreshSamples:
+def fresh(
+    text: str, samples: dict[str, Array], indices: list[int], *, as_they_are: bool = False
+) -> FreshSamples:
     model = build(f"m {text}")
     loaded = load_samples(samples, input_specs(model))
-    return FreshSamples(loaded, np.array(indices), 3)
+    return FreshSamples(loaded, np.array(indices), 3, as_they_are=as_they_are)
 
 
 IMAGE = "(float[n,1,8,8] x) => (float[n,1,8,8] y) { y = Relu(x) }"
@@ -74,3 +76,10 @@ def test_images_are_mirrored_and_shifted_whole_pixels(last: bool) -> None:
             possible |= {tuple(row.tolist()), tuple(row[::-1].tolist())}
     assert moved <= possible
     assert len(moved) > 8
+
+
+def test_samples_are_drawn_as_they_are_where_that_is_asked_for() -> None:
+    images = np.random.default_rng(0).random((5, 1, 8, 8)).astype(np.float32)
+    found = fresh(IMAGE, {"x": images}, [0, 2, 4], as_they_are=True).draw(1, 6)["x"]
+    given = {image.tobytes() for image in images[[0, 2, 4]]}
+    assert {image.tobytes() for image in found} == given
