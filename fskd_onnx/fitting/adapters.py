@@ -209,7 +209,7 @@ class Factors(Family):
             rest = everything - part
             fits.append(self.solver(rest.of_x, ridge)(rest))
         return CrossValidation(
-            moments=everything,
+            folds=parts,
             ridge=ridge,
             error_before=sum(part.error(self.unchanged) for part in held_out),
             error_after=sum(

@@ -42,6 +42,7 @@ class BlockData:
         gives_scores: whether the block gives the network's output, a row of scores per sample.
         linear: the student's block, as it is now.
         with_shift: whether fits to the moments may shift the block.
+        fold_numbers: the fold of each of the moments: those with a finite column.
     """
 
     def __init__(self, columns: BlockColumns, timer: StageTimer, with_shift: bool = True) -> None:
@@ -57,6 +58,7 @@ class BlockData:
         self.with_shift = with_shift
         self.residual = columns.request.residual
         self.gives_scores = columns.request.plan.gives_scores
+        self.fold_numbers: tuple[int, ...] = ()
         self._columns = columns
         self._timer = timer
 
@@ -188,6 +190,7 @@ class BlockData:
         with self._timer("capture"):
             for fold, part in parallel_map(work, self._columns.chunks()):
                 folds[fold] = folds[fold] + part if fold in folds else part
+        self.fold_numbers = tuple(folds)
         if self.with_shift:
             return list(folds.values())
         return [fold.without_means() for fold in folds.values()]

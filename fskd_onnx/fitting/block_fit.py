@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,8 @@ class BlockFit:
         error_before: of the block as it is.
         error_after: of the fitted block.
         rounding: errors of this size are what the stored type rounds off.
+        without: adapters that are fitted to all folds but one, with the same family, ridge and
+            targets, by the fold; empty where they were not asked for.
         ranks_worse: whether the block gives the scores of classes, and the fitted one ranks the
             teacher's class first less often, beyond chance. The least square error of a block that
             cannot be the teacher's, a classifier of low rank, may be worse in that.
@@ -55,6 +57,7 @@ class BlockFit:
     error_before: float
     error_after: float
     rounding: float
+    without: Mapping[int, AffineMap] = field(default_factory=dict)
     ranks_worse: bool = False
 
     @property
@@ -64,7 +67,9 @@ class BlockFit:
         return closer and not self.ranks_worse
 
 
-def fit_block(data: BlockData, families: Families, epilogue: Epilogue) -> BlockFit:
+def fit_block(
+    data: BlockData, families: Families, epilogue: Epilogue, without_folds: bool = False
+) -> BlockFit:
     """Fit every family, refine the best, and say what held-out folds make of it.
 
     A shift is part of every fit. Where it takes a node of its own, the fit without a shift is taken
@@ -74,11 +79,12 @@ def fit_block(data: BlockData, families: Families, epilogue: Epilogue) -> BlockF
         data: the block's columns.
         families: candidates.
         epilogue: where the error is seen; an empty one sees it at the block's output only.
+        without_folds: whether to fit without each fold as well.
     """
-    shifted = _fit_families(data, families, epilogue)
+    shifted = _fit_families(data, families, epilogue, without_folds)
     if data.linear.bias_slot is not None or not shifted.improves:
         return shifted
-    plain = _fit_families(data.without_shift(), families, epilogue)
+    plain = _fit_families(data.without_shift(), families, epilogue, without_folds)
     # The block as it is has the same error in both; what they are relative to differs.
     same = shifted.error_before / plain.error_before if plain.error_before else 1.0
     error = plain.error_after * same
@@ -108,7 +114,9 @@ def error_of(block: AffineMap, data: BlockData, epilogue: Epilogue) -> float | N
     return sum(fold.error(fitted) for fold in folds) * _scale(energy, folds)
 
 
-def _fit_families(data: BlockData, families: Families, epilogue: Epilogue) -> BlockFit:
+def _fit_families(
+    data: BlockData, families: Families, epilogue: Epilogue, without_folds: bool
+) -> BlockFit:
     """Fit every family, refine the best, and say what held-out folds make of it."""
     n = data.regressors.block_map.shape[1]
     # Targets share all but their own values, so some of them tell which variant is the best one;
@@ -143,19 +151,28 @@ def _fit_families(data: BlockData, families: Families, epilogue: Epilogue) -> Bl
         whole = _join(folds, data.cross_moments(all_rows, best.residual))
         steps = _repeat(data, whole, family, best.ridge, epilogue, all_rows)
         _, targets = next(itertools.islice(steps, best.repeats, None))
-    moments = Moments(plain.moments.of_x, family.cross_moments(sum_moments(targets)))
+    parts = [
+        Moments(part.of_x, family.cross_moments(of_y))
+        for part, of_y in zip(plain.folds, targets, strict=True)
+    ]
+    moments = sum_moments(parts)
     ranks_worse = False
     if data.gives_scores and epilogue == NO_EPILOGUE:
         held_out, _ = next(_repeat(data, folds, family, best.ridge, epilogue, rows))
         lost, gained = data.ranked_first(family.as_block_map(held_out))
         ranks_worse = lost - gained > _BEYOND_CHANCE * math.sqrt(lost + gained)
+    adapter, *others = (
+        family.solver(some.of_x, best.ridge)(some)
+        for some in (moments, *(moments - part for part in parts if without_folds))
+    )
     return BlockFit(
         family,
-        family.solver(moments.of_x, best.ridge)(moments),
+        adapter,
         best.ridge,
         before * scale,
         best.error * scale,
         max((_ROUNDING * epsilon(data.linear.weight)) ** 2, _OF_SUMS) * _largeness(folds),
+        dict(zip(data.fold_numbers, others, strict=False)),
         ranks_worse,
     )
 

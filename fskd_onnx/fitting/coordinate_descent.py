@@ -1,14 +1,29 @@
-"""Block coordinate descent: fit the blocks in order, each on the student as corrected so far."""
+"""Block coordinate descent: fit the blocks in order, each on the student as corrected so far.
+
+Where samples are few, the student that is given out is fitted to all of them, and none is left to
+judge it by. A descent without each fold in turn would take a whole fit per fold. The moments of a
+block are sums per fold, so the block without a fold is one more solution of what is left of them::
+
+    ┌──▶ student ──▶ columns ──▶ moments ─┬─ of all folds ──────▶ block of the student ──┐
+    │                                     ├─ of all but fold 1 ─▶ block without fold 1   │
+    │                                     └─ ...                                         │
+    └──────────────────────── runs on with the block that is fitted to all ◀─────────────┘
+
+The students without a fold never run in a descent; they are judged as whole networks. Of the fold
+that one was fitted without it knows no target. It is not a descent of its own: no block repairs
+what the blocks before it do worse than those of the student that runs on, so that its error is
+rather too large; and the inputs that its blocks are fitted to, and the family, the ridge and the
+repetitions of each, are those of a student that has seen the fold.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.errors import MatchError
@@ -17,6 +32,7 @@ from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.block_fit import BlockFit, error_of, fit_block
 from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse, common_epilogue
+from fskd_onnx.fitting.corrected_student import CorrectedStudent
 from fskd_onnx.fitting.factored import DecomposedBlocks
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg.backends import solved_by
@@ -25,8 +41,7 @@ from fskd_onnx.linalg.threads import threads_for
 from fskd_onnx.matching.assignment import Channels
 from fskd_onnx.matching.channel_correlation import channels_from_moments
 from fskd_onnx.options import FitOptions
-from fskd_onnx.passes import AffineMap, ReplaceWeights
-from fskd_onnx.passes.analysis import constants
+from fskd_onnx.passes import AffineMap
 from fskd_onnx.passes.analysis.epilogue import Epilogue
 from fskd_onnx.passes.analysis.factored_blocks import FactoredBlock
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
@@ -49,32 +64,30 @@ class Descent:
     """What a descent comes to.
 
     Attributes:
-        student: the corrected graph.
+        student: corrected.
+        without: the same by fold, fitted without it; empty where that was not asked for.
         matching: pairs of blocks and channels, those settled by activations included.
         blocks: a line for every linear node of the student, in order.
         parameters: names of the constants that each of these nodes reads, by its name.
-        factors: new weights of the nodes of decomposed blocks, by their names; those of blocks that
-            were left alone are not there.
     """
 
-    student: gs.Graph
+    student: CorrectedStudent
+    without: Mapping[int, CorrectedStudent]
     matching: Matching
     blocks: tuple[BlockReport, ...]
     parameters: Mapping[str, tuple[str, ...]]
-    factors: Mapping[str, AffineMap]
 
 
 class CoordinateDescent:
     """Fits a student to its teacher, block by block (Li et al. 2020, algorithm 1).
 
     Attributes:
-        student: the graph, corrected block by block.
         matching: pairs of blocks and channels; activations may settle what weights left open.
     """
 
     def __init__(
         self,
-        student: gs.Graph,
+        student: Callable[[], gs.Graph],
         matching: Matching,
         teacher: TeacherPass,
         options: FitOptions,
@@ -83,11 +96,12 @@ class CoordinateDescent:
         weights: Mapping[str, AffineMap] | None = None,
         decomposed: Mapping[str, FactoredBlock] | None = None,
         kernels: Mapping[str, AffineMap] | None = None,
+        folds: Collection[int] = (),
     ) -> None:
         """Start from a student, or from the student with other weights.
 
         Args:
-            student: the compressed network, which is changed in place.
+            student: gives a graph of the compressed network, another one each time.
             matching: the targets.
             teacher: the columns to fit to; several descents may use them, one after another.
             options: how to fit.
@@ -97,8 +111,9 @@ class CoordinateDescent:
             decomposed: the nodes of blocks that are one node of the graph, by the name of that.
             kernels: what a decomposed block is to be like, of its shape, by the same name; its
                 factors are pulled to that and not to what they are.
+            folds: those that a student is to be fitted without, besides the one that is fitted to
+                all: none, or all folds of the batches.
         """
-        self.student = student
         self.matching = matching
         self._teacher = teacher
         self._options = options
@@ -106,22 +121,24 @@ class CoordinateDescent:
         self._timer = timer
         self._match_again = match_again
         self._settled: dict[str, tuple[Channels, float]] = {}
+        start, given = weights or {}, student()
         # The map of the student as it was given, of the nodes that start from another.
         self._given = {
-            name: (view.native, view.bias)
-            for name, view in self._views().items()
-            if name in (weights or {})
+            view.name: (view.native, view.bias)
+            for view in (find_linear(given) if start else ())
+            if isinstance(view, Linear) and view.name in start
         }
-        self._decomposed = DecomposedBlocks(decomposed or {})
-        self._kernels = {**(kernels or {}), **(weights or {})}
+        self._kernels = {**(kernels or {}), **start}
         self._fitted_with: dict[str, tuple[str, str]] = {}
-        ReplaceWeights(self._decomposed.representable(weights or {})).run(self.student)
-        self._linears = self._views()
-        self._unbiased = {n for n, view in self._linears.items() if view.bias_slot is None}
+        blocks = DecomposedBlocks(decomposed or {})
+        start = blocks.representable(start)
+        self._student = CorrectedStudent(given, blocks, start)
+        self._without = {fold: CorrectedStudent(student(), blocks.copy(), start) for fold in folds}
 
     def run(self) -> Descent:
         """Fit block by block; each is corrected before the student runs on."""
-        plans, runner = self._teacher.plans, self._teacher.runner_of(self.student)
+        plans = self._teacher.plans
+        runner = self._teacher.runner_of(self._student.graph)
         blocks: dict[str, BlockReport] = {}
         with self._timer("capture"), solved_by(self._options.solver):
             for number, plan in enumerate(plans):
@@ -140,21 +157,15 @@ class CoordinateDescent:
                 blocks[pair.student] = _as_factor(pair, *self._fitted_with[pair.student])
             elif pair.reason:
                 blocks[pair.student] = _kept(pair, pair.reason)
-        views = self._views()
-        added = {name for name in self._unbiased if views[name].bias_slot is not None}
-        added |= self._decomposed.with_added_nodes()
+        views = self._student.views()
+        added = self._student.with_added_nodes(views)
         reports = tuple(
             replace(blocks[pair.student], adds_node=pair.student in added)
             for pair in self.matching.pairs
         )
-        nodes = views | self._decomposed.views
+        nodes = views | self._student.decomposed.views
         parameters = {name: tuple(_parameters(view)) for name, view in nodes.items()}
-        return Descent(self.student, self.matching, reports, parameters, self._decomposed.factors)
-
-    def _views(self) -> dict[str, Linear]:
-        """Return the linear nodes of the student as it is now, by name."""
-        views = (view for view in find_linear(self.student) if isinstance(view, Linear))
-        return {view.name: view for view in views}
+        return Descent(self._student, self._without, self.matching, reports, parameters)
 
     def _fit(self, plan: BlockPlan, stage: Stage) -> dict[str, BlockReport]:
         """Fit one block and correct it in the graph, or say why it is kept.
@@ -162,7 +173,7 @@ class CoordinateDescent:
         Returns:
             A line for each of its uses, by name: with its own partner, and what they share.
         """
-        linear, *others = (self._linears[use.name] for use in plan.uses)
+        linear, *others = (self._student.linears[use.name] for use in plan.uses)
         epilogue = self._epilogue(plan, stage)
 
         def kept(
@@ -176,7 +187,7 @@ class CoordinateDescent:
         try:
             if self._pair(plan.name).channels is None:
                 self._settle_channels(plan, linear, others, stage)
-            factors = self._decomposed.get(plan.name)
+            factors = self._student.decomposed.get(plan.name)
             families, keep_zeros = families_for(linear, self._families, factors)
             kernel = self._kernels.get(plan.name)
             request = BlockRequest(
@@ -192,7 +203,7 @@ class CoordinateDescent:
             )
             columns = BlockColumns(stage, self._teacher, request, self._timer).in_span()
             data = BlockData(columns, self._timer)
-            block = fit_block(data, families, epilogue)
+            block = fit_block(data, families, epilogue, without_folds=bool(self._without))
         except MatchError as error:
             return kept(str(error))
         if not math.isfinite(block.error_before):
@@ -206,20 +217,22 @@ class CoordinateDescent:
         if not block.improves:
             return kept(_why_kept(block), before, block.error_before)
         with self._timer("fuse"):
-            if factors is None:
-                fused = block.family.fused(block.adapter, linear.matrix)
-            else:
-                factors = block.family.fused_factors(block.adapter, factors)
-                fused = AffineMap(factors.kernel[np.newaxis], block.adapter.shift)
-            if not all(_fit_into(use, fused) for use in (linear, *others)):
+            students = [self._student, *self._without.values()]
+            # A fold of which no column is finite is a part of no sum.
+            adapters = [block.without.get(fold, block.adapter) for fold in self._without]
+            fused = [
+                student.fused(plan, block, adapter)
+                for student, adapter in zip(students, (block.adapter, *adapters), strict=True)
+            ]
+            if not all(fused):
                 reason = "the weights of the best adapter overflow the type that they are stored in"
                 return kept(reason, before, block.error_before)
-            if factors is not None:
-                others_changed = self._decomposed.take(plan.name, factors, fused.shift)
-                fitted = plan.name, block.family.name
-                self._fitted_with |= dict.fromkeys(others_changed, fitted)
-            # Cast once, to the types that are stored.
-            ReplaceWeights({use.name: fused for use in plan.uses}).run(self.student)
+            changed = [
+                student.take(plan, new)
+                for student, new in zip(students, fused, strict=True)
+                if new is not None
+            ]
+            self._fitted_with |= dict.fromkeys(changed[0], (plan.name, block.family.name))
         logger.info("%s: %.4g -> %.4g", plan.name, block.error_before, block.error_after)
         note = _note_on(self._teacher.names(data.left_out))
         return {use.name: _fitted(self._pair(use.name), block, before, note) for use in plan.uses}
@@ -231,7 +244,7 @@ class CoordinateDescent:
         )
 
     def _epilogue_of(self, plan: BlockPlan, number: int, use: BlockUse, stage: Stage) -> Epilogue:
-        linear = self._linears[use.name]
+        linear = self._student.linears[use.name]
         if use.epilogue.sum_output is None:
             return use.epilogue
         found = self._teacher.columns(plan.index, number)[0]
@@ -310,15 +323,6 @@ def _as_factor(pair: BlockPair, block: str, adapter: str) -> BlockReport:
         status=BlockStatus.FITTED,
         reason="",
         note=f"it is a factor of the block that ends at '{block}'",
-    )
-
-
-def _fit_into(linear: Linear, fused: AffineMap) -> bool:
-    """Whether new weights are finite in the types in which a block stores its own."""
-    computed = onnx.helper.np_dtype_to_tensor_dtype(linear.dtype)
-    return all(
-        constants.fits(values, computed if stored is None else constants.element_type(stored))
-        for values, stored in ((fused.matrix, linear.weight), (fused.shift, linear.bias_constant))
     )
 
 

@@ -6,6 +6,7 @@ factors (``linalg.factorization``) are those of its nodes, and its solution is w
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Mapping
@@ -38,6 +39,12 @@ class DecomposedBlocks:
         self.factors: dict[str, AffineMap] = {}
         self._blocks = dict(blocks)
         self._current = {name: factorization_of(block) for name, block in blocks.items()}
+
+    def copy(self) -> DecomposedBlocks:
+        """Return the same blocks, to become other ones."""
+        copied = copy.copy(self)
+        copied._current, copied.factors = dict(self._current), dict(self.factors)
+        return copied
 
     @property
     def views(self) -> dict[str, Linear]:

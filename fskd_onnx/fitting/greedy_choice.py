@@ -5,12 +5,14 @@ the channel of the largest gain and eliminates it, until there are enough::
 
     gain(j) = sum over readers of  e_j / R_jj / tr(H R)        e_j = R_j' H R_j
 
-R := R - R_j R_j' / R_jj, pivoted Cholesky elimination, in which R_j is column j of R. Neither R nor
-H R is formed anew: with the columns l_k = R_k / sqrt(R_kk) of what has been eliminated, R is the
-first one less their l_k l_k', and a pick of column c changes the energies of all channels by what
-two products with vectors tell::
+R := R - R_j R_j' / R_jj, pivoted Cholesky elimination, in which R_j is column j of R. A pick of
+column c changes the energies of all channels by what products with vectors tell::
 
     e_j := e_j - 2 t_j v_j + t_j^2 c' H c        v = R H c        t = c / c_j
+
+R, R H and R H R are formed anew after some picks, by products of matrices. In between R is the one
+that was formed less the l_k l_k' of the columns l_k = c / sqrt(c_j) that have gone since, and the
+others follow from H l_k and R H l_k.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ import numpy as np
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.matching.channels import Channels
 
+_PICKS_BETWEEN = 32
+
 
 def choose_channels(evidence: Sequence[tuple[Array, Array]], width: int) -> Channels:
     """Choose the channels that reconstruct all others best, as their readers see them.
 
     Args:
         evidence: R, the centred Gram matrix, and H = M M' of each reader, (channels, channels).
+            Readers of the same columns have the same array R.
         width: how many to choose.
 
     Returns:
@@ -43,7 +48,13 @@ def order_of_choice(evidence: Sequence[tuple[Array, Array]], width: int) -> Chan
         evidence: as of ``choose_channels``.
         width: how many to choose.
     """
-    readers = [_Reader(gram, weight, width) for gram, weight in evidence]
+    grams = {id(gram): gram for gram, _ in evidence}
+    # Gains are linear in H, so what reads the same columns is one reader.
+    weights: dict[int, Array] = {}
+    for gram, weight in evidence:
+        share = weight / max(float(np.vdot(weight, gram)), np.finfo(float).tiny)
+        weights[id(gram)] = weights[id(gram)] + share if id(gram) in weights else share
+    readers = [_Reader(gram, weights[key]) for key, gram in grams.items()]
     left = np.ones(len(evidence[0][0]), dtype=bool)
     picks = np.empty(width, np.intp)
     for place in range(width):
@@ -56,30 +67,29 @@ def order_of_choice(evidence: Sequence[tuple[Array, Array]], width: int) -> Chan
 
 
 class _Reader:
-    """What a reader misses of the channels, as they are eliminated."""
+    """What readers of the same columns miss of the channels, as they are eliminated."""
 
-    def __init__(self, gram: Array, weight: Array, most: int) -> None:
+    def __init__(self, gram: Array, weight: Array) -> None:
         """Start with all channels missed.
 
         Args:
             gram: R of the module's docstring.
-            weight: H.
-            most: channels to eliminate.
+            weight: H, the sum of those of all readers.
         """
-        self._gram, self._weight = gram, weight
-        seen = weight @ gram
-        tiny = np.finfo(float).tiny
-        self._scale = 1.0 / max(float(np.trace(seen)), tiny)
+        self._gram = gram.copy()
+        self._seen = gram @ weight
+        self._both = self._seen @ gram
         self._pivots = np.diag(gram).copy()
-        self._floor = 1e-10 * max(float(self._pivots.max()), tiny)
-        self._energy = np.einsum("ij,ij->j", gram, seen)
-        self._gone = np.empty((most, len(gram)))  # rows are the columns l_k
+        self._floor = 1e-10 * max(float(self._pivots.max()), np.finfo(float).tiny)
+        self._energy = np.diag(self._both).copy()
+        # Rows are l_k, H l_k and R H l_k, with R as it was formed.
+        self._gone = np.empty((_PICKS_BETWEEN, 3, len(gram)))
         self._count = 0
 
     def gains(self) -> Array:
         """Return what each channel would add, (channels,)."""
         large = self._pivots > self._floor
-        gain = self._scale * self._energy / np.maximum(self._pivots, self._floor)
+        gain = self._energy / np.maximum(self._pivots, self._floor)
         return np.where(large, np.maximum(gain, 0.0), 0.0)
 
     def eliminate(self, pick: int) -> None:
@@ -88,11 +98,23 @@ class _Reader:
         if not pivot > self._floor:
             return
         gone = self._gone[: self._count]
-        column = self._gram[pick] - gone[:, pick] @ gone
-        felt = self._weight @ column
-        missed = self._gram @ felt - (gone @ felt) @ gone
+        formed = np.stack([self._gram[pick], self._seen[pick], self._both[pick]])
+        formed -= np.tensordot(gone[:, 0, pick], gone, axes=1)
+        column, felt, missed = formed
+        missed = missed - (gone[:, 0] @ felt) @ gone[:, 0]
         share = column / pivot
         self._energy += share * (share * (column @ felt) - 2.0 * missed)
         self._pivots -= column * share
-        self._gone[self._count] = column / np.sqrt(pivot)
+        self._gone[self._count] = formed / np.sqrt(pivot)
         self._count += 1
+        if self._count == _PICKS_BETWEEN:
+            self._form()
+
+    def _form(self) -> None:
+        """Form the matrices anew, without what has gone."""
+        columns, felt, missed = self._gone.swapaxes(0, 1)
+        crossed = missed.T @ columns
+        self._gram -= columns.T @ columns
+        self._seen -= columns.T @ felt
+        self._both -= crossed + crossed.T - columns.T @ (felt @ columns.T) @ columns
+        self._count = 0

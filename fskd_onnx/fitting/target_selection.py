@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -95,10 +96,12 @@ def select_targets(
             grams = _grams(teacher, (b.teacher for b in readers), runtime, samples, batches)
         chosen = {}
         for space, width in widths.items():
+            # Of readers of one tensor the part is the same one: they are eliminated together.
+            part_of = cache(partial(_part, spaces, grams, space))
             evidence = [
-                _evidence(block, spaces, space, grams[block.teacher.input.name])
+                (part_of(block.teacher.input.name, *where), _weight(block, spaces, space, where))
                 for block in readers
-                if space in (spaces.inputs(block) or ()) and block.teacher.input.name in grams
+                if block.teacher.input.name in grams and (where := _where(block, spaces, space))
             ]
             if evidence:  # else nothing is known of its channels, and they stay
                 chosen[space] = choose_channels(evidence, width)
@@ -144,21 +147,45 @@ def _grams(
     return {name: gram for name, gram in grams.items() if all_finite(gram)}
 
 
-def _evidence(
-    block: LinearPair, spaces: ChannelSpaces, space: int, gram: Array
-) -> tuple[Array, Array]:
-    """Return R and H of one reader, for the channels of one space."""
-    layout, repeat = spaces.inputs(block) or (), spaces.repeat(block) or 1
+_Where = tuple[int, int]
+"""How many channels of a reader's input lie in front of a space, and how many inputs each gives."""
+
+
+def _where(block: LinearPair, spaces: ChannelSpaces, space: int) -> _Where | None:
+    """Return where a reader's input has the channels of a space; None where it has none."""
+    layout = spaces.inputs(block) or ()
+    if space not in layout:
+        return None
     before = sum(spaces.extents[s].teacher for s in layout[: layout.index(space)])
+    return before, spaces.repeat(block) or 1
+
+
+def _part(
+    spaces: ChannelSpaces,
+    grams: Mapping[str, Array],
+    space: int,
+    name: str,
+    before: int,
+    repeat: int,
+) -> Array:
+    """Return R, for the channels of one space."""
+    width = spaces.extents[space].teacher
+    part = slice(before * repeat, (before + width) * repeat)
+    # A flattened channel is several inputs; what is between different positions is not looked at.
+    gram = grams[name][part, part].reshape(width, repeat, width, repeat)
+    return np.asarray(np.einsum("irjr->ij", gram))
+
+
+def _weight(block: LinearPair, spaces: ChannelSpaces, space: int, where: _Where) -> Array:
+    """Return H of one reader, for the channels of one space."""
+    before, repeat = where
     width = spaces.extents[space].teacher
     part = slice(before * repeat, (before + width) * repeat)
     taps = math.prod(block.teacher.kernel_shape)
     weights = block.teacher.matrix[0].reshape(block.teacher.width, -1, taps)[:, part]
-    # A flattened channel is several inputs; what is between different positions is not looked at.
-    m = weights.reshape(block.teacher.width, width, repeat, taps)
-    h = np.einsum("oirt,ojrt->ij", m, m, optimize=True)
-    r = gram[part, part].reshape(width, repeat, width, repeat)
-    return np.einsum("irjr->ij", r), h
+    m = weights.reshape(block.teacher.width, width, repeat, taps).transpose(1, 0, 2, 3)
+    flat = m.reshape(width, -1)
+    return np.asarray(flat @ flat.T)
 
 
 def _reshape(

@@ -71,11 +71,16 @@ class _NumpyBackend:
         return product
 
     def cholesky(self, matrix: Array) -> Callable[[Array], Array] | None:
-        try:
-            factor = scipy.linalg.cho_factor(matrix, lower=True, check_finite=False)
-        except np.linalg.LinAlgError:
+        # Of a symmetric matrix the transpose is the same, in the order of LAPACK.
+        factor, failed = scipy.linalg.lapack.dpotrf(matrix.T, lower=True, clean=False)
+        if failed:
             return None
-        return lambda right: scipy.linalg.cho_solve(factor, right.T, check_finite=False).T
+
+        def solve(right: Array) -> Array:
+            solution: Array = scipy.linalg.lapack.dpotrs(factor, right.T, lower=True)[0].T
+            return solution
+
+        return solve
 
     def cholesky_all(self, matrices: Array) -> Callable[[Array], Array] | None:
         try:

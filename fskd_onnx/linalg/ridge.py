@@ -38,6 +38,8 @@ RIDGES: tuple[float, ...] = tuple(10.0**exponent for exponent in range(-6, 2))
 # folds: the held-out error of two folds already orders the ridges.
 _CHEAP = 128
 _FOLDS_IF_COSTLY = 2
+# Columns per unknown from which on the error has one minimum.
+_MANY_COLUMNS = 2
 
 
 def is_identity(matrices: Array) -> bool:
@@ -114,7 +116,7 @@ class CrossValidation:
     """What held-out folds say of ridge regression towards a prior.
 
     Attributes:
-        moments: of all folds.
+        folds: moments of each fold.
         ridge: the chosen strength, relative to the mean diagonal of Gxx.
         error_before: ||prior X + shift - Y||^2 over the tested folds.
         error_after: the same of maps that are fitted without the fold that they are tested on.
@@ -123,7 +125,7 @@ class CrossValidation:
             such map is at hand.
     """
 
-    moments: Moments
+    folds: Sequence[Moments]
     ridge: float
     error_before: float
     error_after: float
@@ -144,8 +146,10 @@ def cross_validate(
 ) -> CrossValidation:
     """Choose the ridge by the error on held-out folds.
 
-    The error has one minimum along the ridge in all that was measured, so the search starts in the
-    middle and walks downhill.
+    The error has one minimum along the ridge where columns are many, so the search starts in the
+    middle and walks downhill. Where they are hardly more than the unknowns there may be another
+    one, of weights that blow up (Belkin et al. 2019, "Reconciling modern machine-learning practice
+    and the classical bias-variance trade-off"): there the search starts at the strongest ridge.
 
     Args:
         folds: moments of at least two folds that share no sample.
@@ -164,9 +168,10 @@ def cross_validate(
             for fold, rest, problem in zip(held_out_folds, others, problems, strict=True)
         )
 
-    best, error = _walk_downhill(held_out)
+    few = min(rest.count for rest in others) < _MANY_COLUMNS * prior.matrix.shape[2]
+    best, error = _walk_downhill(held_out, len(RIDGES) - 1 if few else len(RIDGES) // 2)
     return CrossValidation(
-        moments=everything,
+        folds=folds,
         ridge=best,
         error_before=sum(fold.error(prior) for fold in held_out_folds),
         error_after=error,
@@ -196,10 +201,14 @@ def _square(columns: _Index) -> tuple[_Index, _Index]:
     return np.ix_(flat, flat)
 
 
-def _walk_downhill(error: Callable[[float], float]) -> tuple[float, float]:
-    """Return the ridge of least error, and that; among equals the strongest, departing least."""
+def _walk_downhill(error: Callable[[float], float], at: int) -> tuple[float, float]:
+    """Return the ridge of least error, and that; among equals the strongest, departing least.
+
+    Args:
+        error: of a ridge.
+        at: number of the ridge to start from.
+    """
     cached = functools.cache(error)
-    at = len(RIDGES) // 2
     while True:
         near = [i for i in (at + 1, at, at - 1) if 0 <= i < len(RIDGES)]
         best = min(near, key=lambda i: cached(RIDGES[i]))

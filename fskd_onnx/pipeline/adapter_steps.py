@@ -7,26 +7,32 @@ have a shift, as those of the closed form have. They are fused in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting.adapters import Pointwise, families_for
 from fskd_onnx.fitting.coordinate_descent import Descent
+from fskd_onnx.fitting.corrected_student import CorrectedStudent
+from fskd_onnx.fitting.factored import DecomposedBlocks
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.pipeline.block_errors import compare_blocks
 from fskd_onnx.pipeline.gradient_setup import block_targets, steps_towards
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
+from fskd_onnx.progress import with_prefix
 from fskd_onnx.results import BlockPair, BlockReport, BlockStatus
+from fskd_onnx.samples.batches import Batch
 from fskd_onnx.timing import StageTimer
 
-# More of them bring held-out errors down by less than the closed form is ahead. The length is a
-# part of the typical entry of an adapter.
-_STEPS, _LENGTH = 1000, 0.02
+# Of a step, as a part of the typical entry of an adapter.
+_STEPS, _LENGTH = 600, 0.1
+
+Errors = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,13 @@ class AdapterSteps:
         problem: what is fitted.
         split: the samples to fit on, and those that block errors are measured on.
         timer: counts the time of each stage.
+        folds: those that a student is to be fitted without, besides the one that is fitted to all.
     """
 
     problem: FitProblem
     split: SampleSplit
     timer: StageTimer
+    folds: Collection[int] = ()
 
     def run(self) -> Descent:
         """Train all adapters and fuse them.
@@ -50,26 +58,27 @@ class AdapterSteps:
             FskdError: a network cannot be run, or the machine has not enough memory.
         """
         reasons = self._reasons()
-        before = self.problem.student.graph()
-        with self.timer("solve"):
-            model = self._trained({name for name, reason in reasons.items() if not reason})
-        if model is None:
-            model = self.problem.student.canonical
+        names = {name for name, reason in reasons.items() if not reason}
+        trained = {fold: self._trained(names, fold) for fold in (None, *self.folds)}
+        graphs = {fold: gs.import_onnx(m) for fold, m in trained.items() if m is not None}
+        if len(graphs) < len(trained):
+            graphs = {fold: self.problem.student.graph() for fold in trained}
             diverged = "gradient steps led to values that are not finite"
             reasons = {name: reason or diverged for name, reason in reasons.items()}
-        fitted = gs.import_onnx(model)
-        views = _views(fitted)
         with self.timer("verify"):
-            errors = self._errors(before), self._errors(gs.import_onnx(model))
+            before = self._errors({fold: self.problem.student.graph() for fold in graphs})
+            after = self._errors(graphs)
         blocks = tuple(
-            _report(pair, reasons.get(pair.student, pair.reason), errors)
+            _report(pair, reasons.get(pair.student, pair.reason), (before, after))
             for pair in self.problem.matching.pairs
         )
+        students = {f: CorrectedStudent(g, DecomposedBlocks({}), {}) for f, g in graphs.items()}
         parameters = {
             name: tuple(c.name for c in (view.weight, view.bias_constant) if c is not None)
-            for name, view in views.items()
+            for name, view in students[None].linears.items()
         }
-        return Descent(fitted, self.problem.matching, blocks, parameters, {})
+        without = {fold: students[fold] for fold in self.folds}
+        return Descent(students[None], without, self.problem.matching, blocks, parameters)
 
     def _reasons(self) -> dict[str, str]:
         """Return for each linear node why it gets no adapter; "" where it gets one."""
@@ -90,47 +99,56 @@ class AdapterSteps:
             found[pair.student] = reason
         return found
 
-    def _trained(self, names: set[str]) -> onnx.ModelProto | None:
-        """Return the student with trained adapters; None where they leave the range of numbers."""
+    def _trained(self, names: Collection[str], without: int | None) -> onnx.ModelProto | None:
+        """Return the student with trained adapters; None where they leave the range of numbers.
+
+        Args:
+            names: of the nodes that get one.
+            without: the fold to leave out; None for none.
+        """
         from fskd_onnx.gradient.trainable import TrainableAdapters
 
         problem = self.problem
         aims = {p.student: (p.teacher, p.channels or ()) for p in problem.matching.usable}
         targets = block_targets(problem, {name: aims[name] for name in aims if name in names})
         model = problem.student.canonical
-        steps = steps_towards(
-            problem,
-            self.split,
-            model,
-            TrainableAdapters(model, names),
-            targets,
-            _LENGTH,
-            as_they_are=True,
-        )
+        some = [batch for batch in self.split.batches if batch.fold != without]
+        split = replace(self.split, batches=some)
+        trained = TrainableAdapters(model, names)
+        steps = steps_towards(problem, split, model, trained, targets, _LENGTH, as_they_are=True)
         last = None
-        for point in steps.points(_STEPS):
-            last = point
+        prefix = "" if without is None else f"without fold {without + 1}, "
+        with self.timer("solve"), with_prefix(prefix):
+            for point in steps.points(_STEPS):
+                last = point
         return last.model if last is not None and last.steps == _STEPS else None
 
-    def _errors(self, student: gs.Graph) -> Mapping[str, float | None]:
-        """Return the error of each block on held-out samples, the student running as it is."""
+    def _errors(self, students: Mapping[int | None, gs.Graph]) -> Errors:
+        """Return the error of each block on samples that it was not fitted to, the mean of folds.
+
+        Args:
+            students: by the fold that they were fitted without, the one fitted to all under None.
+        """
         problem = self.problem
         held_out = set(self.split.held_out.tolist())
-        batches = [b for b in problem.splits.batches if held_out.issuperset(b.samples.tolist())]
-        if not batches:
-            return {}
-        found = compare_blocks(
-            (problem.teacher.graph(), student),
-            problem.matching,
-            problem.runtime,
-            problem.samples,
-            batches,
-            problem.options.seed,
-        )
-        return {block.student: block.error for block in found}
+        batches: dict[int | None, list[Batch]] = {
+            fold: [batch for batch in self.split.batches if batch.fold == fold]
+            for fold in self.folds
+        } or {None: [b for b in problem.splits.batches if held_out.issuperset(b.samples.tolist())]}
+        found: dict[str, list[float | None]] = {}
+        for fold, some in batches.items():
+            graphs = problem.teacher.graph(), students[fold]
+            seed = problem.options.seed
+            for block in compare_blocks(
+                graphs, problem.matching, problem.runtime, problem.samples, some, seed
+            ):
+                found.setdefault(block.student, []).append(block.error)
+        return {name: _mean(errors) for name, errors in found.items()}
 
 
-Errors = Mapping[str, float | None]
+def _mean(errors: Sequence[float | None]) -> float | None:
+    known = [error for error in errors if error is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _report(pair: BlockPair, reason: str, errors: tuple[Errors, Errors]) -> BlockReport:

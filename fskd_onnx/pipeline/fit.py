@@ -3,8 +3,8 @@
 ::
 
     load ─▶ canonicalize ─▶ split ─▶ pair ─▶ match            problem.prepare
-    ─▶ fit from every start in every trial ─▶ verify          trials.try_out
-    ─▶ choose ─▶ fit once more to all, if samples are few ─▶ report
+    ─▶ fit from every start, also without each fold if samples are few ─▶ verify  trials.try_out
+    ─▶ choose ─▶ report
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fskd_onnx.pipeline.guidance import advise, why_no_gain
 from fskd_onnx.pipeline.networks import Networks
 from fskd_onnx.pipeline.problem import FitProblem, load_inputs, prepare
 from fskd_onnx.pipeline.refinement import Refinement, refine, refined
-from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
+from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, try_out
 from fskd_onnx.pipeline.weight_growth import sizes_of, steadiest
 from fskd_onnx.progress import share
 from fskd_onnx.reporting.agreement import finite_rows
@@ -108,18 +108,16 @@ def _fit(
         problem = prepare(networks, samples, options, store, given)
         with timer("verify"):
             _ = problem.before  # what ONNX Runtime cannot run fails here, by its name
-        trials = len(problem.splits.trials)
-        judged = 1.0 if problem.splits.final is problem.splits.trials[-1] else trials / (trials + 1)
-        closed_form = judged * (1 - _STEPS if options.refine else 1.0)
+        closed_form = 1 - _STEPS if options.refine else 1.0
         with share(0.0, closed_form):
             closed = choose(_candidates(problem, options, timer), problem.before)
-        outcome = _Outcome(closed.last, closed)
+        outcome = _Outcome(closed.fitted, closed)
         with share(closed_form, 1.0):
             if options.refine:
                 steps = refine(problem, closed, options, timer)
                 outcome = _with_steps(problem, steps, options, timer)
             elif not _refusal(problem, closed, options):
-                outcome = _Outcome(_final_fit(problem, closed, options, timer), closed)
+                outcome = _Outcome(final_fit(problem, closed, timer), closed)
         refusal = _refusal(problem, outcome.judged, options)
     report = _report(problem, outcome, options, timer)
     if refusal:
@@ -166,7 +164,7 @@ def _refusal(problem: FitProblem, best: Candidate, options: FitOptions) -> str:
     if closer and verdict.stands:
         return ""
     remedy = why_no_gain(
-        best.last.blocks, problem.before, problem.target, counts, options, closer=closer
+        best.fitted.blocks, problem.before, problem.target, counts, options, closer=closer
     )
     if not closer:
         return (
@@ -182,25 +180,22 @@ def _refusal(problem: FitProblem, best: Candidate, options: FitOptions) -> str:
     )
 
 
-def _final_fit(
-    problem: FitProblem, best: Candidate, options: FitOptions, timer: StageTimer
-) -> FittedStudent:
-    """Return the fit to give out: the best one, made anew on all samples where these are few.
+def final_fit(problem: FitProblem, best: Candidate, timer: StageTimer) -> FittedStudent:
+    """Return the fit to give out: the best one, to all samples where these are few.
 
     No sample is left to judge that one, so it has to be like the judged ones.
     """
-    trials = problem.splits.trials
-    if problem.splits.final is trials[-1]:
-        return best.last
-    chosen = dataclasses.replace(options, targets=best.last.targets)
-    final = next(fits(problem, problem.splits.final, chosen, timer))
-    instead = steadiest(sizes_of(final.model), best.sizes)
+    trials = len(problem.splits.trials)
+    if trials == 1:
+        return best.fitted
+    instead = steadiest(sizes_of(best.fitted.model), best.sizes)
     if instead is not None:
         logger.info("the weights of a fit to all samples blow up: a trial's fit is given out")
-        last = instead == len(trials) - 1
-        return best.last if last else next(fits(problem, trials[instead], chosen, timer))
-    # Where it overflows for a sample for which the student did not, the one that was judged stays.
-    return final if _is_finite(problem, final, timer) else best.last
+        return best.fitted.of_trial(instead)
+    # Where it overflows for a sample for which the student did not, one that was judged stays.
+    if _is_finite(problem, best.fitted, timer):
+        return best.fitted
+    return best.fitted.of_trial(trials - 1)
 
 
 def _is_finite(problem: FitProblem, fitted: FittedStudent, timer: StageTimer) -> bool:
@@ -218,10 +213,10 @@ def _with_steps(
     report, closed = steps.report, steps.closed
     judged = steps.judged or closed
     if _refusal(problem, judged, options):
-        return _Outcome(closed.last, judged, report)
+        return _Outcome(closed.fitted, judged, report)
     if steps.fitted is not None and problem.splits.final is problem.splits.trials[-1]:
         return _Outcome(steps.fitted, judged, report)
-    fitted = _final_fit(problem, closed, options, timer)
+    fitted = final_fit(problem, closed, timer)
     if steps.judged is None:
         return _Outcome(fitted, closed, report)
     last = refined(problem, fitted, options, report.steps_taken, timer)

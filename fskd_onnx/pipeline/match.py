@@ -69,7 +69,7 @@ def _match(networks: Networks, samples: Samples, settings: FitOptions) -> Matchi
         # Whole networks first: what ONNX Runtime cannot run fails here, by its name.
         logger.info("untouched student: relative error %.4g", problem.before.relative_mse)
         descent = CoordinateDescent(
-            problem.student.graph(),
+            problem.student.graph,
             problem.matching,
             teacher_pass(problem, problem.splits.final, settings),
             settings,

@@ -78,7 +78,8 @@ def refine(
     trials = problem.splits.trials
     outputs: dict[int, list[Outputs]] = {}
     models: dict[int, onnx.ModelProto] = {}
-    for number, (trial, fitted) in enumerate(zip(trials, best.fits, strict=True), 1):
+    for number, trial in enumerate(trials, 1):
+        fitted = best.fitted.of_trial(number - 1)
         text = f"trial {number} of {len(trials)}, " if len(trials) > 1 else ""
         with with_prefix(text), timer("refine"):
             for point in gradient_steps(problem, trial, fitted, options).points(options.refine):
@@ -123,7 +124,7 @@ def refine(
     report = RefineReport(options.refine, taken, before, after.relative_mse, not reason, reason)
     if reason:
         return Refinement(best, None, None, report)
-    last = best.last.with_model(models[chosen], problem.student.model)
+    last = best.fitted.with_model(models[chosen], problem.student.model)
     return Refinement(best, judged, last, report)
 
 

@@ -2,11 +2,13 @@
 
 Samples are divided by groups that are independent of each other. With many groups one fit is made
 on nine tenths of them, and judged on the rest. A few would leave too few to judge on, so there
-every fold is held out in turn: the verdict then hears every sample, at the price of a fit per fold,
-and the student that is given out is fitted to all::
+every fold is held out in turn: the verdict then hears every sample, and the student that is given
+out is fitted to all::
 
     many groups    [ fit                                   | judge ]
     few groups     [ judge | fit           ]   [ fit | judge | fit ]   ...   [ fit to all ]
+
+One descent gives all of these (``fitting.coordinate_descent``).
 """
 
 from __future__ import annotations

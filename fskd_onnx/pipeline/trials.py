@@ -1,11 +1,15 @@
-"""Fits from every start, judged on samples that they have not seen."""
+"""Fits from every start, judged on samples that they have not seen.
+
+Where several trials hold out the folds in turn, one descent gives the student of each trial beside
+the one that is fitted to all (``fitting.coordinate_descent``).
+"""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -16,7 +20,8 @@ from onnx.external_data_helper import uses_external_data
 from fskd_onnx.fitting.adapters import families_of, need_patches
 from fskd_onnx.fitting.block_plan import plan_blocks
 from fskd_onnx.fitting.channel_spaces import teacher_kernels
-from fskd_onnx.fitting.coordinate_descent import CoordinateDescent
+from fskd_onnx.fitting.coordinate_descent import CoordinateDescent, Descent
+from fskd_onnx.fitting.corrected_student import CorrectedStudent
 from fskd_onnx.fitting.target_selection import select_targets
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.options import FitOptions, OptimizerName, TargetsName
@@ -25,7 +30,7 @@ from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
 from fskd_onnx.pipeline.verdict import judge
 from fskd_onnx.pipeline.weight_growth import Sizes, sizes_of, stored_tensors
-from fskd_onnx.progress import share, with_prefix
+from fskd_onnx.progress import share
 from fskd_onnx.reporting.agreement import squared_errors
 from fskd_onnx.results import (
     Agreement,
@@ -49,12 +54,15 @@ class FittedStudent:
         model: the fused student.
         blocks: what became of each.
         parameters: names of the constants that each of these nodes reads, by its name.
+        without: what makes the same student fitted without each fold; empty where that was not
+            asked for.
     """
 
     targets: str
     model: onnx.ModelProto
     blocks: tuple[BlockReport, ...]
     parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    without: tuple[Callable[[], FittedStudent], ...] = ()
 
     def with_model(self, model: onnx.ModelProto, given: onnx.ModelProto) -> FittedStudent:
         """Return the student with other weights, and blocks that say which bytes stayed.
@@ -65,102 +73,62 @@ class FittedStudent:
         """
         return replace(self, model=model, blocks=_with_true_status(self, model, given))
 
+    def of_trial(self, trial: int) -> FittedStudent:
+        """Return the student that has not seen what a trial holds out."""
+        return self.without[trial]() if self.without else self
+
 
 @dataclass(frozen=True)
 class Candidate:
     """One way to fit, judged on samples that its fits have not seen.
 
     Attributes:
-        last: of its fits.
-        after: how close they came to the teacher, each on its own held-out samples.
+        fitted: to all samples that may be fitted to; ``FittedStudent.of_trial`` gives what is
+            judged.
+        after: how close these came to the teacher, each on its own held-out samples.
         errors: on each independent one of these samples that gives the verdict.
         verdict: how certain it is that they came closer than the untouched student.
-        sizes: of the weights of its fits, one for each trial, see ``weight_growth``.
+        sizes: of the weights of the fits of several trials, see ``weight_growth``.
         worst: of these samples, those on which its fits err most.
         outputs: the error of each output on these samples, where there are several.
-        fits: one for each trial, where gradient steps go on from them; else none.
     """
 
-    last: FittedStudent
+    fitted: FittedStudent
     after: Agreement
     errors: NDArray[np.float64]
     verdict: Verdict
     sizes: tuple[Sizes, ...]
     worst: tuple[SampleError, ...] = ()
     outputs: tuple[OutputErrors, ...] = ()
-    fits: tuple[FittedStudent, ...] = ()
-
-
-# After so many trials, a start that another one is ahead of is not tried further.
-_TRIALS_THAT_TELL = 2
 
 
 def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list[Candidate]:
-    """Fit from every start, and hold what comes out against the teacher.
-
-    In every trial, but for a start that the first trials leave behind: what is judged in the end
-    has held out each sample once either way.
-    """
-    trials = problem.splits.trials
-    last: dict[str, FittedStudent] = {}
-    made: defaultdict[str, list[FittedStudent]] = defaultdict(list)
-    outputs: defaultdict[str, list[Outputs]] = defaultdict(list)
-    sizes: defaultdict[str, list[Sizes]] = defaultdict(list)
-    for number, trial in enumerate(trials, 1):
-        text = f"trial {number} of {len(trials)}, " if len(trials) > 1 else ""
-        with with_prefix(text), share((number - 1) / len(trials), number / len(trials)):
-            for fitted in fits(problem, trial, options, timer):
-                last[fitted.targets] = fitted
-                if options.refine:
-                    made[fitted.targets].append(fitted)
-                if len(trials) > 1:  # else the fit that is judged is the one that is given out
-                    sizes[fitted.targets].append(sizes_of(fitted.model))
-                with timer("verify"):
-                    name = f"fused {problem.student.name}"
-                    found = problem.outputs(fitted.model, name, trial.held_out)
-                    outputs[fitted.targets].append(found)
-        if number == _TRIALS_THAT_TELL < len(trials) and len(outputs) > 1:
-            ahead = _ahead({name: _errors(problem, parts) for name, parts in outputs.items()})
-            if ahead is not None:
-                options = replace(options, targets=ahead)
-                outputs = defaultdict(list, {ahead: outputs[ahead]})
+    """Fit from every start, and hold what comes out against the teacher."""
+    split, trials = problem.splits.final, problem.splits.trials
     candidates = []
-    for targets, parts in outputs.items():
-        together = [np.concatenate(out)[problem.judged] for out in zip(*parts, strict=True)]
+    for fitted in fits(problem, split, options, timer, without_folds=len(trials) > 1):
+        outputs: list[Outputs] = []
+        sizes: list[Sizes] = []
+        for number, trial in enumerate(trials):
+            with timer("verify"):
+                model, name = fitted.of_trial(number).model, f"fused {problem.student.name}"
+                outputs.append(problem.outputs(model, name, trial.held_out))
+            if len(trials) > 1:  # else the fit that is judged is the one that is given out
+                sizes.append(sizes_of(model))
+        together = [np.concatenate(out)[problem.judged] for out in zip(*outputs, strict=True)]
         errors = problem.by_group(squared_errors(problem.target, together))
         candidates.append(
             Candidate(
-                last[targets],
+                fitted,
                 problem.agreement(together),
                 errors,
                 judge(problem.errors_before, errors, problem.output_size),
-                tuple(sizes[targets]),
+                tuple(sizes),
                 problem.worst_samples(together),
                 problem.output_errors(together),
-                tuple(made[targets]),
             )
         )
     return candidates
-
-
-def _errors(problem: FitProblem, parts: Sequence[Outputs]) -> NDArray[np.float64]:
-    """Return the errors on the judged samples of the first trials, whose outputs are given."""
-    judged = problem.judged[: sum(len(part[0]) for part in parts)]
-    together = [np.concatenate(out)[judged] for out in zip(*parts, strict=True)]
-    return squared_errors([out[: judged.sum()] for out in problem.target], together)
-
-
-def _ahead(errors: Mapping[str, NDArray[np.float64]]) -> str | None:
-    """Return the start that the others would hardly be preferred to; None where that is open.
-
-    Args:
-        errors: of each start, two or more, on the same samples, in the order of `choose`.
-    """
-    *others, last = errors
-    for name in others:
-        if _is_closer(errors[name], errors[last]):
-            return name
-    return last if all(errors[last].mean() <= errors[name].mean() for name in others) else None
 
 
 def _is_closer(errors: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
@@ -172,19 +140,45 @@ def _is_closer(errors: NDArray[np.float64], others: NDArray[np.float64]) -> bool
 
 
 def fits(
-    problem: FitProblem, split: SampleSplit, options: FitOptions, timer: StageTimer
+    problem: FitProblem,
+    split: SampleSplit,
+    options: FitOptions,
+    timer: StageTimer,
+    without_folds: bool = False,
 ) -> Iterator[FittedStudent]:
-    """Yield a student from each start, fitted to the samples of a split."""
+    """Yield a student from each start, fitted to the samples of a split.
+
+    Args:
+        problem: what the fits start from.
+        split: the samples.
+        options: how to fit.
+        timer: counts the time of each stage.
+        without_folds: whether to fit without each fold as well.
+    """
+    folds = sorted({batch.fold for batch in split.batches}) if without_folds else []
     starts = 2 if options.targets == TargetsName.AUTO else 1  # at most
-    for number, (targets, descent) in enumerate(_starts(problem, split, options, timer)):
+    for number, (targets, descent) in enumerate(_starts(problem, split, options, timer, folds)):
         with share(number / starts, (number + 1) / starts):
-            fitted = descent.run()
-        with timer("fuse"):
-            model = problem.student.export(fitted.student, fitted.factors)
-        with timer("verify"):
-            checked(model, f"fused {problem.student.name}")
-        student = FittedStudent(targets, model, fitted.blocks, fitted.parameters)
-        yield student.with_model(model, problem.student.model)
+            found = descent.run()
+        student = partial(_exported, problem, targets, found, timer)
+        without = tuple(partial(student, found.without[fold]) for fold in folds)
+        yield replace(student(found.student), without=without)
+
+
+def _exported(
+    problem: FitProblem,
+    targets: str,
+    found: Descent,
+    timer: StageTimer,
+    corrected: CorrectedStudent,
+) -> FittedStudent:
+    """Return one of the students of a descent as a model."""
+    with timer("fuse"):
+        model = problem.student.export(corrected.graph, corrected.decomposed.factors)
+    with timer("verify"):
+        checked(model, f"fused {problem.student.name}")
+    student = FittedStudent(targets, model, found.blocks, found.parameters)
+    return student.with_model(model, problem.student.model)
 
 
 def _with_true_status(
@@ -224,24 +218,28 @@ def _starts(
     split: SampleSplit,
     options: FitOptions,
     timer: StageTimer,
+    folds: Collection[int],
 ) -> Iterator[tuple[str, CoordinateDescent | AdapterSteps]]:
     """Yield the fits to try: to the channels that were kept, and to channels chosen anew."""
     if options.optimizer == OptimizerName.SGD:
-        yield TargetsName.KEPT.value, AdapterSteps(problem, split, timer)
+        yield TargetsName.KEPT.value, AdapterSteps(problem, split, timer, folds)
         return
     teacher = teacher_pass(problem, split, options)
     decomposed = problem.student.factored_blocks()
     if options.targets != TargetsName.SELECT:
-        student = problem.student.graph()
+        kernels = teacher_kernels(
+            problem.student.graph(), problem.teacher.graph(), problem.matching, decomposed
+        )
         descent = CoordinateDescent(
-            student,
+            problem.student.graph,
             problem.matching,
             teacher,
             options,
             timer,
             problem.match_again,
             decomposed=decomposed,
-            kernels=teacher_kernels(student, problem.teacher.graph(), problem.matching, decomposed),
+            kernels=kernels,
+            folds=folds,
         )
         yield TargetsName.KEPT.value, descent
     able = any(family.can_change_targets for family in families_of(options.adapter))
@@ -258,7 +256,7 @@ def _starts(
     )
     if selection is not None:
         descent = CoordinateDescent(
-            problem.student.graph(),
+            problem.student.graph,
             selection.matching,
             teacher,
             options,
@@ -266,6 +264,7 @@ def _starts(
             problem.match_again,
             selection.weights,
             decomposed,
+            folds=folds,
         )
         yield TargetsName.SELECT.value, descent
 

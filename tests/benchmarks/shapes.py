@@ -1,13 +1,14 @@
 """Networks of real shapes with random weights, and students of half their inner width.
 
-ResNet-50 (K. He et al., 2016) and MobileNetV2 (M. Sandler et al., 2018) at 224 x 224, batch
-normalisation folded, and a plain chain of any depth. Weights have the variance that keeps that of
-activations, so the networks compute something; how fast they run does not depend on what.
+ResNet-50 (K. He et al., 2016), MobileNetV2 (M. Sandler et al., 2018) and Inception v1 (C. Szegedy
+et al., 2015) at 224 x 224, batch normalisation folded, and a plain chain of any depth. Weights have
+the variance that keeps that of activations, so the networks compute something; how fast they run
+does not depend on what.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,16 @@ _RESNET50 = ((3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 2))
 _MOBILENET = (
     *((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)),
     *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
+)
+# Of each module the widths of its branches: 1x1, 3x3 with what reduces it, 5x5 likewise, pooled.
+_INCEPTION = (
+    ((64, (96, 128), (16, 32), 32), (128, (128, 192), (32, 96), 64)),
+    (
+        *((192, (96, 208), (16, 48), 64), (160, (112, 224), (24, 64), 64)),
+        *((128, (128, 256), (24, 64), 64), (112, (144, 288), (32, 64), 64)),
+        (256, (160, 320), (32, 128), 128),
+    ),
+    ((256, (160, 320), (32, 128), 128), (384, (192, 384), (48, 128), 128)),
 )
 
 Pair = tuple[onnx.ModelProto, onnx.ModelProto]
@@ -69,6 +80,32 @@ def mobilenet_v2() -> Pair:
     return _pair(build, SIDE)
 
 
+def inception_v1() -> Pair:
+    """A teacher, and a student that is half as wide."""
+
+    def build(net: _Net) -> None:
+        pool = {"kernel_shape": [3, 3], "pads": [1] * 4}
+        x = net.relu(net.conv("stem", INPUT, net.part(64), kernel=7, stride=2))
+        x = net.node("MaxPool", x, strides=[2, 2], **pool)
+        x = net.relu(net.conv("reduce", x, net.part(64)))
+        x = net.relu(net.conv("spatial", x, net.part(192), kernel=3))
+        for stage, modules in enumerate(_INCEPTION):
+            x = net.node("MaxPool", x, strides=[2, 2], **pool)
+            for number, (plain, three, five, pooled) in enumerate(modules):
+                name = f"inception{stage}.{number}"
+                branches = [net.relu(net.conv(f"{name}.plain", x, net.part(plain)))]
+                for kernel, (inner, out) in ((3, three), (5, five)):
+                    y = net.relu(net.conv(f"{name}.reduce{kernel}", x, net.part(inner)))
+                    y = net.conv(f"{name}.spatial{kernel}", y, net.part(out), kernel)
+                    branches.append(net.relu(y))
+                y = net.node("MaxPool", x, **pool)
+                branches.append(net.relu(net.conv(f"{name}.pooled", y, net.part(pooled))))
+                x = net.concat(f"{name}.output", branches)
+        net.classify(x)
+
+    return _pair(build, SIDE)
+
+
 def chain(depth: int, width: int = 32, side: int = 14) -> Pair:
     """A teacher of equal convolutions, and a student of half its width."""
 
@@ -98,10 +135,15 @@ def _pair(build: Callable[[_Net], None], side: int) -> Pair:
 
 @dataclass(frozen=True)
 class _Channels:
-    """Channels of a tensor: how many the teacher has, and how many of them, the first, are here."""
+    """Channels of a tensor: how many the teacher has, and which of them are here."""
 
     all: int
-    here: int
+    here: tuple[int, ...]
+
+    @staticmethod
+    def first(width: int, here: int | None = None) -> _Channels:
+        """Return channels of which the first ones are here, by default all."""
+        return _Channels(width, tuple(range(width if here is None else here)))
 
 
 @dataclass
@@ -113,11 +155,11 @@ class _Net:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
-    channels: dict[str, _Channels] = field(default_factory=lambda: {INPUT: _Channels(3, 3)})
+    channels: dict[str, _Channels] = field(default_factory=lambda: {INPUT: _Channels.first(3)})
 
     def part(self, width: int) -> _Channels:
         """Channels of which the student has a part."""
-        return _Channels(width, int(width * self.keep))
+        return _Channels.first(width, int(width * self.keep))
 
     def conv(
         self,
@@ -130,15 +172,15 @@ class _Net:
         depthwise: bool = False,
     ) -> str:
         """Append a convolution with its bias."""
-        inputs = _Channels(1, 1) if depthwise else self.channels[source]
-        outputs = channels if isinstance(channels, _Channels) else _Channels(channels, channels)
+        inputs = _Channels.first(1) if depthwise else self.channels[source]
+        outputs = channels if isinstance(channels, _Channels) else _Channels.first(channels)
         shape = (outputs.all, inputs.all, kernel, kernel)
         weight = self.rng.standard_normal(shape, dtype=np.float32)
         weight *= np.float32(gain * (2 / (inputs.all * kernel**2)) ** 0.5)
-        weight = weight[: outputs.here, : inputs.here]
+        weight = weight[list(outputs.here)][:, list(inputs.here)]
         return self._linear(
             *("Conv", name, source, weight, outputs),
-            group=outputs.here if depthwise else 1,
+            group=len(outputs.here) if depthwise else 1,
             strides=[stride] * 2,
             pads=[kernel // 2] * 4,
         )
@@ -148,8 +190,8 @@ class _Net:
         inputs = self.channels[source]
         flat = self.node("Flatten", self.node("GlobalAveragePool", source))
         weight = self.rng.standard_normal((classes, inputs.all), dtype=np.float32)
-        weight = weight[:, : inputs.here] * np.float32(inputs.all**-0.5)
-        self._linear("Gemm", OUTPUT, flat, weight, _Channels(classes, classes), transB=1)
+        weight = weight[:, list(inputs.here)] * np.float32(inputs.all**-0.5)
+        self._linear("Gemm", OUTPUT, flat, weight, _Channels.first(classes), transB=1)
 
     def relu(self, source: str) -> str:
         return self.node("Relu", source)
@@ -166,6 +208,15 @@ class _Net:
         self.nodes.append(onnx.helper.make_node(op, sources, [output], output, **attributes))
         self.channels[output] = self.channels[sources[0]]
         return output
+
+    def concat(self, name: str, sources: Sequence[str]) -> str:
+        """Append a node that puts channels behind one another."""
+        self.nodes.append(onnx.helper.make_node("Concat", sources, [name], name, axis=1))
+        parts = [self.channels[source] for source in sources]
+        starts = [sum(part.all for part in parts[:number]) for number in range(len(parts))]
+        here = (s + c for s, part in zip(starts, parts, strict=True) for c in part.here)
+        self.channels[name] = _Channels(sum(part.all for part in parts), tuple(here))
+        return name
 
     def model(self) -> onnx.ModelProto:
         """Put it all together."""
@@ -188,7 +239,7 @@ class _Net:
         channels: _Channels,
         **attributes: Any,
     ) -> str:
-        bias = self.rng.standard_normal(channels.all, dtype=np.float32)[: channels.here]
+        bias = self.rng.standard_normal(channels.all, dtype=np.float32)[list(channels.here)]
         values = {f"{name}.weight": weight, f"{name}.bias": np.float32(0.1) * bias}
         self.weights += [numpy_helper.from_array(v, k) for k, v in values.items()]
         inputs = [source, *values]

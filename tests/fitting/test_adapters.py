@@ -132,9 +132,9 @@ def test_cross_validation_of_patches_is_that_of_outputs() -> None:
     assert one.ridge == other.ridge
     for name in ("error_before", "error_after", "energy"):
         assert getattr(one, name) == pytest.approx(getattr(other, name))
-    assert one.moments.count == 200
+    assert sum_moments(one.folds).count == 200
     np.testing.assert_allclose(
-        one.moments.of_y.cross, Moments.of(block @ x, y).of_y.cross, rtol=1e-9
+        sum_moments(one.folds).of_y.cross, Moments.of(block @ x, y).of_y.cross, rtol=1e-9
     )
 
 

@@ -63,11 +63,13 @@ def _adapter_of(old: Linear, new: Linear) -> float:
     return rest
 
 
-def test_few_samples_are_held_out_in_turn_and_blocks_have_no_error_left() -> None:
+def test_few_samples_are_held_out_in_turn() -> None:
     network = NETWORKS["residual"]
     result = fit(network.teacher(), network.student(), network.samples(20), SGD)
     assert result.report.verdict.independent_count == 20
-    assert all(block.error_after is None for block in result.report.blocks)
+    for block in result.report.blocks:
+        assert block.error_before is not None
+        assert block.error_after is not None
 
 
 def test_steps_may_follow_steps() -> None:

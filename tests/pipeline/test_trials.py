@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from fskd_onnx import FitOptions, RunOptions
-from fskd_onnx.pipeline import trials
+from fskd_onnx.linalg.moments import Moments
+from fskd_onnx.linalg.ridge import Ridge
 from fskd_onnx.pipeline.fit import fit
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
 from fskd_onnx.reporting.agreement import agreement, squared_errors
 from fskd_onnx.results import Agreement, Verdict
 from fskd_onnx.timing import StageTimer
-from tests.helpers import prepared
+from tests.helpers import build, initializers, prepared, run
 from tests.networks import NETWORKS
 
 CPU = RunOptions(providers=("cpu",))
@@ -38,7 +37,7 @@ def candidate(
 
 def chosen(kept: list[float], selected: list[float], relative: float | None = None) -> str:
     candidates = [candidate("kept", kept), candidate("select", selected, relative)]
-    return choose(candidates, BEFORE).last.targets
+    return choose(candidates, BEFORE).fitted.targets
 
 
 def test_chosen_channels_are_taken_unless_the_kept_ones_are_closer_beyond_chance() -> None:
@@ -56,7 +55,7 @@ def test_what_comes_no_closer_is_out() -> None:
 
 def test_what_may_be_chance_is_out() -> None:
     candidates = [candidate("kept", [0.9, 0.9]), candidate("select", [0.1, 0.1], stands=False)]
-    assert choose(candidates, BEFORE).last.targets == "kept"
+    assert choose(candidates, BEFORE).fitted.targets == "kept"
 
 
 def problem_of(count: int) -> FitProblem:
@@ -68,11 +67,11 @@ def test_few_samples_are_judged_each_by_a_fit_that_has_not_seen_it() -> None:
     problem = problem_of(12)
     options = FitOptions(CPU, targets="kept")
     (found,) = try_out(problem, options, StageTimer())
+    (fitted,) = fits(problem, problem.splits.final, options, StageTimer(), without_folds=True)
     errors = []
-    for trial in problem.splits.trials:
-        (fitted,) = fits(problem, trial, options, StageTimer())
+    for number, trial in enumerate(problem.splits.trials):
         names = ["teacher", "fused"]
-        models = [problem.teacher.model, fitted.model]
+        models = [problem.teacher.model, fitted.of_trial(number).model]
         target, outputs = (
             problem.outputs(model, name, trial.held_out)
             for model, name in zip(models, names, strict=True)
@@ -87,41 +86,49 @@ def test_few_samples_are_judged_each_by_a_fit_that_has_not_seen_it() -> None:
     assert problem.before == agreement(problem.target, together)
 
 
-def test_a_start_that_is_left_behind_is_not_tried_further(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("adapter", ["pointwise", "kernel", "auto"])
+def test_the_judged_fits_are_nearly_those_to_the_samples_of_their_trial(adapter: str) -> None:
+    """A descent per trial is what the students without a fold stand for."""
     problem = problem_of(20)
-    tried: list[str] = []
+    options = FitOptions(CPU, adapter, "kept")
+    (found,) = try_out(problem, options, StageTimer())
+    errors = []
+    for trial in problem.splits.trials:
+        (alone,) = fits(problem, trial, options, StageTimer())
+        target = problem.outputs(problem.teacher.model, "teacher", trial.held_out)
+        errors.append(squared_errors(target, problem.outputs(alone.model, "it", trial.held_out)))
+    strict = float(np.mean(np.concatenate(errors)))
+    assert 0.8 * strict < found.errors.mean() < 1.25 * strict
+    assert found.errors.mean() < 0.5 * problem.errors_before.mean()
 
-    def counted(*arguments: Any) -> Iterator[FittedStudent]:
-        for fitted in fits(*arguments):
-            tried.append(fitted.targets)
-            yield fitted
 
-    monkeypatch.setattr(trials, "fits", counted)
-    found = try_out(problem, FitOptions(CPU), StageTimer())
-    assert len(problem.splits.trials) == 5
-    assert tried[:4] == ["kept", "select"] * 2
-    assert set(tried[4:]) == {candidate.last.targets for candidate in found}
-    [candidate] = found
-    alone = FitOptions(CPU, targets=candidate.last.targets)
-    monkeypatch.undo()
-    [same] = try_out(problem, alone, StageTimer())
-    np.testing.assert_array_equal(candidate.errors, same.errors)
+def test_a_student_without_a_fold_knows_no_target_of_it() -> None:
+    """Its only block is what the other samples make of it, with the ridge of all."""
+    text = "g (float[N,6] x) => (float[N,4] y) <float[6,4] w, float[4] b> { y = Gemm (x, w, b) }"
+    models, samples = (
+        (build(text, {}, 0), build(text, {}, 1)),
+        {"x": np.random.default_rng(2).normal(size=(12, 6))},
+    )
+    problem = prepared(*models, samples, FitOptions(CPU))
+    (found,) = fits(problem, problem.splits.final, FitOptions(CPU), StageTimer(), True)
+    assert found.blocks[0].ridge is not None
+    for number, trial in enumerate(problem.splits.trials):
+        rest = np.setdiff1d(np.arange(12), trial.held_out)
+        x = samples["x"][rest].astype(np.float32).astype(np.float64)
+        y = next(iter(run(models[0], {"x": x.astype(np.float32)}).values()))
+        given, fitted = (initializers(m) for m in (models[1], found.of_trial(number).model))
+        moments = Moments.of(x.T[np.newaxis], y.T[np.newaxis])
+        expected = Ridge(moments.of_x, given["w"].T[np.newaxis].astype(np.float64)).solver(
+            found.blocks[0].ridge
+        )(moments)
+        np.testing.assert_allclose(fitted["w"].T, expected.matrix[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(fitted["b"], expected.shift[0], rtol=1e-5, atol=1e-6)
 
 
 def test_where_no_start_has_anything_to_fit_there_is_no_candidate() -> None:
     teacher = CHAIN.teacher()
     problem = prepared(teacher, teacher, CHAIN.samples(12), FitOptions(CPU))
     assert try_out(problem, FitOptions(CPU, targets="select"), StageTimer()) == []
-
-
-def test_which_start_is_ahead() -> None:
-    near, far = np.array([0.4, 0.5, 0.4]), np.array([0.5, 0.4, 0.51])
-    assert trials._ahead({"kept": near, "select": far}) is None
-    assert trials._ahead({"kept": far, "select": near}) == "select"
-    assert trials._ahead({"kept": near, "select": far + 1}) == "kept"
-    assert trials._ahead({"kept": near, "select": far * np.nan}) is None
 
 
 @pytest.mark.parametrize("targets", ["auto", "kept", "select"])
@@ -143,5 +150,5 @@ def test_many_samples_take_one_fit() -> None:
     options = FitOptions(CPU, targets="kept")
     (found,) = try_out(problem, options, StageTimer())
     (fitted,) = fits(problem, problem.splits.final, options, StageTimer())
-    assert found.last.model == fitted.model
+    assert found.fitted.model == fitted.model
     assert len(found.errors) == 6

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
 from fskd_onnx import FitOptions, RunOptions
-from fskd_onnx.pipeline.fit import fit
-from fskd_onnx.pipeline.trials import fits
+from fskd_onnx.pipeline.fit import final_fit, fit
+from fskd_onnx.pipeline.trials import try_out
 from fskd_onnx.pipeline.weight_growth import growth, sizes_of, steadiest
 from fskd_onnx.timing import StageTimer
 from tests.helpers import Array, build, prepared, run
@@ -44,27 +48,41 @@ def test_the_trial_of_least_growth_is_taken_instead() -> None:
     assert steadiest({"v": 1.0, "w": 9.0}, trials) == 2
 
 
-def test_a_fit_to_all_that_blows_up_is_not_given_out() -> None:
-    """Five samples are as many equations as the last layer has unknowns, four are less."""
+def test_as_many_equations_as_unknowns_do_not_blow_up() -> None:
+    """Five samples are as many equations as the last layer has unknowns.
+
+    Weights of the weakest ridge, 8.4 times as large, have less error on held-out folds than those
+    of the next ones, and 2.4 times the student's on fresh samples.
+    """
     seed = 1853
     network = NETWORKS["chain"]
     teacher, student = network.teacher(seed), network.student(seed)
     samples = network.samples(5, seed + 1)
     options = FitOptions(RunOptions(providers=("cpu",), seed=5), "pointwise", "select")
     result = fit(teacher, student, samples, options)
-
-    problem = prepared(teacher, student, samples, options)
-    final = next(fits(problem, problem.splits.final, options, StageTimer()))
-    models = problem.teacher.model, problem.student.model, final.model, result.model
     fresh = network.samples(200, seed + 2)
-    target, before, blown_up, after = (next(iter(run(m, fresh).values())) for m in models)
+    target, before, after = (
+        next(iter(run(model, fresh).values())) for model in (teacher, student, result.model)
+    )
 
     def error(outputs: Array) -> float:
         return float(np.mean((outputs - target) ** 2))
 
-    assert error(blown_up) > error(before)
     assert error(after) < 0.5 * error(before)
-    trials = [
-        next(fits(problem, trial, options, StageTimer())).model for trial in problem.splits.trials
-    ]
-    assert any(result.model == model for model in trials)
+    assert result.report.blocks[-1].ridge == 10.0
+
+
+def test_a_fit_to_all_that_blows_up_is_not_given_out() -> None:
+    network = NETWORKS["chain"]
+    teacher, student = network.teacher(), network.student()
+    options = FitOptions(RunOptions(providers=("cpu",)), "pointwise", "kept")
+    problem = prepared(teacher, student, network.samples(12), options)
+    (found,) = try_out(problem, options, StageTimer())
+    assert final_fit(problem, found, StageTimer()) is found.fitted
+    model = onnx.ModelProto()
+    model.CopyFrom(found.fitted.model)
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(9 * numpy_helper.to_array(tensor), tensor.name))
+    blown_up = replace(found, fitted=replace(found.fitted, model=model))
+    trials = [found.fitted.of_trial(number).model for number in range(len(problem.splits.trials))]
+    assert final_fit(problem, blown_up, StageTimer()).model in trials
