@@ -37,7 +37,6 @@ from fskd_onnx.serialization.interface import (
     InputSpec,
     input_specs,
     output_names,
-    pair_interfaces,
 )
 from fskd_onnx.serialization.model_files import (
     ModelSource,
@@ -45,6 +44,7 @@ from fskd_onnx.serialization.model_files import (
     load_model,
     source_name,
 )
+from fskd_onnx.serialization.paired_interfaces import pair_interfaces
 from fskd_onnx.versions import versions_used
 
 _PARTS = np.linspace(0, 1, 21)

@@ -25,10 +25,10 @@ from fskd_onnx.serialization.interface import (
     InputSpec,
     input_specs,
     output_names,
-    pair_interfaces,
 )
 from fskd_onnx.serialization.model_files import ModelSource, errors_of, load_model, source_name
 from fskd_onnx.serialization.node_check import check_linear_nodes
+from fskd_onnx.serialization.paired_interfaces import pair_interfaces
 
 logger = logging.getLogger(__name__)
 
