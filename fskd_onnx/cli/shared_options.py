@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TextIO, cast
+from typing import Annotated, TextIO, cast, get_args
 
 import typer
 from rich.console import Console
 
-from fskd_onnx.cli.values import image_size, names, numbers, parse
+from fskd_onnx.cli.values import choice, image_size, names, numbers, parse
 from fskd_onnx.errors import FskdError, PreprocessError
 from fskd_onnx.options import (
     AUTO_PROVIDERS,
@@ -228,14 +228,17 @@ def read_shared_options(
     """
     try:
         pixels = Preprocess(
-            preset=preprocess and preprocess.lower(),
+            preset=choice(preprocess, PRESETS, "--preprocess"),
             mean=parse(numbers, mean, "--mean"),
             std=parse(numbers, std, "--std"),
             scale=scale,
-            layout=cast("Layout | None", layout and layout.upper()),
+            layout=cast("Layout | None", choice(layout, get_args(Layout), "--layout")),
             resize=parse(image_size, resize, "--resize"),
             crop=parse(image_size, crop, "--crop"),
-            channel_order=cast("ChannelOrder | None", channel_order and channel_order.upper()),
+            channel_order=cast(
+                "ChannelOrder | None",
+                choice(channel_order, get_args(ChannelOrder), "--channel-order"),
+            ),
         )
     except PreprocessError as error:
         raise typer.BadParameter(str(error)) from error
