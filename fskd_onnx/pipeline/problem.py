@@ -92,6 +92,16 @@ class FitProblem:
         result = forward(self.runtime, model, self.samples, samples, size, name, inputs, axes)
         return [result.values[name] for name in names]
 
+    def teacher_outputs(self, samples: NDArray[np.intp]) -> Outputs:
+        """Run the teacher on some samples; return the outputs that the verdict compares."""
+        teacher, _ = self._untouched
+        names = [name for name, _ in self._compared.names]
+        axes = {name: teacher.axes[name] for name in names}
+        model, name, inputs = self.teacher.model, self.teacher.name, self.teacher.inputs
+        size = self.options.batch_size
+        result = forward(self.runtime, model, self.samples, samples, size, name, inputs, axes)
+        return [result.values[name] for name in names]
+
     @property
     def target(self) -> Outputs:
         """The teacher's outputs for the samples of the verdict."""
