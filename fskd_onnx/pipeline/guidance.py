@@ -26,6 +26,8 @@ _ALIKE = 0.5
 # Errors of a network that leave something to be wished for, and how many times its usual block's
 # error one block has that stands out.
 _LARGE, _STANDS_OUT = 0.02, 4.0
+# The error of a network that gives the mean of its teacher's outputs, about.
+_USELESS = 0.95
 _NAMED = 3  # blocks
 # A number of samples, by those that there are, and to how many per cent its gain is said.
 _TIMES, _STEP = 4, 5
@@ -69,6 +71,8 @@ def why_no_gain(
             "together"
         )
     if independent < _ALIKE * count:
+        if options.run.groups is not None:
+            return f"{_given_groups(counts)}: give samples of more groups, or leave --groups out"
         return f"{count} samples are {independent} independent ones: give samples that differ more"
     if independent < _FEW:
         return f"{independent} independent samples are few: give more"
@@ -102,12 +106,21 @@ def advise(
     found = []
     if independent < _ALIKE * count:
         found.append(
-            f"{count} samples are {independent} independent ones, which count: samples that "
+            f"{_given_groups(counts)}: classes are no groups."
+            if options.run.groups is not None
+            else f"{count} samples are {independent} independent ones, which count: samples that "
             "differ more tell more."
         )
     if is_large(after):
         found.extend(_for_large_error(blocks, after.relative_mse, independent, options, need))
     return tuple(found)
+
+
+def _given_groups(counts: tuple[int, int]) -> str:
+    return (
+        f"--groups makes {counts[1]} independent ones of {counts[0]} samples, as for crops of one "
+        "photo or frames of one video"
+    )
 
 
 def _for_large_error(
@@ -120,7 +133,15 @@ def _for_large_error(
     """Yield what to do about an error that is still large: of several causes, the first."""
     left = [b for b in blocks if b.status != BlockStatus.FITTED and b.error_before is None]
     standing_out = _standing_out(blocks)
-    if need is not None and need.helps:
+    if error >= _USELESS:
+        why = "the student has lost too much, or the samples are not what the networks expect"
+        if left:
+            why = f"{len(left)} of {len(blocks)} blocks were left alone, for the reasons listed"
+        yield (
+            f"The error is still {error:.2g}, about that of outputs that are the same for all "
+            f"samples: {why}; is it a student of that teacher?"
+        )
+    elif need is not None and need.helps:
         off = _STEP * int(100 * need.gain(_TIMES) / _STEP)
         yield (
             f"The error is {need.error:.2g} on samples that it has not seen and {need.seen:.2g} on "

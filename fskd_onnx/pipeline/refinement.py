@@ -73,7 +73,7 @@ def check_torch() -> None:
     except ImportError as error:
         raise FskdError(
             "--refine needs PyTorch, which is not installed; run "
-            "'pip install fskd-onnx[torch]' or leave --refine out"
+            "'python -m pip install torch' (the extra 'torch') or leave --refine out"
         ) from error
 
 

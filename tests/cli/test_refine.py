@@ -58,4 +58,6 @@ def test_without_pytorch_the_extra_is_named(files: list[Path], tmp_path: Path) -
         text=True,
         check=False,
     )
-    assert_fails(done, 1, "--refine needs PyTorch", "pip install fskd-onnx[torch]")
+    assert_fails(
+        done, 1, "--refine needs PyTorch", "python -m pip install torch", "the extra 'torch'"
+    )

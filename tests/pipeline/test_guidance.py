@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fskd_onnx.options import FitOptions
+from fskd_onnx.options import FitOptions, RunOptions
 from fskd_onnx.pipeline.guidance import advise, why_no_gain
 from fskd_onnx.pipeline.sample_need import SampleNeed
 from fskd_onnx.results import Agreement, BlockReport
@@ -79,6 +79,22 @@ def test_how_many_samples_would_help_is_said_where_the_errors_tell() -> None:
     (said,) = advise(MEASURED, Agreement(0.2, None), (20, 20), AUTO, open_)
     assert said.startswith("20 independent samples are few")
     assert advise(MEASURED, Agreement(0.01, None), (20, 20), AUTO, helps) == ()
+
+
+def test_groups_that_were_given_are_not_samples_that_are_alike() -> None:
+    given = FitOptions(RunOptions(groups="folders"))
+    (said,) = advise(MEASURED, Agreement(0.01, None), (500, 5), given)
+    assert said.startswith("--groups makes 5 independent ones of 500 samples")
+    assert said.endswith("classes are no groups.")
+    assert "or leave --groups out" in why(counts=(500, 5), options=given)
+
+
+def test_a_fit_that_is_no_better_than_a_constant_says_so() -> None:
+    (said,) = advise([block("a"), *LEFT], Agreement(1.03, None), (20, 20), AUTO)
+    assert "2 of 3 blocks were left alone" in said
+    assert said.endswith("is it a student of that teacher?")
+    (said,) = advise(MEASURED, Agreement(1.03, None), (20, 20), AUTO)
+    assert "the student has lost too much" in said
 
 
 def test_blocks_that_stand_out_are_named() -> None:
