@@ -183,6 +183,7 @@ def read_shared_options(
         str | None,
         typer.Option(
             metavar="|".join(PRESETS),
+            autocompletion=lambda: list(PRESETS),
             help="How images are normalised: (pixel * scale - mean) / std.",
         ),
     ] = None,
@@ -199,7 +200,11 @@ def read_shared_options(
     ] = None,
     layout: Annotated[
         str | None,
-        typer.Option(metavar="NCHW|NHWC", help="Read off the model's input unless given."),
+        typer.Option(
+            metavar="NCHW|NHWC",
+            autocompletion=lambda: list(get_args(Layout)),
+            help="Read off the model's input unless given.",
+        ),
     ] = None,
     resize: Annotated[
         str | None,
@@ -209,7 +214,12 @@ def read_shared_options(
         str | None, typer.Option(metavar="N|HxW", help="Then keep the centre of this size.")
     ] = None,
     channel_order: Annotated[
-        str | None, typer.Option(metavar="RGB|BGR", help="Order of the model's colour channels.")
+        str | None,
+        typer.Option(
+            metavar="RGB|BGR",
+            autocompletion=lambda: list(get_args(ChannelOrder)),
+            help="Order of the model's colour channels.",
+        ),
     ] = None,
     verbose: Annotated[
         int, typer.Option("-v", "--verbose", count=True, help="Say more; twice for debugging.")
