@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TextIO, cast
+from typing import Annotated, TextIO, cast, get_args
 
 import typer
 from rich.console import Console
 
-from fskd_onnx.cli.values import image_size, names, numbers, parse
+from fskd_onnx.cli.values import choice, image_size, names, numbers, parse
 from fskd_onnx.errors import FskdError, PreprocessError
 from fskd_onnx.options import (
     AUTO_PROVIDERS,
@@ -183,6 +183,7 @@ def read_shared_options(
         str | None,
         typer.Option(
             metavar="|".join(PRESETS),
+            autocompletion=lambda: list(PRESETS),
             help="How images are normalised: (pixel * scale - mean) / std.",
         ),
     ] = None,
@@ -199,7 +200,11 @@ def read_shared_options(
     ] = None,
     layout: Annotated[
         str | None,
-        typer.Option(metavar="NCHW|NHWC", help="Read off the model's input unless given."),
+        typer.Option(
+            metavar="NCHW|NHWC",
+            autocompletion=lambda: list(get_args(Layout)),
+            help="Read off the model's input unless given.",
+        ),
     ] = None,
     resize: Annotated[
         str | None,
@@ -209,7 +214,12 @@ def read_shared_options(
         str | None, typer.Option(metavar="N|HxW", help="Then keep the centre of this size.")
     ] = None,
     channel_order: Annotated[
-        str | None, typer.Option(metavar="RGB|BGR", help="Order of the model's colour channels.")
+        str | None,
+        typer.Option(
+            metavar="RGB|BGR",
+            autocompletion=lambda: list(get_args(ChannelOrder)),
+            help="Order of the model's colour channels.",
+        ),
     ] = None,
     verbose: Annotated[
         int, typer.Option("-v", "--verbose", count=True, help="Say more; twice for debugging.")
@@ -228,14 +238,17 @@ def read_shared_options(
     """
     try:
         pixels = Preprocess(
-            preset=preprocess and preprocess.lower(),
+            preset=choice(preprocess, PRESETS, "--preprocess"),
             mean=parse(numbers, mean, "--mean"),
             std=parse(numbers, std, "--std"),
             scale=scale,
-            layout=cast("Layout | None", layout and layout.upper()),
+            layout=cast("Layout | None", choice(layout, get_args(Layout), "--layout")),
             resize=parse(image_size, resize, "--resize"),
             crop=parse(image_size, crop, "--crop"),
-            channel_order=cast("ChannelOrder | None", channel_order and channel_order.upper()),
+            channel_order=cast(
+                "ChannelOrder | None",
+                choice(channel_order, get_args(ChannelOrder), "--channel-order"),
+            ),
         )
     except PreprocessError as error:
         raise typer.BadParameter(str(error)) from error

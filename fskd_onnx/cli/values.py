@@ -6,8 +6,9 @@ into wrong usage that names the option.
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import typer
@@ -34,6 +35,27 @@ def parse(read: Callable[[str], T], text: str | None, option: str) -> T | None:
         return read(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not understood", param_hint=option) from error
+
+
+def choice(text: str | None, choices: Collection[str], option: str) -> str | None:
+    """Return which of some choices a text names, in any case; None where it is not given.
+
+    Args:
+        text: what the user wrote.
+        choices: what may be written.
+        option: its name.
+
+    Raises:
+        typer.BadParameter: it names none of them.
+    """
+    if text is None:
+        return None
+    found = {name.lower(): name for name in choices}
+    if text.lower() in found:
+        return found[text.lower()]
+    near = difflib.get_close_matches(text.lower(), found, n=1)
+    hint = f"; did you mean {found[near[0]]}?" if near else ""
+    raise typer.BadParameter(f"{text!r} is none of {', '.join(choices)}{hint}", param_hint=option)
 
 
 def names(text: str) -> tuple[str, ...]:

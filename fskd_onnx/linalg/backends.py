@@ -111,7 +111,7 @@ class _TorchBackend:
         except ImportError as error:
             raise FskdError(
                 "--solver torch needs PyTorch, which is not installed; run "
-                "'pip install fskd-onnx[torch]' or choose --solver numpy"
+                "'python -m pip install torch' (the extra 'torch') or choose --solver numpy"
             ) from error
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -63,9 +63,10 @@ def open_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) ->
             run.samples_list,
         )
     if len(loaded) < _LEAST_GROUPS:
+        found = "1 sample is" if len(loaded) == 1 else f"{len(loaded)} samples are"
         raise SamplesError(
-            f"{loaded.name}: {len(loaded)} samples are too few to "
-            f"fit on some and check on others; give at least {_LEAST_GROUPS}"
+            f"{loaded.name}: {found} too few to fit on some and check on others; "
+            f"give at least {_LEAST_GROUPS}"
         )
     return loaded
 

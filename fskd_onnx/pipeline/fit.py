@@ -18,10 +18,11 @@ from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.option_checks import given as given_options
 from fskd_onnx.options import FitOptions
 from fskd_onnx.pipeline.gradient_setup import check_torch, check_trainable
-from fskd_onnx.pipeline.guidance import advise, why_no_gain
+from fskd_onnx.pipeline.guidance import advise, is_large, why_no_gain
 from fskd_onnx.pipeline.networks import Networks
 from fskd_onnx.pipeline.problem import FitProblem, load_inputs, prepare
 from fskd_onnx.pipeline.refinement import Refinement, refine, refined
+from fskd_onnx.pipeline.sample_need import SampleNeed, sample_need
 from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, try_out
 from fskd_onnx.pipeline.weight_growth import sizes_of, steadiest
 from fskd_onnx.progress import share
@@ -119,7 +120,8 @@ def _fit(
             elif not _refusal(problem, closed, options):
                 outcome = _Outcome(final_fit(problem, closed, timer), closed)
         refusal = _refusal(problem, outcome.judged, options)
-    report = _report(problem, outcome, options, timer)
+        need = None if refusal or options.refine else _sample_need(problem, outcome, timer)
+    report = _report(problem, outcome, options, timer, need)
     if refusal:
         problem.check_student()
         raise NoImprovementError(refusal, report)
@@ -206,6 +208,15 @@ def _is_finite(problem: FitProblem, fitted: FittedStudent, timer: StageTimer) ->
     return all(finite_rows(values).all() for values in outputs)
 
 
+def _sample_need(problem: FitProblem, outcome: _Outcome, timer: StageTimer) -> SampleNeed | None:
+    """Return what more samples would do to a fit whose error is large, where its errors tell."""
+    judged = outcome.judged
+    if not is_large(judged.after):
+        return None
+    with timer("verify"):
+        return sample_need(problem, outcome.fitted.model, judged.errors, judged.after.relative_mse)
+
+
 def _with_steps(
     problem: FitProblem, steps: Refinement, options: FitOptions, timer: StageTimer
 ) -> _Outcome:
@@ -228,10 +239,15 @@ def _with_steps(
 
 
 def _report(
-    problem: FitProblem, outcome: _Outcome, options: FitOptions, timer: StageTimer
+    problem: FitProblem,
+    outcome: _Outcome,
+    options: FitOptions,
+    timer: StageTimer,
+    need: SampleNeed | None,
 ) -> FitReport:
     """Return all that is told of a fit."""
     fitted, best = outcome.fitted, outcome.judged
+    counts = problem.count, len(problem.groups)
     return FitReport(
         teacher=problem.teacher.name,
         student=problem.student.name,
@@ -253,6 +269,6 @@ def _report(
         outputs_left_out=problem.outputs_left_out,
         worst_samples=best.worst,
         outputs=best.outputs,
-        advice=advise(fitted.blocks, best.after, (problem.count, len(problem.groups)), options),
+        advice=advise(fitted.blocks, best.after, counts, options, need),
         refine=outcome.refinement,
     )

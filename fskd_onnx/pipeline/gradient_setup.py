@@ -38,8 +38,8 @@ def check_torch() -> None:
         import torch  # noqa: F401
     except ImportError as error:
         raise FskdError(
-            "gradient steps need PyTorch, which is not installed; run 'pip install "
-            f"fskd-onnx[torch]' or {_REMEDY}"
+            "gradient steps need PyTorch, which is not installed; run 'python -m pip install "
+            f"torch' (the extra 'torch') or {_REMEDY}"
         ) from error
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from fskd_onnx.options import AdapterName, FitOptions, OptimizerName, TargetsName
+from fskd_onnx.pipeline.sample_need import SampleNeed
 from fskd_onnx.results import Agreement, BlockReport, BlockStatus
 from fskd_onnx.runtime.forward import Outputs
 
@@ -25,7 +26,11 @@ _ALIKE = 0.5
 # Errors of a network that leave something to be wished for, and how many times its usual block's
 # error one block has that stands out.
 _LARGE, _STANDS_OUT = 0.02, 4.0
+# The error of a network that gives the mean of its teacher's outputs, about.
+_USELESS = 0.95
 _NAMED = 3  # blocks
+# A number of samples, by those that there are, and to how many per cent its gain is said.
+_TIMES, _STEP = 4, 5
 _REFINE = 200  # gradient steps, of which docs/accuracy.md tells
 
 
@@ -66,6 +71,8 @@ def why_no_gain(
             "together"
         )
     if independent < _ALIKE * count:
+        if options.run.groups is not None:
+            return f"{_given_groups(counts)}: give samples of more groups, or leave --groups out"
         return f"{count} samples are {independent} independent ones: give samples that differ more"
     if independent < _FEW:
         return f"{independent} independent samples are few: give more"
@@ -74,11 +81,17 @@ def why_no_gain(
     return f"more samples of this kind will hardly help: {_next_option(options)}"
 
 
+def is_large(after: Agreement) -> bool:
+    """Whether the error of a fitted student leaves something to be wished for."""
+    return after.relative_mse > _LARGE
+
+
 def advise(
     blocks: Sequence[BlockReport],
     after: Agreement,
     counts: tuple[int, int],
     options: FitOptions,
+    need: SampleNeed | None = None,
 ) -> tuple[str, ...]:
     """Return what to do after a fit that brought a gain, a sentence each; mostly nothing.
 
@@ -87,26 +100,55 @@ def advise(
         after: agreement of the fitted student.
         counts: of the samples, and of the independent groups that they are.
         options: of the fit.
+        need: what more samples would do, where that was asked and the errors tell.
     """
     count, independent = counts
     found = []
     if independent < _ALIKE * count:
         found.append(
-            f"{count} samples are {independent} independent ones, which count: samples that "
+            f"{_given_groups(counts)}: classes are no groups."
+            if options.run.groups is not None
+            else f"{count} samples are {independent} independent ones, which count: samples that "
             "differ more tell more."
         )
-    if after.relative_mse > _LARGE:
-        found.extend(_for_large_error(blocks, after.relative_mse, independent, options))
+    if is_large(after):
+        found.extend(_for_large_error(blocks, after.relative_mse, independent, options, need))
     return tuple(found)
 
 
+def _given_groups(counts: tuple[int, int]) -> str:
+    return (
+        f"--groups makes {counts[1]} independent ones of {counts[0]} samples, as for crops of one "
+        "photo or frames of one video"
+    )
+
+
 def _for_large_error(
-    blocks: Sequence[BlockReport], error: float, independent: int, options: FitOptions
+    blocks: Sequence[BlockReport],
+    error: float,
+    independent: int,
+    options: FitOptions,
+    need: SampleNeed | None,
 ) -> Iterator[str]:
     """Yield what to do about an error that is still large: of several causes, the first."""
     left = [b for b in blocks if b.status != BlockStatus.FITTED and b.error_before is None]
     standing_out = _standing_out(blocks)
-    if independent < _FEW:
+    if error >= _USELESS:
+        why = "the student has lost too much, or the samples are not what the networks expect"
+        if left:
+            why = f"{len(left)} of {len(blocks)} blocks were left alone, for the reasons listed"
+        yield (
+            f"The error is still {error:.2g}, about that of outputs that are the same for all "
+            f"samples: {why}; is it a student of that teacher?"
+        )
+    elif need is not None and need.helps:
+        off = _STEP * int(100 * need.gain(_TIMES) / _STEP)
+        yield (
+            f"The error is {need.error:.2g} on samples that it has not seen and {need.seen:.2g} on "
+            f"those that it was fitted to: {_TIMES * independent} independent ones would take off "
+            f"about {off}% or more."
+        )
+    elif independent < _FEW:
         yield (
             f"{independent} independent samples are few, and the error is still {error:.2g}: more "
             "of them are the first thing to try."

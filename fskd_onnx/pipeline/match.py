@@ -10,7 +10,12 @@ from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import pair_blocks
 from fskd_onnx.option_checks import given
 from fskd_onnx.options import AdapterName, FitOptions, RunOptions
-from fskd_onnx.pipeline.networks import Networks, compose_decomposed, load_networks
+from fskd_onnx.pipeline.networks import (
+    Networks,
+    check_order,
+    compose_decomposed,
+    load_networks,
+)
 from fskd_onnx.pipeline.problem import load_inputs, prepare
 from fskd_onnx.pipeline.trials import teacher_pass
 from fskd_onnx.results import Matching
@@ -54,6 +59,7 @@ def match(
         known = settings.map
         pairs = {} if known is None else read_map(known, *graphs, networks[1].parts)
         partners = pair_blocks(*graphs, pairs)
+        check_order(networks, partners)
         one, other = compose_decomposed(networks, partners)
         return other.tell_of_parts(match_channels(one.graph(), other.graph(), partners))
     inputs = load_inputs(teacher, student, samples, settings.run)

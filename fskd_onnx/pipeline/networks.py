@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import onnx
 import onnx_graphsurgeon as gs
 
-from fskd_onnx.errors import ModelError
+from fskd_onnx.errors import MatchError, ModelError
 from fskd_onnx.matching.block_extents import find_decomposed
 from fskd_onnx.matching.branches import chains_in_sums, sums_to_merge
 from fskd_onnx.matching.joined_layers import rewrites_of_teacher
@@ -26,7 +26,13 @@ from fskd_onnx.serialization.interface import (
     input_specs,
     output_names,
 )
-from fskd_onnx.serialization.model_files import ModelSource, errors_of, load_model, source_name
+from fskd_onnx.serialization.model_files import (
+    ModelSource,
+    count_parameters,
+    errors_of,
+    load_model,
+    source_name,
+)
 from fskd_onnx.serialization.node_check import check_linear_nodes
 from fskd_onnx.serialization.paired_interfaces import pair_interfaces
 
@@ -224,6 +230,37 @@ def load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
     # What stands behind a sum folds into it as well: the teacher is never written.
     one = replace(one, canonical=Canonicalize()(merged.model).model)
     return one, other.with_merged(mine)
+
+
+def check_order(networks: Networks, partners: Sequence[Partner]) -> None:
+    """Check that the student is not the original network and the teacher the compressed one.
+
+    A fit of a network to its own pruned form succeeds, and gives a large network that is no better
+    than the small one.
+
+    Args:
+        networks: teacher and student.
+        partners: of the student's linear nodes.
+
+    Raises:
+        MatchError: the student has more parameters, and blocks that are wider than the teacher's
+            and none that is narrower.
+    """
+    teacher, student = networks
+    counts = count_parameters(teacher.model), count_parameters(student.model)
+    if counts[1] <= counts[0]:
+        return
+    widths = {view.output.name: view.width for view in _linears(teacher.graph())}
+    own = {view.name: view.width for view in _linears(student.graph())}
+    paired = {p.student: (own[p.student], widths[p.teacher]) for p in partners if p.teacher}
+    wider = [name for name, (width, other) in paired.items() if width > other]
+    if wider and not any(width < other for width, other in paired.values()):
+        width, other = paired[wider[0]]
+        raise MatchError(
+            f"{student.name}: is larger than its teacher {teacher.name} ({counts[1]:,} and "
+            f"{counts[0]:,} parameters; '{wider[0]}' has {width} channels and {other} there); give "
+            "the original network as TEACHER, first, and the compressed one as STUDENT"
+        )
 
 
 def compose_decomposed(networks: Networks, partners: Sequence[Partner]) -> Networks:

@@ -21,7 +21,13 @@ from fskd_onnx.matching.pairing import Partner, pair_blocks
 from fskd_onnx.matching.sample_axes import leave_without_samples
 from fskd_onnx.options import FitOptions, RunOptions
 from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
-from fskd_onnx.pipeline.networks import LoadedModel, Networks, compose_decomposed, load_networks
+from fskd_onnx.pipeline.networks import (
+    LoadedModel,
+    Networks,
+    check_order,
+    compose_decomposed,
+    load_networks,
+)
 from fskd_onnx.pipeline.splits import Splits
 from fskd_onnx.reporting.agreement import squared_errors, worst_samples
 from fskd_onnx.reporting.comparable import Comparable, check_finite, comparable
@@ -83,6 +89,16 @@ class FitProblem:
         names = [name for _, name in self._compared.names]
         axes = {name: student.axes[name] for name in names}
         inputs, size = self.student.inputs, self.options.batch_size
+        result = forward(self.runtime, model, self.samples, samples, size, name, inputs, axes)
+        return [result.values[name] for name in names]
+
+    def teacher_outputs(self, samples: NDArray[np.intp]) -> Outputs:
+        """Run the teacher on some samples; return the outputs that the verdict compares."""
+        teacher, _ = self._untouched
+        names = [name for name, _ in self._compared.names]
+        axes = {name: teacher.axes[name] for name in names}
+        model, name, inputs = self.teacher.model, self.teacher.name, self.teacher.inputs
+        size = self.options.batch_size
         result = forward(self.runtime, model, self.samples, samples, size, name, inputs, axes)
         return [result.values[name] for name in names]
 
@@ -253,6 +269,7 @@ def prepare(
             model, name, inputs = network.model, network.name, network.inputs
             forward(runtime, model, decoded, first, run.batch_size, name, inputs)
         raise
+    check_order(networks, partners)
     if fit_factors_too(families_of(options.adapter)):
         networks = compose_decomposed(networks, partners)
     matching = _match(networks, partners)

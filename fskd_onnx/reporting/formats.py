@@ -66,7 +66,8 @@ def check_report_modules(path: Path) -> None:
     if missing:
         raise FskdError(
             f"{path}: a report in {path.suffix.lower()} needs {' and '.join(missing)}, not "
-            "installed here; run 'pip install fskd-onnx[report]' or name a .json file"
+            f"installed here; run 'python -m pip install {' '.join(missing)}' (the extra 'report') "
+            "or name a .json file"
         )
 
 

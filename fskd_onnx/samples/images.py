@@ -68,9 +68,12 @@ def fit_image(
         image = _centre_crop(image, preprocess.crop, name)
     width, height = image.size
     if not (_agrees(target.height, height) and _agrees(target.width, width)):
+        given = {"--resize": preprocess.resize, "--crop": preprocess.crop}
+        options = " and ".join(option for option, value in given.items() if value is not None)
         raise PreprocessError(
-            f"{name}: is {height} x {width} pixels and the model's input {spec.name!r} takes "
-            f"{target.height or 'any'} x {target.width or 'any'}; give --resize or --crop"
+            f"{name}: is {height} x {width} pixels{f' after {options}' if options else ''} and the "
+            f"model's input {spec.name!r} takes {target.height or 'any'} x "
+            f"{target.width or 'any'}; give {_sizes_to_give(target)}"
         )
     return np.asarray(image, dtype=np.uint8).reshape(height, width, target.channels)
 
@@ -193,6 +196,17 @@ def _resized(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int,
     shorter = min(size)
     width, height = (int(resize * side / shorter) for side in size)
     return width, height
+
+
+def _sizes_to_give(target: _ImageInput) -> str:
+    """Return the options that bring any image to the size of an input."""
+    if target.height is None or target.width is None:
+        return "--resize or --crop"
+    shorter = min(target.height, target.width)
+    size = f"{target.height}x{target.width}"
+    if target.height == target.width:
+        return f"--resize {shorter} --crop {shorter}, or --resize {size} to squeeze the whole in"
+    return f"--resize {size}, or a larger --resize and --crop {size}"
 
 
 def _centre_crop(image: Image.Image, crop: int | tuple[int, int], name: str) -> Image.Image:

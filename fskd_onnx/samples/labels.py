@@ -47,7 +47,10 @@ def load_labels(path: str | Path, count: int) -> NDArray[np.int64]:
     path = existing(path)
     read = LABEL_FORMATS.get(path.suffix.lower())
     if read is None:
-        raise SamplesError(f"{path}: labels are read from {one_of(LABEL_FORMATS)} files")
+        raise SamplesError(
+            f"{path}: labels are read from {one_of(LABEL_FORMATS)} files; say 'folders' for the "
+            "names of the subfolders of SAMPLES"
+        )
     labels = read(path)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise SamplesError(
@@ -55,9 +58,9 @@ def load_labels(path: str | Path, count: int) -> NDArray[np.int64]:
             "dimension, one per sample"
         )
     if len(labels) != count:
+        found = "1 label" if len(labels) == 1 else f"{len(labels)} labels"
         raise SamplesError(
-            f"{path}: holds {len(labels)} labels for {count} samples; give one label per sample of "
-            "the source"
+            f"{path}: holds {found} for {count} samples; give one label per sample of the source"
         )
     return labels.astype(np.int64)
 

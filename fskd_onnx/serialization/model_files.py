@@ -136,6 +136,8 @@ def errors_of(name: str, model: onnx.ModelProto | None = None) -> Iterator[None]
         raise ModelError(
             f"{_culprit(error, name)}: there is no such file; check its name"
         ) from error
+    except IsADirectoryError as error:
+        raise ModelError(f"{_culprit(error, name)}: is a folder; give an ONNX file") from error
     except OSError as error:
         what = error.strerror or str(error)
         raise ModelError(f"{_culprit(error, name)}: cannot be read ({what})") from error

@@ -39,7 +39,7 @@ def missing_student(folder: Path) -> None:
     pass
 
 
-@_bad("student.onnx", "directory")
+@_bad("student.onnx", "is a folder; give an ONNX file")
 def folder_as_model(folder: Path) -> None:
     (folder / "student.onnx").unlink()
     (folder / "student.onnx").mkdir()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +64,26 @@ def test_quiet_commands_say_nothing(
     monkeypatch.chdir(folder)
     result = CliRunner().invoke(app, [*shlex.split(EXAMPLES[command])[1:], "-q"])
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("comp", "compress compare"),
+        ("fit --ad", "--adapter"),
+        ("fit --preprocess ima", "imagenet"),
+        ("match --layout ", "NCHW NHWC"),
+    ],
+)
+def test_a_shell_completes_commands_options_and_values(typed: str, completed: str) -> None:
+    """What bash asks of the installed program while its user types."""
+    words = f"fskd-onnx {typed}"
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("fskd-onnx")],
+        env=os.environ | asked | {"_FSKD_ONNX_COMPLETE": "complete_bash"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout.split(), done.stderr) == (completed.split(), "")

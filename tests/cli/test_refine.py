@@ -79,4 +79,6 @@ def test_without_pytorch_the_extra_is_named(
         text=True,
         check=False,
     )
-    assert_fails(done, 1, "gradient steps need PyTorch", "pip install fskd-onnx[torch]")
+    assert_fails(
+        done, 1, "gradient steps need PyTorch", "python -m pip install torch", "the extra 'torch'"
+    )

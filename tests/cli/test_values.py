@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import typer
 
-from fskd_onnx.cli.values import byte_count, ratio
+from fskd_onnx.cli.values import byte_count, choice, ratio
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,16 @@ def test_ratios(text: str, fraction: float) -> None:
 def test_what_is_no_ratio(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         ratio(text)
+
+
+def test_choices_are_named_in_any_case() -> None:
+    assert choice(None, ("NCHW", "NHWC"), "--layout") is None
+    assert choice("nhwc", ("NCHW", "NHWC"), "--layout") == "NHWC"
+
+
+@pytest.mark.parametrize(("text", "hint"), [("imagnet", "; did you mean imagenet?"), ("x", "")])
+def test_what_is_no_choice(text: str, hint: str) -> None:
+    with pytest.raises(typer.BadParameter) as caught:
+        choice(text, ("imagenet", "unit"), "--preprocess")
+    assert str(caught.value) == f"'{text}' is none of imagenet, unit{hint}"
+    assert caught.value.param_hint == "--preprocess"

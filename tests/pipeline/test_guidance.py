@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fskd_onnx.options import FitOptions
+from fskd_onnx.options import FitOptions, RunOptions
 from fskd_onnx.pipeline.guidance import advise, why_no_gain
+from fskd_onnx.pipeline.sample_need import SampleNeed
 from fskd_onnx.results import Agreement, BlockReport
 from tests.helpers import Array
 from tests.reporting.records import KEPT, block
@@ -65,6 +66,35 @@ def test_few_and_alike_samples_are_said() -> None:
     assert one.startswith("20 independent samples are few, and the error is still 0.2")
     alike, *_ = advise(MEASURED, Agreement(0.01, None), (500, 100), AUTO)
     assert alike.startswith("500 samples are 100 independent ones")
+
+
+def test_how_many_samples_would_help_is_said_where_the_errors_tell() -> None:
+    helps = SampleNeed(0.2, (0.2, 0.25, 0.3), 0.8)
+    (said,) = advise(MEASURED, Agreement(0.2, None), (20, 20), AUTO, helps)
+    assert said == (
+        "The error is 0.2 on samples that it has not seen and 0.05 on those that it was fitted to: "
+        "80 independent ones would take off about 25% or more."
+    )
+    open_ = SampleNeed(0.2, (0.2, 0.6, 0.95), 0.8)
+    (said,) = advise(MEASURED, Agreement(0.2, None), (20, 20), AUTO, open_)
+    assert said.startswith("20 independent samples are few")
+    assert advise(MEASURED, Agreement(0.01, None), (20, 20), AUTO, helps) == ()
+
+
+def test_groups_that_were_given_are_not_samples_that_are_alike() -> None:
+    given = FitOptions(RunOptions(groups="folders"))
+    (said,) = advise(MEASURED, Agreement(0.01, None), (500, 5), given)
+    assert said.startswith("--groups makes 5 independent ones of 500 samples")
+    assert said.endswith("classes are no groups.")
+    assert "or leave --groups out" in why(counts=(500, 5), options=given)
+
+
+def test_a_fit_that_is_no_better_than_a_constant_says_so() -> None:
+    (said,) = advise([block("a"), *LEFT], Agreement(1.03, None), (20, 20), AUTO)
+    assert "2 of 3 blocks were left alone" in said
+    assert said.endswith("is it a student of that teacher?")
+    (said,) = advise(MEASURED, Agreement(1.03, None), (20, 20), AUTO)
+    assert "the student has lost too much" in said
 
 
 def test_blocks_that_stand_out_are_named() -> None:

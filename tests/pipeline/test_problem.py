@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fskd_onnx import FitOptions, RunOptions
+from fskd_onnx import FitOptions, RunOptions, match
 from fskd_onnx.errors import MatchError, ModelError, SamplesError
 from fskd_onnx.pipeline.networks import LoadedModel
 from fskd_onnx.pipeline.problem import FitProblem
@@ -52,7 +52,7 @@ def test_fewer_than_three_samples_are_refused(count: int) -> None:
         problem(count)
     assert "\n" not in str(caught.value)
     if count:
-        assert f"{count} samples are too few" in str(caught.value)
+        assert ("1 sample is" if count == 1 else "2 samples are") + " too few" in str(caught.value)
         assert "at least 3" in str(caught.value)
 
 
@@ -106,6 +106,15 @@ def test_networks_without_a_block_in_common_are_refused() -> None:
     }""")
     with pytest.raises(MatchError, match=r"no block has a counterpart in g.*--map"):
         prepared(TEACHER, other, samples(20), FitOptions(RunOptions(("cpu",))))
+
+
+def test_a_teacher_in_the_place_of_its_student_is_refused() -> None:
+    said = "is larger than its teacher .* '.*' has 6 channels and 4 there.*as TEACHER, first"
+    with pytest.raises(MatchError, match=said):
+        prepared(STUDENT, TEACHER, samples(20), FitOptions(RunOptions(("cpu",))))
+    with pytest.raises(MatchError, match=said):
+        match(STUDENT, TEACHER)
+    assert match(TEACHER, TEACHER).usable
 
 
 def test_networks_of_other_inputs_are_refused() -> None:

@@ -52,8 +52,8 @@ def test_libraries_that_are_missing_are_named_with_their_extra(
     with pytest.raises(FskdError) as caught:
         check_report_modules(Path("r.HTML"))
     assert str(caught.value) == (
-        "r.HTML: a report in .html needs matplotlib, not installed here; run 'pip install "
-        "fskd-onnx[report]' or name a .json file"
+        "r.HTML: a report in .html needs matplotlib, not installed here; run 'python -m pip "
+        "install matplotlib' (the extra 'report') or name a .json file"
     )
 
 

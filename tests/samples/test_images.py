@@ -213,6 +213,32 @@ def test_a_crop_beyond_the_image_is_refused() -> None:
         fit_image(Preprocess(preset="raw", crop=5), Image.new("L", (4, 4)), GRAY, "a.png")
 
 
+@pytest.mark.parametrize(
+    ("sides", "sizes", "text"),
+    [
+        ((28, 28), {}, r"50 x 70 pixels and .* takes 28 x 28; give --resize 28 --crop 28, or"),
+        (
+            (28, 28),
+            {"resize": 28},
+            r"28 x 39 pixels after --resize and .*; give --resize 28 --crop",
+        ),
+        ((28, 28), {"resize": 30, "crop": 20}, r"20 x 20 pixels after --resize and --crop and"),
+        (
+            (28, 14),
+            {},
+            r"takes 28 x 14; give --resize 28x14, or a larger --resize and --crop 28x14$",
+        ),
+        ((None, 14), {}, r"takes any x 14; give --resize or --crop$"),
+    ],
+)
+def test_images_of_another_size_are_refused_with_what_to_give(
+    sides: tuple[int | None, int], sizes: dict[str, Any], text: str
+) -> None:
+    image = Image.new("L", (70, 50))
+    with pytest.raises(PreprocessError, match=text):
+        fit_image(Preprocess(preset="raw", **sizes), image, spec(1, *sides), "a.png")
+
+
 def test_deep_images_are_refused_instead_of_clipped(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(path)

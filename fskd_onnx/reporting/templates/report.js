@@ -51,6 +51,7 @@ for (const section of document.querySelectorAll(".listing")) {
   for (const header of headers) {
     header.querySelector("button").addEventListener("click", () => sort(header));
   }
-  section.querySelector(".controls").hidden = false;
+  // A table that is seen at one glance needs no filter.
+  section.querySelector(".controls").hidden = rows.length < 3;
   filter();
 }
