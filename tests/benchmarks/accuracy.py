@@ -39,7 +39,7 @@ from tests.benchmarks.probes import outcome
 from tests.benchmarks.table import Table
 
 DEFAULT_METHODS = tuple(
-    method for method in METHODS if method not in ("factors", "select", "refine", "sgd")
+    method for method in METHODS if method not in ("factors", "select", "refine", "augment", "sgd")
 )
 DECOMPOSED_METHODS = ("untouched", "kernel", "factors", "auto", "gradient")
 DECOMPOSED_SAMPLES = (50, 500)

@@ -8,6 +8,8 @@ The file is part of the repository, so that the table can be made anew anywhere.
 * entries: one for each method, student and number of samples, which name their outcome.
 
 An entry is stale if its method does something else by now, or if it was measured on other models.
+Fits to few samples are judged in another way than fits to many, so that entries of either go by the
+probes of their kind.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ Outcome = dict[str, Any]
 """What `tests.benchmarks.probes.outcome` gives."""
 
 _WIDTH = 180
+_MANY = 55  # samples, from which on one part of them is held out (`fskd_onnx.pipeline.splits`)
 
 
 class Student(NamedTuple):
@@ -64,6 +67,7 @@ METHODS = (
     "factors",
     "select",
     "auto",
+    "augment",
     "sgd",
     "refine",
     "gradient",
@@ -200,7 +204,7 @@ class Cells:
         entry = self.entries[place]
         if entry.models != self.models.get(place.student, ""):
             return True
-        return bool(now) and not same_outcome(self.outcomes[entry.outcome], now)
+        return bool(now) and not same_outcome(self.outcomes[entry.outcome], now, place.samples)
 
     def key_of(self, method: str, outcome: Outcome) -> str:
         """Give the key of an outcome, which is kept if it is new."""
@@ -215,17 +219,33 @@ class Cells:
         return key
 
 
-def same_outcome(one: Outcome, other: Outcome) -> bool:
-    """Whether a method did the same: the same bytes, else the same choices and close errors."""
+def same_outcome(one: Outcome, other: Outcome, samples: int | None = None) -> bool:
+    """Whether a method did the same: the same bytes, else the same choices and close errors.
+
+    Args:
+        one: what it did.
+        other: what it did at another time.
+        samples: of the entry that is asked for; None: of any.
+    """
     apart = {"probes": (), "within": other.get("within")}
     if one | apart != other | apart:
         return False
     first, second = one.get("probes", {}), other.get("probes", {})
+    if samples is not None:
+        alike = {
+            name for name in first | second if (_samples_of(name) < _MANY) == (samples < _MANY)
+        }
+        first, second = ({n: p for n, p in part.items() if n in alike} for part in (first, second))
     return first.keys() == second.keys() and all(
         first[name]["sha256"] == second[name]["sha256"]
         or _close(first[name]["numbers"], second[name]["numbers"], other["within"])
         for name in first
     )
+
+
+def _samples_of(probe: str) -> int:
+    """Return how many samples a probe had, as the end of its name says."""
+    return int(probe.rpartition(", ")[2].removesuffix(" samples"))
 
 
 def _close(one: object, other: object, within: float) -> bool:

@@ -9,6 +9,7 @@ kernel       kernel adapters aimed at the channels that the student kept; of a d
 factors      of a decomposed block all nodes (``--adapter factors``)
 select       kernel adapters aimed at channels chosen anew
 auto         the package as it comes, no option given
+augment      the same with moved copies of the samples (``--augment flip,shift``)
 sgd          the paper's other way: all 1x1 adapters at once, by gradient (``--optimizer sgd``)
 refine       the same with 200 gradient steps behind it (``--refine 200``)
 gradient     training on the same samples, `tests.benchmarks.gradient`
@@ -43,6 +44,7 @@ FITS = {
     "factors": FitOptions(adapter="factors"),
     "select": FitOptions(adapter="kernel", targets="select"),
     "auto": FitOptions(),
+    "augment": FitOptions(augment=("flip", "shift")),
     "sgd": FitOptions(optimizer="sgd"),
     "refine": FitOptions(refine=200),
 }

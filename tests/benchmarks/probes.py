@@ -9,8 +9,8 @@ below `EXACT`, where the ridge is drawn from rounding, count as none.
 
 Training on few samples would round its way to other numbers on any other processor. Its key is the
 text of its code without comments, docstrings and imports, the channels that it is given, and its
-settings; and so is that of fine-tuning, without channels. That of gradient steps behind a fit is
-such a text beside what the fit does.
+settings; and so is that of fine-tuning, without channels, and that of adapters by gradient steps.
+That of gradient steps behind a fit is such a text beside what the fit does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from PIL import Image
 
 from fskd_onnx import FitOptions, FitReport, compare, fit
 from fskd_onnx.gradient import gradient_steps, targets, trainable
-from fskd_onnx.pipeline import adapter_steps, refinement
+from fskd_onnx.pipeline import adapter_steps, gradient_setup, refinement
 from fskd_onnx.samples import fresh
 from models import train
 from models.build import DEMO
@@ -54,8 +54,8 @@ WITHIN_PAPER = 1e-3
 """The same for the paper's algorithm, whose least squares in float32 have no ridge: with those
 kernels errors move by 2e-4."""
 
-_OF_STEPS = (gradient_steps, targets, trainable, fresh, refinement)
-_OF_ADAPTERS = (gradient_steps, targets, trainable, adapter_steps)
+_OF_STEPS = (gradient_steps, targets, trainable, fresh, gradient_setup, refinement)
+_OF_ADAPTERS = (gradient_steps, targets, trainable, gradient_setup, adapter_steps)
 """What gradient steps are made of; how operators run is no choice."""
 
 _DIGITS = 9

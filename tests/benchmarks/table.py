@@ -19,7 +19,7 @@ NAMES = {
 }
 
 FAMILIES = ("pointwise", "kernel")
-FITS = (*FAMILIES, "factors", "select", "auto", "refine")
+FITS = (*FAMILIES, "factors", "select", "auto", "augment", "sgd", "refine")
 WORSE_THAN_A_FAMILY = 0.3
 """How many points ``auto`` may be worse than the better family, in any row."""
 

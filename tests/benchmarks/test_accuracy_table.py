@@ -64,7 +64,7 @@ def test_training_on_few_samples_brings_the_student_closer() -> None:
 def fitted(sha256: str = "a", error: float = 0.25, ridge: float = 0.1) -> Outcome:
     """What a method did to one probe of one block."""
     numbers = [error, ["conv", "kernel", ridge, error]]
-    return {"within": 1e-5, "probes": {"small": {"sha256": sha256, "numbers": numbers}}}
+    return {"within": 1e-5, "probes": {"a, 50 samples": {"sha256": sha256, "numbers": numbers}}}
 
 
 def test_outcomes_are_the_same_to_the_byte_or_but_for_rounding() -> None:
@@ -77,6 +77,18 @@ def test_outcomes_are_the_same_to_the_byte_or_but_for_rounding() -> None:
     assert same_outcome({"code": "a"}, {"code": "a"})
 
 
+def test_few_and_many_samples_go_by_probes_of_their_kind() -> None:
+    def both(few: float, many: float) -> Outcome:
+        probes = {"a, 10 samples": fitted(str(few), few), "b, 60 samples": fitted(str(many), many)}
+        named = {name: one["probes"]["a, 50 samples"] for name, one in probes.items()}
+        return {"within": 1e-5, "probes": named}
+
+    now, then = both(0.1, 0.2), both(0.3, 0.2)
+    assert not same_outcome(then, now)
+    assert not same_outcome(then, now, 50)
+    assert same_outcome(then, now, 500)
+
+
 def test_a_fit_of_a_probe_says_what_was_chosen() -> None:
     probe = probes.Probe("vgg16_small", "vgg16_small_D", 60)
     found = probes._fit(probe, methods.FITS["pointwise"])
@@ -87,8 +99,8 @@ def test_a_fit_of_a_probe_says_what_was_chosen() -> None:
     assert first == ["stages.0.0.conv", "exact"]  # it has all inputs: only rounding is left
     assert second[:2] == ["stages.0.1.conv", "pointwise"]
     other = probes._fit(probe, methods.FITS["kernel"])
-    apart = [{"within": 1e-5, "probes": {"one": outcome}} for outcome in (found, other)]
-    assert not same_outcome(*apart)
+    one, two = ({"within": 1e-5, "probes": {"one": outcome}} for outcome in (found, other))
+    assert not same_outcome(one, two)
 
 
 def test_the_key_of_training_is_its_code_and_its_settings() -> None:
