@@ -268,6 +268,7 @@ _FORMULAS: Mapping[str, Callable[[gs.Node, _Extents], int]] = MappingProxyType(
         "ConvTranspose": _transposed,
         **dict.fromkeys(("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"), _product),
         **dict.fromkeys(("RNN", "GRU", "LSTM"), _recurrent),
+        "Gather": lambda node, extents: 0,  # an embedding holds weights, and multiplies nothing
     }
 )
 """Multiply-adds of a run of a node, by operator; others have none."""

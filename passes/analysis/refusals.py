@@ -113,11 +113,22 @@ def why_left_alone(node: gs.Node, functions: Sequence[gs.Function]) -> str:
     holds = is_standard(node, *_RECURRENT) or any(map(_is_matrix, node.inputs))
     if called or not holds:
         return ""
+    if is_standard(node, "Gather"):
+        return _why_no_table(node)
     if is_standard(node, *_NOT_LINEAR):
         return f"adapters cannot be fused into '{node.op}'"
     if not is_standard(node, str(node.op)):
         return f"its operator '{node.domain}.{node.op}' is not one of ONNX"
     return ""
+
+
+def _why_no_table(node: gs.Node) -> str:
+    """Return why an embedding, which looks up rows of a table, is left alone; "" for no such."""
+    table, index = node.inputs
+    is_looked_up = not isinstance(index, gs.Constant) and not node.attrs.get("axis", 0)
+    if not is_looked_up or constants.computed_type(table) not in constants.COMPUTED:
+        return ""
+    return f"it looks up rows of its table '{table.name}', which is no linear map of its input"
 
 
 def _why_no_parameter(role: str, tensor: gs.Tensor) -> str:

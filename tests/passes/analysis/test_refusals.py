@@ -43,6 +43,10 @@ ALONE = {
         "g (float[N,0] x) => (float[N,6] y) <float[0,6] w> { [n] y = MatMul (x, w) }",
         "its weight 'w' is empty",
     ),
+    "embedding": (
+        "g (int64[N,5] x) => (float[N,5,6] y) <float[9,6] w> { [n] y = Gather (w, x) }",
+        "it looks up rows of its table 'w', which is no linear map",
+    ),
     "GRU": (
         """g (float[5,N,3] x) => (float[A,B,C,D] y) <float[1,12,3] w, float[1,12,4] r>
         { [n] y = GRU <hidden_size = 4> (x, w, r) }""",
@@ -135,12 +139,14 @@ def test_an_output_that_is_left_out_gives_no_name() -> None:
 
 
 def test_nodes_without_weights_are_not_listed() -> None:
-    # x ─▶ PRelu (a vector) ─▶ Gather (rows of a table) ─▶ If (no weights) ─▶ y
+    # x ─▶ PRelu, Gather (vectors) ─▶ Gather (a column) ─▶ If (no weights) ─▶ y
     model = build("""g (float[N,4] x, bool c, int64[N] ids) => (float[N,4] y)
-      <float[4] slope, float[7,4] table> {
+      <float[4] slope, float[7] numbers, int64[4] order, int64[1] one = {1}> {
         p = PRelu (x, slope)
-        e = Gather (table, ids)
-        s = Add (p, e)
+        e = Gather (numbers, ids)
+        i = Gather <axis = 1> (p, order)
+        u = Unsqueeze (e, one)
+        s = Add (i, u)
         y = If (c) <
             then_branch = t () => (float[N,4] a) { a = Neg (s) },
             else_branch = e () => (float[N,4] b) { b = Abs (s) }
