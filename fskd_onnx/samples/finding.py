@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 Formats = Sequence[SampleFormat]
 
+_NAMED = 5  # files
 # Suffixes of files that often lie beside samples and say something about them.
 _COMPANION_SUFFIXES = frozenset({".txt", ".json", ".csv", ".md"})
 
@@ -58,9 +59,11 @@ def find_files(path: Path, formats: Formats) -> FoundFiles:
     if not nested:
         words = one_of(format_.words for format_ in formats)
         if path.is_dir():
+            others = _others(path, ())
+            found_instead = f" but {_named(others)}" if others else ""
             raise SamplesError(
-                f"{path}: holds no samples; put {words} directly into the folder, or into folders "
-                "in it"
+                f"{path}: holds no samples{found_instead}; put {words} directly into the folder, "
+                "or into folders in it"
             )
         raise SamplesError(f"{path}: is not a file of samples; give {words}")
     _check_one_kind(path, [format_ for format_, _ in nested])
@@ -189,13 +192,24 @@ def _log_folders_left_out(path: Path, formats: Formats) -> None:
 
 def _log_others(folder: Path, items: Sequence[Path]) -> None:
     """Name the files of a folder that are not read, but for those that go with samples."""
+    others = _others(folder, items)
+    if others:
+        logger.warning("%s: not read as samples: %s", folder, _named(others))
+
+
+def _others(folder: Path, items: Sequence[Path]) -> list[str]:
+    """Return the names of the files of a folder besides samples and what goes with them."""
     read = set(items)
-    others = [
+    return [
         entry.name
         for entry in visible_entries(folder)
         if entry not in read
         and entry.suffix.lower() not in _COMPANION_SUFFIXES
         and not entry.is_dir()
     ]
-    if others:
-        logger.warning("%s: not read as samples: %s", folder, ", ".join(others))
+
+
+def _named(names: Sequence[str]) -> str:
+    """Return names in one phrase, of many the first ones."""
+    more = f" and {len(names) - _NAMED} others" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

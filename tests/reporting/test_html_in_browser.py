@@ -10,6 +10,7 @@ import pytest
 
 from fskd_onnx.reporting.html_format import to_html
 from fskd_onnx.reporting.record import Report, record_of
+from fskd_onnx.results import Agreement
 from tests.reporting.browser import CHROMIUM, MISSING, Answers, ask
 from tests.reporting.records import COMPARISON, COMPRESSION, KEPT, LONG, REPORT, block
 from tests.reporting.test_html_format import HOSTILE
@@ -26,7 +27,10 @@ QUESTION = """(window, document) => {
   for (const each of document.querySelectorAll("details")) each.open = true;
   const wide = [...document.querySelectorAll("body *")].filter(
     (each) => !each.closest("svg") && each.getBoundingClientRect().right > root.clientWidth + 0.5);
+  const crowded = [...document.querySelectorAll(".tiles .figure > *")].filter((each) =>
+    each.getBoundingClientRect().right > each.closest("div").getBoundingClientRect().right + 0.5);
   const found = {
+    crowded: text(crowded),
     width: root.clientWidth, overflow: root.scrollWidth - root.clientWidth, wide: text(wide),
     pictures: [...document.querySelectorAll("figure svg")].filter((e) => e.clientWidth).length,
   };
@@ -74,6 +78,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     fit = dataclasses.replace(
         REPORT,
         blocks=(*blocks, hostile, unbroken, block(LONG), block("conv1")),
+        before=Agreement(0.06071, 1.0),
+        after=Agreement(0.0006883, 1.0),
         command=f"fskd-onnx fit {'x' * 200} '{HOSTILE}'",
     )
     reports: dict[str, Report] = {
@@ -97,6 +103,7 @@ def test_pages_fit_their_width(answers: Answers) -> None:
         assert width - 20 <= found["width"] <= width
         assert (found["overflow"], found["wide"]) == (0, [])
         assert found["pictures"] == 1
+        assert found["crowded"] == []
 
 
 @pytest.mark.parametrize("width", [PHONE, SCREEN])

@@ -248,6 +248,11 @@ def refusal(source: Any, inputs: tuple[InputSpec, ...], preprocess: Preprocess =
 def test_missing_and_empty_sources(tmp_path: Path) -> None:
     assert "nowhere: does not exist" in refusal(tmp_path / "nowhere", VECTOR)
     assert "holds no samples; put images" in refusal(tmp_path, VECTOR)
+    for number in range(7):
+        (tmp_path / f"IMG_{number}.HEIC").touch()
+    said = refusal(tmp_path, VECTOR)
+    assert "holds no samples but IMG_0.HEIC, IMG_1.HEIC, " in said
+    assert "IMG_4.HEIC and 2 others; put images" in said
     (tmp_path / "notes.txt").touch()
     assert "notes.txt: is not a file of samples" in refusal(tmp_path / "notes.txt", VECTOR)
     np.save(tmp_path / "none.npy", random(0, 6))
