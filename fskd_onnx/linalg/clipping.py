@@ -38,12 +38,19 @@ def relu_aware_targets(
         low: lower bound of the activation, -inf where there is none.
         high: upper bound, inf where there is none.
     """
+    # Between two bounds, which are both t itself where t is not cut off: several times faster than
+    # to choose by a condition.
     least, most = _typed(target, low, high)
-    if least is not None:
-        target = np.where(target <= least, np.minimum(prediction, least), target)
-    if most is not None:
-        target = np.where(target >= most, np.maximum(prediction, most), target)
-    return target
+    far = np.finfo(target.dtype).max
+    floor: NDArray[F] = target if most is None else np.minimum(target, most)
+    ceiling: NDArray[F] = target if least is None else np.maximum(target, least)
+    with np.errstate(over="ignore"):
+        if least is not None:
+            floor = floor - (target <= least) * far
+        if most is not None:
+            ceiling = ceiling + (target >= most) * far
+    bounded: NDArray[F] = np.minimum(np.maximum(prediction, floor), ceiling)
+    return bounded
 
 
 def _typed(values: NDArray[F], low: float, high: float) -> tuple[F | None, F | None]:

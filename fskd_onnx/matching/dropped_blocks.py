@@ -46,7 +46,7 @@ def with_dropped_blocks(
         dropped = [block.name for block in blocks if block.name not in own]
         if dropped:
             smaller = graph.copy()
-            DropBlocks(dropped).run(smaller)
+            DropBlocks(dropped).apply(smaller)  # all of them may be left out, as was found
             found = {block.linear.output.name: block for block in find_block_graph(smaller).blocks}
             bare |= {name: block for name, block in found.items() if kept.get(name) == own}
     contexts = [(block, bare.get(block.linear.output.name)) for block in teacher.blocks]

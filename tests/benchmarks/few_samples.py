@@ -39,7 +39,10 @@ def main() -> None:
     counts: Counter[tuple[bool, bool, bool]] = Counter()
     logs = []
     for seed in range(options.seed, options.seed + options.count):
-        stands, alone, gain, log = _compare(seed)
+        compared = _compare(seed)
+        if compared is None:
+            continue
+        stands, alone, gain, log = compared
         counts[stands, alone, gain] += 1
         logs.append(log)
     print("| given out | by a fit per fold | fits | closer on fresh samples |\n|---|---|---|---|")
@@ -55,8 +58,11 @@ def main() -> None:
     )
 
 
-def _compare(seed: int) -> tuple[bool, bool, bool, float]:
-    """Return both verdicts, whether fresh samples are closer, and the logarithm of the errors."""
+def _compare(seed: int) -> tuple[bool, bool, bool, float] | None:
+    """Return both verdicts, whether fresh samples are closer, and the logarithm of the errors.
+
+    None where there is nothing to choose.
+    """
     rng = np.random.default_rng(seed)
     network, count = NETWORKS[_NETWORKS[seed % len(_NETWORKS)]], int(rng.integers(3, 16))
     teacher, student = network.teacher(seed), network.student(seed)
@@ -70,6 +76,8 @@ def _compare(seed: int) -> tuple[bool, bool, bool, float]:
     options = FitOptions(run_options, adapter, str(rng.choice(["kept", "select", "auto"])))
     problem = prepared(teacher, student, samples, options)
     found = try_out(problem, options, StageTimer())
+    if not found:
+        return None
     alone = _fit_per_fold(problem, found, options)
     best, other = (choose(candidates, problem.before) for candidates in (found, alone))
     errors = (_error(model, teacher, fresh) for model in (student, best.fitted.model))
