@@ -71,6 +71,8 @@ class RandomSampling:
     ) -> tuple[int, NDArray[np.intp]]:
         """Choose the columns of one batch, see ``Sampling``."""
         count, k = self._extent(offset, rows, positions)
+        if k == positions:
+            return count, np.arange(positions)
         rng = np.random.default_rng([*self.seed, offset.index])
         return count, np.sort(rng.choice(positions, size=k, replace=False))
 

@@ -45,6 +45,11 @@ class Axis:
     pad: int
     transposed: bool
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether each output position sees the input at the same position alone."""
+        return self.size == self.output and (self.kernel, self.stride, self.pad) == (1, 1, 0)
+
     def input_of(
         self, position: NDArray[np.intp], tap: NDArray[np.intp]
     ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
@@ -96,7 +101,7 @@ class Geometry:
             (kernel size, k) flat indices of input positions, and whether each is inside the input;
             where it is not, the index is a valid one, to be masked.
         """
-        if not self.axes:
+        if all(axis.is_identity for axis in self.axes):
             return chosen[np.newaxis], np.ones((1, len(chosen)), dtype=bool)
         taps = np.array(list(itertools.product(*(range(axis.kernel) for axis in self.axes))))
         flat = np.zeros((len(taps), len(chosen)), dtype=np.intp)
