@@ -44,6 +44,11 @@ Floats = NDArray[np.float32]
 
 _ROOT = Path(__file__).parents[2]
 _CPU = ("cpu",)
+_SHAPES = {
+    "resnet50": shapes.resnet50,
+    "mobilenet_v2": shapes.mobilenet_v2,
+    "inception_v1": shapes.inception_v1,
+}
 _TURNS = 3
 _LONG = 20.0  # seconds; a fit that takes longer is timed once
 
@@ -53,7 +58,7 @@ class Case:
     """One row.
 
     Attributes:
-        network: "vgg16-D", "resnet20-inner50", "resnet50", "mobilenet_v2" or "chain-DEPTH".
+        network: "vgg16-D", "resnet20-inner50", one of ``_SHAPES`` or "chain-DEPTH".
         samples: how many.
         adapter: as of ``fit``; "paper" for the paper's way, "compress" for the command of that
             name, which takes the teacher alone.
@@ -126,6 +131,8 @@ def cases(quick: bool) -> Iterator[Case]:
             yield Case(network, 64, adapter)
         yield Case(network, 256, "pointwise")
         yield Case(network, 64, "compress")
+    for samples in () if quick else (16, 64):
+        yield Case("inception_v1", samples, "auto", "auto")
 
 
 def measure(case: Case, providers: tuple[str, ...] = _CPU) -> Figures:
@@ -186,9 +193,8 @@ def _load(case: Case) -> tuple[ModelSource, ModelSource, Floats]:
         return *shapes.chain(int(case.network.removeprefix("chain-"))), shapes.images(
             case.samples, 14
         )
-    if case.network in ("resnet50", "mobilenet_v2"):
-        build = shapes.resnet50 if case.network == "resnet50" else shapes.mobilenet_v2
-        return *build(), shapes.images(case.samples, shapes.SIDE)
+    if case.network in _SHAPES:
+        return *_SHAPES[case.network](), shapes.images(case.samples, shapes.SIDE)
     images = normalise(draw_samples(load("train").images, case.samples))
     teacher, student = (Path(file) for file in case.files or ())
     return teacher, student, images

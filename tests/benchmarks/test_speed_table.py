@@ -25,7 +25,9 @@ def test_quick_is_a_part_of_all() -> None:
     assert len(quick) < len(everything)
 
 
-@pytest.mark.parametrize("build", [shapes.mobilenet_v2, lambda: shapes.chain(3)])
+@pytest.mark.parametrize(
+    "build", [shapes.mobilenet_v2, shapes.inception_v1, lambda: shapes.chain(3)]
+)
 def test_a_student_is_its_teacher_with_fewer_channels(build: object) -> None:
     teacher, student = build()  # type: ignore[operator]
     for model in (teacher, student):
