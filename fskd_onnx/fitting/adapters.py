@@ -60,6 +60,7 @@ from fskd_onnx.linalg.factorization import Factorization
 from fskd_onnx.linalg.moments import GramMoments, Moments, sum_moments
 from fskd_onnx.linalg.ridge import (
     CrossValidation,
+    RidgeChoice,
     cross_validate,
     is_identity,
     regular_solver,
@@ -189,28 +190,30 @@ class Factors(Family):
 
         return solve
 
-    def best_ridge(self, folds: Sequence[Moments], rows: Indices, tested: int | None) -> float:
+    def choose_ridge(
+        self, folds: Sequence[Moments], rows: Indices, tested: int | None
+    ) -> RidgeChoice:
         """Choose the ridge as for any kernel."""
         some = tested_targets(len(rows))
         prior = AffineMap(self.prior if self.towards is None else self.towards, self.bias)
         parts = [self.moments(fold.of_targets(some)) for fold in folds]
-        return cross_validate(parts, prior.of_targets(some), tested).ridge
+        return cross_validate(parts, prior.of_targets(some), tested).choice
 
     def cross_validate(
         self, folds: Sequence[Moments], rows: Indices, tested: int | None
     ) -> CrossValidation:
         """Choose the ridge, and fit factors with it without each of the tested folds."""
-        ridge = self.best_ridge(folds, rows, tested)
+        choice = self.choose_ridge(folds, rows, tested)
         parts = [self.moments(fold) for fold in folds]
         everything = sum_moments(parts)
         held_out = parts[:tested]
         fits = []
         for part in held_out:
             rest = everything - part
-            fits.append(self.solver(rest.of_x, ridge)(rest))
+            fits.append(self.solver(rest.of_x, choice.ridge)(rest))
         return CrossValidation(
             folds=parts,
-            ridge=ridge,
+            choice=choice,
             error_before=sum(part.error(self.unchanged) for part in held_out),
             error_after=sum(
                 part.error(fitted) for part, fitted in zip(held_out, fits, strict=True)

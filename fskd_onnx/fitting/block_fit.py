@@ -14,7 +14,7 @@ from fskd_onnx.fitting.adapters import Families
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.family import Family, tested_targets
 from fskd_onnx.linalg.moments import CrossMoments, Moments, sum_moments
-from fskd_onnx.linalg.ridge import CrossValidation, folds_to_test
+from fskd_onnx.linalg.ridge import CrossValidation, RidgeChoice, folds_to_test
 from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.constants import epsilon
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue
@@ -44,8 +44,8 @@ class BlockFit:
         error_before: of the block as it is.
         error_after: of the fitted block.
         rounding: errors of this size are what the stored type rounds off.
-        without: adapters that are fitted to all folds but one, with the same family, ridge and
-            targets, by the fold; empty where they were not asked for.
+        without: adapters that are fitted to all folds but one, with the same family and targets and
+            the ridge that is best for the others, by the fold; empty where they were not asked for.
         ranks_worse: whether the block gives the scores of classes, and the fitted one ranks the
             teacher's class first less often, beyond chance. The least square error of a block that
             cannot be the teacher's, a classifier of low rank, may be worse in that.
@@ -136,7 +136,7 @@ def _fit_families(
     )
     if plain.without_first is not None:
         family = family.from_adapter(plain.without_first)
-    best = _Candidate(False, [fold.of_y for fold in folds], plain.ridge)
+    best = _Candidate(False, [fold.of_y for fold in folds], plain.choice)
     before, scale = plain.error_before, _scale(plain.energy, folds)
     if epilogue == NO_EPILOGUE:
         best = replace(best, error=plain.error_after)
@@ -149,7 +149,7 @@ def _fit_families(
     if len(rows) < n:
         # The tested targets stood for all, which follow the way that was best for these.
         whole = _join(folds, data.cross_moments(all_rows, best.residual))
-        steps = _repeat(data, whole, family, best.ridge, epilogue, all_rows)
+        steps = _repeat(data, whole, family, best.choice.ridge, epilogue, all_rows)
         _, targets = next(itertools.islice(steps, best.repeats, None))
     parts = [
         Moments(part.of_x, family.cross_moments(of_y))
@@ -158,21 +158,22 @@ def _fit_families(
     moments = sum_moments(parts)
     ranks_worse = False
     if data.gives_scores and epilogue == NO_EPILOGUE:
-        held_out, _ = next(_repeat(data, folds, family, best.ridge, epilogue, rows))
+        held_out, _ = next(_repeat(data, folds, family, best.choice.ridge, epilogue, rows))
         lost, gained = data.ranked_first(family.as_block_map(held_out))
         ranks_worse = lost - gained > _BEYOND_CHANCE * math.sqrt(lost + gained)
-    adapter, *others = (
-        family.solver(some.of_x, best.ridge)(some)
-        for some in (moments, *(moments - part for part in parts if without_folds))
-    )
+    without = {}
+    for number, part in enumerate(parts if without_folds else ()):
+        rest = moments - part
+        solve = family.solver(rest.of_x, best.choice.without(number))
+        without[data.fold_numbers[number]] = solve(rest)
     return BlockFit(
         family,
-        adapter,
-        best.ridge,
+        family.solver(moments.of_x, best.choice.ridge)(moments),
+        best.choice.ridge,
         before * scale,
         best.error * scale,
         max((_ROUNDING * epsilon(data.linear.weight)) ** 2, _OF_SUMS) * _largeness(folds),
-        dict(zip(data.fold_numbers, others, strict=False)),
+        without,
         ranks_worse,
     )
 
@@ -200,14 +201,14 @@ class _Candidate:
     Attributes:
         residual: whether the targets are the teacher's sum without the student's shortcut.
         targets: cross part of each fold that was fitted to in the end.
-        ridge: strength.
+        choice: of the ridge.
         repeats: how often targets were adapted to the activation behind, and fitted again.
         error: on folds that the fit has not seen.
     """
 
     residual: bool
     targets: list[CrossMoments]
-    ridge: float
+    choice: RidgeChoice
     repeats: int = 0
     error: float = np.inf
 
@@ -227,20 +228,20 @@ def _refine(
     sum, to that without the student's shortcut; and what follows from each by adapting its targets
     to the activation behind.
     """
-    best = _Candidate(False, [fold.of_y for fold in folds], plain.ridge)
-    starts = [(False, folds, plain.ridge)]
+    best = _Candidate(False, [fold.of_y for fold in folds], plain.choice)
+    starts = [(False, folds, plain.choice)]
     if data.residual:
         behind = _join(folds, data.cross_moments(rows, residual=True))
-        starts.append((True, behind, family.best_ridge(behind, rows, tested)))
-    for residual, moments, ridge in starts:
-        steps = _repeat(data, moments, family, ridge, epilogue, rows)
+        starts.append((True, behind, family.choose_ridge(behind, rows, tested)))
+    for residual, moments, choice in starts:
+        steps = _repeat(data, moments, family, choice.ridge, epilogue, rows)
         for repeats, (fitted, targets) in enumerate(
             itertools.islice(steps, family.most_repeats + 1)
         ):
             error = data.error(family.as_block_map(fitted), epilogue, rows)
             enough = error > _WORTH_REPEATING * best.error
             if error < best.error:
-                best = _Candidate(residual, targets, ridge, repeats, error)
+                best = _Candidate(residual, targets, choice, repeats, error)
             if enough or not epilogue.clips:
                 break
     return best

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.linalg.factorization import Factorization
 from fskd_onnx.linalg.moments import CrossMoments, GramMoments, Moments
-from fskd_onnx.linalg.ridge import CrossValidation, Mask, Ridge, cross_validate
+from fskd_onnx.linalg.ridge import CrossValidation, Mask, Ridge, RidgeChoice, cross_validate
 from fskd_onnx.passes.analysis.affine import AffineMap
 
 Indices = NDArray[np.intp]
@@ -158,9 +158,11 @@ class Family(ABC):
         support = None if self.support is None else self.support[:, rows]
         return cross_validate(parts, self.unchanged.of_targets(rows), tested, support)
 
-    def best_ridge(self, folds: Sequence[Moments], rows: Indices, tested: int | None) -> float:
+    def choose_ridge(
+        self, folds: Sequence[Moments], rows: Indices, tested: int | None
+    ) -> RidgeChoice:
         """Return the ridge that ``cross_validate`` chooses."""
-        return self.cross_validate(folds, rows, tested).ridge
+        return self.cross_validate(folds, rows, tested).choice
 
     def from_adapter(self, adapter: AffineMap) -> Family:
         """Return the family, such that what it solves for by steps starts from an adapter."""

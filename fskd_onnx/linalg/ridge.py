@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,12 +112,34 @@ class Ridge:
 
 
 @dataclass(frozen=True)
+class RidgeChoice:
+    """A strength, and what speaks for it.
+
+    Attributes:
+        ridge: the chosen strength, relative to the mean diagonal of Gxx.
+        errors: on each tested fold, of each strength that was tried.
+    """
+
+    ridge: float
+    errors: Mapping[float, Sequence[float]]
+
+    def without(self, fold: int) -> float:
+        """Return the strength of least error on the other folds, so that one has no say in it."""
+        sums = {
+            ridge: sum(error for number, error in enumerate(errors) if number != fold)
+            for ridge, errors in self.errors.items()
+        }
+        # The chosen one first, and where no fold is left.
+        return min((self.ridge, *sorted(sums, reverse=True)), key=lambda ridge: sums[ridge])
+
+
+@dataclass(frozen=True)
 class CrossValidation:
     """What held-out folds say of ridge regression towards a prior.
 
     Attributes:
         folds: moments of each fold.
-        ridge: the chosen strength, relative to the mean diagonal of Gxx.
+        choice: the chosen strength.
         error_before: ||prior X + shift - Y||^2 over the tested folds.
         error_after: the same of maps that are fitted without the fold that they are tested on.
         energy: ||Y - mean||^2 over the same folds.
@@ -126,11 +148,16 @@ class CrossValidation:
     """
 
     folds: Sequence[Moments]
-    ridge: float
+    choice: RidgeChoice
     error_before: float
     error_after: float
     energy: float
     without_first: AffineMap | None = None
+
+    @property
+    def ridge(self) -> float:
+        """The chosen strength, relative to the mean diagonal of Gxx."""
+        return self.choice.ridge
 
 
 def folds_to_test(unknowns: int) -> int | None:
@@ -162,17 +189,20 @@ def cross_validate(
     others = [everything - fold for fold in held_out_folds]
     problems = [Ridge(rest.of_x, prior.matrix, support) for rest in others]
 
+    errors: dict[float, list[float]] = {}
+
     def held_out(ridge: float) -> float:
-        return sum(
+        errors[ridge] = [
             fold.error(problem.solver(ridge)(rest))
             for fold, rest, problem in zip(held_out_folds, others, problems, strict=True)
-        )
+        ]
+        return sum(errors[ridge])
 
     few = min(rest.count for rest in others) < _MANY_COLUMNS * prior.matrix.shape[2]
     best, error = _walk_downhill(held_out, len(RIDGES) - 1 if few else len(RIDGES) // 2)
     return CrossValidation(
         folds=folds,
-        ridge=best,
+        choice=RidgeChoice(best, errors),
         error_before=sum(fold.error(prior) for fold in held_out_folds),
         error_after=error,
         energy=sum(fold.target_energy for fold in held_out_folds),

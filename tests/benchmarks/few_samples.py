@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -37,31 +38,30 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     options = parser.parse_args()
     counts: Counter[tuple[bool, bool, bool]] = Counter()
-    logs = []
+    ratios = []
     for seed in range(options.seed, options.seed + options.count):
         compared = _compare(seed)
-        if compared is None:
-            continue
-        stands, alone, gain, log = compared
-        counts[stands, alone, gain] += 1
-        logs.append(log)
+        if compared is not None:
+            verdict, found = compared
+            counts[verdict] += 1
+            ratios += found
     print("| given out | by a fit per fold | fits | closer on fresh samples |\n|---|---|---|---|")
     for stands, alone in ((True, True), (True, False), (False, True), (False, False)):
-        found = [counts[stands, alone, gain] for gain in (True, False)]
+        gains = [counts[stands, alone, gain] for gain in (True, False)]
         words = ("yes" if stands else "no", "yes" if alone else "no")
-        print(f"| {words[0]} | {words[1]} | {sum(found)} | {found[0]} |")
-    spread = np.std(logs) / np.sqrt(len(logs))
-    print(
-        "\nheld-out error beside that of a fit per fold, geometric mean: "
-        f"{np.exp(np.mean(logs)):.2f} ({np.exp(np.mean(logs) - 2 * spread):.2f} to "
-        f"{np.exp(np.mean(logs) + 2 * spread):.2f})"
-    )
+        print(f"| {words[0]} | {words[1]} | {sum(gains)} | {gains[0]} |")
+    print("\nerrors of the judged students beside those of a fit per fold, geometric means:")
+    for name, logs in zip(("held-out", "fresh"), np.log(ratios).T, strict=True):
+        mean, spread = logs.mean(), 2 * logs.std() / np.sqrt(len(logs))
+        print(f"{name} samples: {np.exp(mean):.2f} +- {np.exp(mean) * spread:.2f}")
 
 
-def _compare(seed: int) -> tuple[bool, bool, bool, float] | None:
-    """Return both verdicts, whether fresh samples are closer, and the logarithm of the errors.
+def _compare(seed: int) -> tuple[tuple[bool, bool, bool], list[tuple[float, float]]] | None:
+    """Compare both ways to judge one case.
 
-    None where there is nothing to choose.
+    Returns:
+        Both verdicts, and whether the fit is closer on fresh samples; and for each start the ratio
+        of the errors on held-out and on fresh samples. None where there is nothing to choose.
     """
     rng = np.random.default_rng(seed)
     network, count = NETWORKS[_NETWORKS[seed % len(_NETWORKS)]], int(rng.integers(3, 16))
@@ -78,40 +78,40 @@ def _compare(seed: int) -> tuple[bool, bool, bool, float] | None:
     found = try_out(problem, options, StageTimer())
     if not found:
         return None
-    alone = _fit_per_fold(problem, found, options)
-    best, other = (choose(candidates, problem.before) for candidates in (found, alone))
-    errors = (_error(model, teacher, fresh) for model in (student, best.fitted.model))
-    logs = [
-        np.log(mine.errors.mean() / theirs.errors.mean())
-        for mine, theirs in zip(found, alone, strict=True)
-        if mine.errors.mean() > 0 and theirs.errors.mean() > 0
-    ]
-    before, after = errors
-    return (
-        _is_given_out(problem, best),
-        _is_given_out(problem, other),
-        after < before,
-        float(np.mean(logs)) if logs else 0.0,
-    )
-
-
-def _fit_per_fold(
-    problem: FitProblem, found: list[Candidate], options: FitOptions
-) -> list[Candidate]:
-    """Return the candidates as descents to the samples of each trial judge them."""
-    judged = []
+    target = run(teacher, fresh)
+    alone, ratios = [], []
     for candidate in found:
-        start = replace(options, targets=candidate.fitted.targets)
-        outputs = []
-        for trial in problem.splits.trials:
-            (alone,) = fits(problem, trial, start, StageTimer())
-            outputs.append(problem.outputs(alone.model, "alone", trial.held_out))
-        together = [np.concatenate(parts)[problem.judged] for parts in zip(*outputs, strict=True)]
-        errors = problem.by_group(squared_errors(problem.target, together))
-        verdict = judge(problem.errors_before, errors, problem.output_size)
-        after = problem.agreement(together)
-        judged.append(replace(candidate, after=after, errors=errors, verdict=verdict))
-    return judged
+        models = _fit_per_fold(problem, options, candidate.fitted.targets)
+        alone.append(_judged(problem, candidate, models))
+        judged = [candidate.fitted.of_trial(number).model for number in range(len(models))]
+        errors = [sum(_error(model, target, fresh) for model in them) for them in (judged, models)]
+        held_out = candidate.errors.mean(), alone[-1].errors.mean()
+        if min(*errors, *held_out) > 0:
+            ratios.append((float(held_out[0] / held_out[1]), errors[0] / errors[1]))
+    best, other = (choose(candidates, problem.before) for candidates in (found, alone))
+    before, after = (_error(model, target, fresh) for model in (student, best.fitted.model))
+    return (_is_given_out(problem, best), _is_given_out(problem, other), after < before), ratios
+
+
+def _fit_per_fold(problem: FitProblem, options: FitOptions, targets: str) -> list[onnx.ModelProto]:
+    """Return descents of their own to the samples of each trial."""
+    start = replace(options, targets=targets)
+    found = (fits(problem, trial, start, StageTimer()) for trial in problem.splits.trials)
+    return [next(fitted).model for fitted in found]
+
+
+def _judged(
+    problem: FitProblem, candidate: Candidate, models: Sequence[onnx.ModelProto]
+) -> Candidate:
+    """Return a candidate as other students judge it, one of each trial."""
+    outputs = [
+        problem.outputs(model, "alone", trial.held_out)
+        for model, trial in zip(models, problem.splits.trials, strict=True)
+    ]
+    together = [np.concatenate(parts)[problem.judged] for parts in zip(*outputs, strict=True)]
+    errors = problem.by_group(squared_errors(problem.target, together))
+    verdict = judge(problem.errors_before, errors, problem.output_size)
+    return replace(candidate, after=problem.agreement(together), errors=errors, verdict=verdict)
 
 
 def _is_given_out(problem: FitProblem, best: Candidate) -> bool:
@@ -126,9 +126,9 @@ def _scaled(samples: dict[str, Array], tail: float, rng: np.random.Generator) ->
     return {name: (values.T * scale).T.astype(values.dtype) for name, values in samples.items()}
 
 
-def _error(model: onnx.ModelProto, teacher: onnx.ModelProto, samples: dict[str, Array]) -> float:
-    mine, theirs = run(model, samples), run(teacher, samples)
-    return float(sum(np.sum((mine[name] - theirs[name]) ** 2) for name in theirs))
+def _error(model: onnx.ModelProto, target: dict[str, Array], samples: dict[str, Array]) -> float:
+    mine = run(model, samples)
+    return float(sum(np.sum((mine[name] - target[name]) ** 2) for name in target))
 
 
 if __name__ == "__main__":

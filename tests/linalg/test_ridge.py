@@ -11,7 +11,7 @@ import pytest
 from fskd_onnx.linalg import ridge
 from fskd_onnx.linalg.backends import Array, solved_by
 from fskd_onnx.linalg.moments import Moments, sum_moments
-from fskd_onnx.linalg.ridge import Ridge, cross_validate, is_identity, span
+from fskd_onnx.linalg.ridge import Ridge, RidgeChoice, cross_validate, is_identity, span
 from fskd_onnx.passes.analysis.affine import AffineMap
 from tests.regressions import SOLVERS, draw
 
@@ -162,3 +162,10 @@ def test_identities_are_told_from_what_is_almost_one() -> None:
     assert not is_identity(eye[:, ::-1])
     eye[1, 2, 2] = np.nextafter(1, 2)
     assert not is_identity(eye)
+
+
+def test_a_fold_has_no_say_in_the_ridge_of_the_others() -> None:
+    errors = {1.0: [3.0, 3.0, 1.0], 0.1: [1.0, 4.0, 1.0], 10.0: [9.0, 4.0, 1.0]}
+    choice = RidgeChoice(0.1, errors)
+    assert [choice.without(fold) for fold in range(4)] == [1.0, 0.1, 0.1, 0.1]
+    assert RidgeChoice(0.1, {10.0: [2.0], 0.1: [1.0]}).without(0) == 0.1
