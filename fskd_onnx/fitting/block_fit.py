@@ -14,7 +14,8 @@ from fskd_onnx.fitting.adapters import Families
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.family import Family, tested_targets
 from fskd_onnx.linalg.moments import CrossMoments, Moments, sum_moments
-from fskd_onnx.linalg.ridge import CrossValidation, RidgeChoice, folds_to_test
+from fskd_onnx.linalg.ridge import CrossValidation, RidgeChoice, folds_to_test, numbers_of_folds
+from fskd_onnx.linalg.threads import parallel_map
 from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.constants import epsilon
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue
@@ -161,11 +162,13 @@ def _fit_families(
         held_out, _ = next(_repeat(data, folds, family, best.choice.ridge, epilogue, rows))
         lost, gained = data.ranked_first(family.as_block_map(held_out))
         ranks_worse = lost - gained > _BEYOND_CHANCE * math.sqrt(lost + gained)
-    without = {}
-    for number, part in enumerate(parts if without_folds else ()):
-        rest = moments - part
+
+    def fit_without(number: int) -> tuple[int, AffineMap]:
+        rest = moments - parts[number]
         solve = family.solver(rest.of_x, best.choice.without(number))
-        without[data.fold_numbers[number]] = solve(rest)
+        return data.fold_numbers[number], solve(rest)
+
+    numbers = numbers_of_folds(len(parts) if without_folds else 0, family.prior.shape[2])
     return BlockFit(
         family,
         family.solver(moments.of_x, best.choice.ridge)(moments),
@@ -173,7 +176,7 @@ def _fit_families(
         before * scale,
         best.error * scale,
         max((_ROUNDING * epsilon(data.linear.weight)) ** 2, _OF_SUMS) * _largeness(folds),
-        without,
+        dict(parallel_map(fit_without, numbers)),
         ranks_worse,
     )
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from fskd_onnx.linalg.backends import Array, backend
 from fskd_onnx.linalg.moments import GramMoments, Moments, sum_moments
+from fskd_onnx.linalg.threads import parallel_map
 from fskd_onnx.passes.analysis.affine import AffineMap
 
 logger = logging.getLogger(__name__)
@@ -165,6 +166,11 @@ def folds_to_test(unknowns: int) -> int | None:
     return None if unknowns <= _CHEAP else _FOLDS_IF_COSTLY
 
 
+def numbers_of_folds(count: int, unknowns: int) -> Sequence[int]:
+    """Return what `parallel_map` goes through: in threads where systems are worth one each."""
+    return range(count) if unknowns <= _CHEAP else list(range(count))
+
+
 def cross_validate(
     folds: Sequence[Moments],
     prior: AffineMap,
@@ -188,14 +194,15 @@ def cross_validate(
     held_out_folds = folds[:tested]
     others = [everything - fold for fold in held_out_folds]
     problems = [Ridge(rest.of_x, prior.matrix, support) for rest in others]
-
+    numbers = numbers_of_folds(len(others), prior.matrix.shape[2])
     errors: dict[float, list[float]] = {}
 
     def held_out(ridge: float) -> float:
-        errors[ridge] = [
-            fold.error(problem.solver(ridge)(rest))
-            for fold, rest, problem in zip(held_out_folds, others, problems, strict=True)
-        ]
+        def of_fold(number: int) -> float:
+            fitted = problems[number].solver(ridge)(others[number])
+            return held_out_folds[number].error(fitted)
+
+        errors[ridge] = list(parallel_map(of_fold, numbers))
         return sum(errors[ridge])
 
     few = min(rest.count for rest in others) < _MANY_COLUMNS * prior.matrix.shape[2]

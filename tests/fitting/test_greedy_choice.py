@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fskd_onnx.fitting.greedy_choice import choose_channels
+from fskd_onnx.fitting.greedy_choice import choose_channels, order_of_choice
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.matching.channels import Channels
 
@@ -120,3 +120,19 @@ def test_greedy_is_mostly_the_best_and_always_better_than_chance() -> None:
         better.append(np.mean(errors < mine * (1 - 1e-9)))
     assert best > 20
     assert np.mean(better) < 0.05
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_many_picks_are_those_of_plain_elimination(readers: int) -> None:
+    """Matrices are formed anew on the way, and readers of the same array are one."""
+    evidence = random_evidence(3, 90, readers)
+    evidence += [(evidence[0][0], h) for _, h in random_evidence(4, 90)]
+    rest = [(r.copy(), h / np.sum(h * r)) for r, h in evidence]
+    picks: list[int] = []
+    for _ in range(45):
+        gains = sum(np.sum(r * (h @ r), axis=0) / np.maximum(np.diag(r), 1e-9) for r, h in rest)
+        picks.append(max(set(range(90)) - set(picks), key=lambda j: float(gains[j])))
+        rest = [
+            (r - np.outer(r[picks[-1]], r[picks[-1]]) / r[picks[-1], picks[-1]], h) for r, h in rest
+        ]
+    np.testing.assert_array_equal(order_of_choice(evidence, 45), picks)
