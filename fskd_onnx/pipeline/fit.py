@@ -16,14 +16,21 @@ from collections.abc import Mapping
 from fskd_onnx.errors import MatchError, NoImprovementError
 from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.option_checks import given as given_options
-from fskd_onnx.options import FitOptions
+from fskd_onnx.options import FitOptions, OptimizerName
 from fskd_onnx.pipeline.gradient_setup import check_torch, check_trainable
 from fskd_onnx.pipeline.guidance import advise, is_large, why_no_gain
 from fskd_onnx.pipeline.networks import Networks
 from fskd_onnx.pipeline.problem import FitProblem, load_inputs, prepare
 from fskd_onnx.pipeline.refinement import Refinement, refine, refined
 from fskd_onnx.pipeline.sample_need import SampleNeed, sample_need
-from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, try_out
+from fskd_onnx.pipeline.trials import (
+    Candidate,
+    FittedStudent,
+    choose,
+    error_of,
+    judged_by_own_fits,
+    try_out,
+)
 from fskd_onnx.pipeline.weight_growth import sizes_of, steadiest
 from fskd_onnx.progress import share
 from fskd_onnx.reporting.agreement import finite_rows
@@ -40,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 # What gradient steps take of the work, roughly, where some are asked for.
 _STEPS = 0.5
+# An error that is so many times that of the untouched student is more than strictness.
+_HOPELESS = 2.0
 
 
 def fit(
@@ -111,7 +120,7 @@ def _fit(
             _ = problem.before  # what ONNX Runtime cannot run fails here, by its name
         closed_form = 1 - _STEPS if options.refine else 1.0
         with share(0.0, closed_form):
-            closed = choose(_candidates(problem, options, timer), problem.before)
+            closed = _closed_form(problem, options, timer)
         outcome = _Outcome(closed.fitted, closed)
         with share(closed_form, 1.0):
             if options.refine:
@@ -143,15 +152,22 @@ class _Outcome:
     refinement: RefineReport | None = None
 
 
-def _candidates(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list[Candidate]:
-    """Return a judged fit from each start; there has to be one."""
+def _closed_form(problem: FitProblem, options: FitOptions, timer: StageTimer) -> Candidate:
+    """Return the best of the fits from each start, judged; there has to be one."""
     candidates = try_out(problem, options, timer)
     if not candidates:
         raise MatchError(
             f"{problem.student.name}: no block is narrower than its teacher's and free to carry "
             "other channels, so there is nothing to select; choose --targets kept"
         )
-    return candidates
+    best = choose(candidates, problem.before)
+    # What judges fits to few samples is cheap, and strict: a refusal takes the better judges.
+    open_ones = [c for c in candidates if error_of(c.after) < _HOPELESS * error_of(problem.before)]
+    by_descent = options.optimizer == OptimizerName.BCD and len(problem.splits.trials) > 1
+    if not (by_descent and open_ones and _refusal(problem, best, options)):
+        return best
+    again = [judged_by_own_fits(problem, each, options, timer) for each in open_ones]
+    return choose(again, problem.before)
 
 
 def _refusal(problem: FitProblem, best: Candidate, options: FitOptions) -> str:

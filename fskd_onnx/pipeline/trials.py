@@ -30,7 +30,7 @@ from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
 from fskd_onnx.pipeline.verdict import judge
 from fskd_onnx.pipeline.weight_growth import Sizes, sizes_of, stored_tensors
-from fskd_onnx.progress import share
+from fskd_onnx.progress import share, with_prefix
 from fskd_onnx.reporting.agreement import squared_errors
 from fskd_onnx.results import (
     Agreement,
@@ -104,31 +104,51 @@ class Candidate:
 
 def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list[Candidate]:
     """Fit from every start, and hold what comes out against the teacher."""
-    split, trials = problem.splits.final, problem.splits.trials
-    candidates = []
-    for fitted in fits(problem, split, options, timer, without_folds=len(trials) > 1):
-        outputs: list[Outputs] = []
-        sizes: list[Sizes] = []
-        for number, trial in enumerate(trials):
-            with timer("verify"):
-                model, name = fitted.of_trial(number).model, f"fused {problem.student.name}"
-                outputs.append(problem.outputs(model, name, trial.held_out))
-            if len(trials) > 1:  # else the fit that is judged is the one that is given out
-                sizes.append(sizes_of(model))
-        together = [np.concatenate(out)[problem.judged] for out in zip(*outputs, strict=True)]
-        errors = problem.by_group(squared_errors(problem.target, together))
-        candidates.append(
-            Candidate(
-                fitted,
-                problem.agreement(together),
-                errors,
-                judge(problem.errors_before, errors, problem.output_size),
-                tuple(sizes),
-                problem.worst_samples(together),
-                problem.output_errors(together),
-            )
-        )
-    return candidates
+    without_folds = len(problem.splits.trials) > 1
+    found = fits(problem, problem.splits.final, options, timer, without_folds=without_folds)
+    return [_judged(problem, fitted, timer) for fitted in found]
+
+
+def judged_by_own_fits(
+    problem: FitProblem, candidate: Candidate, options: FitOptions, timer: StageTimer
+) -> Candidate:
+    """Judge a fit again, by a fit of its own to the samples of each trial.
+
+    That takes a fit per trial. The students that one descent gives beside the one that is given out
+    err more than that, the more blocks follow each other.
+    """
+    chosen, trials = replace(options, targets=candidate.fitted.targets), problem.splits.trials
+    own: list[FittedStudent] = []
+    for number, trial in enumerate(trials, 1):
+        text = f"trial {number} of {len(trials)}, "
+        with with_prefix(text), share((number - 1) / len(trials), number / len(trials)):
+            own.extend(fits(problem, trial, chosen, timer))
+    without = tuple(partial(own.__getitem__, number) for number in range(len(trials)))
+    return _judged(problem, replace(candidate.fitted, without=without), timer)
+
+
+def _judged(problem: FitProblem, fitted: FittedStudent, timer: StageTimer) -> Candidate:
+    """Hold the students of a fit that have not seen some samples against the teacher there."""
+    trials = problem.splits.trials
+    outputs: list[Outputs] = []
+    sizes: list[Sizes] = []
+    for number, trial in enumerate(trials):
+        with timer("verify"):
+            model, name = fitted.of_trial(number).model, f"fused {problem.student.name}"
+            outputs.append(problem.outputs(model, name, trial.held_out))
+        if len(trials) > 1:  # else the fit that is judged is the one that is given out
+            sizes.append(sizes_of(model))
+    together = [np.concatenate(out)[problem.judged] for out in zip(*outputs, strict=True)]
+    errors = problem.by_group(squared_errors(problem.target, together))
+    return Candidate(
+        fitted,
+        problem.agreement(together),
+        errors,
+        judge(problem.errors_before, errors, problem.output_size),
+        tuple(sizes),
+        problem.worst_samples(together),
+        problem.output_errors(together),
+    )
 
 
 def _is_closer(errors: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
