@@ -122,7 +122,10 @@ def judged_by_own_fits(
     for number, trial in enumerate(trials, 1):
         text = f"trial {number} of {len(trials)}, "
         with with_prefix(text), share((number - 1) / len(trials), number / len(trials)):
-            own.extend(fits(problem, trial, chosen, timer))
+            found = next(fits(problem, trial, chosen, timer), None)
+        if found is None:  # nothing to choose anew without these samples
+            return candidate
+        own.append(found)
     without = tuple(partial(own.__getitem__, number) for number in range(len(trials)))
     return _judged(problem, replace(candidate.fitted, without=without), timer)
 

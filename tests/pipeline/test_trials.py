@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from fskd_onnx import FitOptions, RunOptions
+from fskd_onnx import FitOptions, NoImprovementError, RunOptions
 from fskd_onnx.linalg.moments import Moments
 from fskd_onnx.linalg.ridge import RIDGES, Ridge
+from fskd_onnx.pipeline import fit as fit_story
 from fskd_onnx.pipeline.fit import fit
 from fskd_onnx.pipeline.problem import FitProblem
-from fskd_onnx.pipeline.trials import Candidate, FittedStudent, choose, error_of, fits, try_out
+from fskd_onnx.pipeline.trials import (
+    Candidate,
+    FittedStudent,
+    choose,
+    error_of,
+    fits,
+    judged_by_own_fits,
+    try_out,
+)
 from fskd_onnx.reporting.agreement import agreement, squared_errors
 from fskd_onnx.results import Agreement, Verdict
 from fskd_onnx.timing import StageTimer
@@ -151,3 +162,34 @@ def test_many_samples_take_one_fit() -> None:
     (fitted,) = fits(problem, problem.splits.final, options, StageTimer())
     assert found.fitted.model == fitted.model
     assert len(found.errors) == 6
+
+
+@pytest.mark.parametrize(("error", "again"), [(1.5, True), (3.0, False)])
+def test_a_refusal_of_few_samples_takes_fits_of_their_own(
+    error: float, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the error is so large that strictness does not explain it."""
+    network = NETWORKS["residual"]
+    made: list[float] = []
+
+    def strict(problem: FitProblem, *arguments: Any) -> list[Candidate]:
+        worse = Agreement(error * problem.before.relative_mse, None)
+        return [replace(found, after=worse) for found in try_out(problem, *arguments)]
+
+    def by_own(problem: FitProblem, candidate: Candidate, *arguments: Any) -> Candidate:
+        judged = judged_by_own_fits(problem, candidate, *arguments)
+        made.append(judged.after.relative_mse)
+        assert judged.fitted.model is candidate.fitted.model
+        return judged
+
+    monkeypatch.setattr(fit_story, "try_out", strict)
+    monkeypatch.setattr(fit_story, "judged_by_own_fits", by_own)
+    options = FitOptions(CPU, targets="kept")
+    arguments = network.teacher(), network.student(), network.samples(20), options
+    if again:
+        report = fit(*arguments).report
+        assert made == [report.after.relative_mse]
+    else:
+        with pytest.raises(NoImprovementError):
+            fit(*arguments)
+        assert not made
