@@ -145,8 +145,8 @@ def _for_large_error(
         off = _STEP * int(100 * need.gain(_TIMES) / _STEP)
         yield (
             f"The error is {need.error:.2g} on samples that it has not seen and {need.seen:.2g} on "
-            f"those that it was fitted to: {_TIMES * independent} independent ones would take off "
-            f"about {off}% or more."
+            f"those that it was fitted to: {_TIMES * independent} independent samples would take "
+            f"off about {off}% of the former, or more."
         )
     elif independent < _FEW:
         yield (

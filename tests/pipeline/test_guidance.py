@@ -73,7 +73,7 @@ def test_how_many_samples_would_help_is_said_where_the_errors_tell() -> None:
     (said,) = advise(MEASURED, Agreement(0.2, None), (20, 20), AUTO, helps)
     assert said == (
         "The error is 0.2 on samples that it has not seen and 0.05 on those that it was fitted to: "
-        "80 independent ones would take off about 25% or more."
+        "80 independent samples would take off about 25% of the former, or more."
     )
     open_ = SampleNeed(0.2, (0.2, 0.6, 0.95), 0.8)
     (said,) = advise(MEASURED, Agreement(0.2, None), (20, 20), AUTO, open_)

@@ -97,7 +97,7 @@ def test_what_is_said_comes_true(needs: list[SampleNeed | None]) -> None:
         few, more = (fit(teacher, student, samples(n, seed), options) for n in (24, 96))
         need = needs[0]
         assert need is not None
-        said = any("96 independent ones would take off" in text for text in few.report.advice)
+        said = any("96 independent samples would take off" in text for text in few.report.advice)
         assert said == need.helps
         assert not any("384 independent" in text for text in more.report.advice)
         if said:
