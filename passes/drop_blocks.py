@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.passes.analysis.nodes import is_output
-from fskd_onnx.passes.analysis.residual_blocks import find_branches
+from fskd_onnx.passes.analysis.residual_blocks import find_branches, find_shortcuts
 from fskd_onnx.passes.analysis.segments import ancestors
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.edit import remove, replace_reads
@@ -49,12 +49,13 @@ class DropBlocks(Pass):
 
     def apply(self, graph: gs.Graph) -> list[str]:
         """Rewrite in place; return one note per block."""
-        branches = [branch for branch in find_branches(graph) if branch.name in self.names]
-        before = {id(node) for node in ancestors([b.add.outputs[0] for b in branches])}
-        notes = [f"the residual block '{branch.name}' is left out" for branch in branches]
+        sums = [(add, slot) for add, slot, _ in find_shortcuts(graph)]
+        sums = [(add, slot) for add, slot in sums if add.outputs[0].name in self.names]
+        before = {id(node) for node in ancestors([add.outputs[0] for add, _ in sums])}
+        notes = [f"the residual block '{add.outputs[0].name}' is left out" for add, _ in sums]
         # A shortcut may be the sum of a block that went just before.
-        for branch in branches:
-            replace_reads(branch.add.outputs[0], branch.shortcut)
+        for add, slot in sums:
+            replace_reads(add.outputs[0], add.inputs[slot])
         for node in reversed(list(graph.nodes)):
             if id(node) in before and not any(
                 tensor.outputs or is_output(graph, tensor) for tensor in node.outputs

@@ -42,14 +42,15 @@ def relu_aware_targets(
     # to choose by a condition.
     least, most = _typed(target, low, high)
     far = np.finfo(target.dtype).max
-    floor: NDArray[F] = target if most is None else np.minimum(target, most)
-    ceiling: NDArray[F] = target if least is None else np.maximum(target, least)
+    floor = target.copy() if most is None else np.minimum(target, most)
+    ceiling = target.copy() if least is None else np.maximum(target, least)
     with np.errstate(over="ignore"):
         if least is not None:
-            floor = floor - (target <= least) * far
+            floor -= (target <= least) * far
         if most is not None:
-            ceiling = ceiling + (target >= most) * far
-    bounded: NDArray[F] = np.minimum(np.maximum(prediction, floor), ceiling)
+            ceiling += (target >= most) * far
+    np.maximum(floor, prediction, out=floor)
+    bounded: NDArray[F] = np.minimum(floor, ceiling, out=floor)
     return bounded
 
 

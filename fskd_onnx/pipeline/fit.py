@@ -39,6 +39,7 @@ from fskd_onnx.runtime.out_of_memory import with_enough_memory
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.reader import Samples
 from fskd_onnx.samples.sources import SampleSource
+from fskd_onnx.serialization.model_check import checked
 from fskd_onnx.serialization.model_files import ModelSource, check_sources, count_parameters
 from fskd_onnx.timing import StageTimer
 from fskd_onnx.versions import versions_used
@@ -209,11 +210,13 @@ def final_fit(problem: FitProblem, best: Candidate, timer: StageTimer) -> Fitted
     instead = steadiest(sizes_of(best.fitted.model), best.sizes)
     if instead is not None:
         logger.info("the weights of a fit to all samples blow up: a trial's fit is given out")
-        return best.fitted.of_trial(instead)
-    # Where it overflows for a sample for which the student did not, one that was judged stays.
-    if _is_finite(problem, best.fitted, timer):
+    elif _is_finite(problem, best.fitted, timer):
         return best.fitted
-    return best.fitted.of_trial(trials - 1)
+    # Where it overflows for a sample for which the student did not, one that was judged stays.
+    judged = best.fitted.of_trial(trials - 1 if instead is None else instead)
+    with timer("verify"):
+        checked(judged.model, f"fused {problem.student.name}")
+    return judged
 
 
 def _is_finite(problem: FitProblem, fitted: FittedStudent, timer: StageTimer) -> bool:

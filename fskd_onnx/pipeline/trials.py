@@ -185,7 +185,10 @@ def fits(
             found = descent.run()
         student = partial(_exported, problem, targets, found, timer)
         without = tuple(partial(student, found.without[fold]) for fold in folds)
-        yield replace(student(found.student), without=without)
+        fitted = student(found.student)
+        with timer("verify"):  # those without a fold have the same nodes
+            checked(fitted.model, f"fused {problem.student.name}")
+        yield replace(fitted, without=without)
 
 
 def _exported(
@@ -198,10 +201,8 @@ def _exported(
     """Return one of the students of a descent as a model."""
     with timer("fuse"):
         model = problem.student.export(corrected.graph, corrected.decomposed.factors)
-    with timer("verify"):
-        checked(model, f"fused {problem.student.name}")
-    student = FittedStudent(targets, model, found.blocks, found.parameters)
-    return student.with_model(model, problem.student.model)
+        student = FittedStudent(targets, model, found.blocks, found.parameters)
+        return student.with_model(model, problem.student.model)
 
 
 def _with_true_status(

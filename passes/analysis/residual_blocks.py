@@ -52,13 +52,11 @@ class Branch:
 
     Attributes:
         add: the node that adds branch and shortcut.
-        slot: its input that is the shortcut.
         nodes: what goes with the branch: all that nothing else has a use for.
         reason: see ``ResidualBlock``.
     """
 
     add: gs.Node
-    slot: int
     nodes: tuple[gs.Node, ...]
     reason: str
 
@@ -67,32 +65,36 @@ class Branch:
         """Name of the sum."""
         return str(self.add.outputs[0].name)
 
-    @property
-    def shortcut(self) -> gs.Tensor:
-        """What is left of the sum."""
-        return self.add.inputs[self.slot]
 
+def find_shortcuts(graph: gs.Graph) -> Iterator[tuple[gs.Node, int, list[gs.Node]]]:
+    """Yield the sums of all residual blocks of a canonical graph, in the order of its nodes.
 
-def find_branches(graph: gs.Graph) -> list[Branch]:
-    """Find the branches of all residual blocks of a canonical graph, in the order of its nodes."""
+    Each with its input that is the shortcut, and the nodes from what that is a function of to the
+    other input.
+    """
     linear = {id(view.node) for view in _linears(graph)}
-    shapes = infer_shapes(graph)
-    in_bodies = nodes_in_bodies(graph)
-    found = []
     for add in graph.nodes:
         if not is_standard(add, "Add", "Sum") or not len(add.inputs) == len([*reads(add)]) == 2:
             continue
         for slot in (0, 1):
             within = _within(graph, add, slot, linear)
-            if not any(id(node) in linear for node in within):
-                continue
-            gone = _useless_without(graph, add, slot)
-            reason = _why_not(graph, add, within, gone, in_bodies)
-            one, other = (shapes.get(t.name) for t in (add.inputs[slot], add.outputs[0]))
-            if one is None or one != other:
-                reason = reason or "the shape of its shortcut is not known to be that of the sum"
-            found.append(Branch(add, slot, tuple(gone), reason))
-            break
+            if any(id(node) in linear for node in within):
+                yield add, slot, within
+                break
+
+
+def find_branches(graph: gs.Graph) -> list[Branch]:
+    """Find the branches of all residual blocks of a canonical graph, in the order of its nodes."""
+    shapes = infer_shapes(graph)
+    in_bodies = nodes_in_bodies(graph)
+    found = []
+    for add, slot, within in find_shortcuts(graph):
+        gone = _useless_without(graph, add, slot)
+        reason = _why_not(graph, add, within, gone, in_bodies)
+        one, other = (shapes.get(t.name) for t in (add.inputs[slot], add.outputs[0]))
+        if one is None or one != other:
+            reason = reason or "the shape of its shortcut is not known to be that of the sum"
+        found.append(Branch(add, tuple(gone), reason))
     return found
 
 
