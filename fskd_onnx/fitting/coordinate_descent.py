@@ -21,17 +21,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from fskd_onnx.errors import MatchError
+from fskd_onnx.fitting import block_reports
 from fskd_onnx.fitting.adapters import families_for, families_of, need_patches
 from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
 from fskd_onnx.fitting.block_data import BlockData
-from fskd_onnx.fitting.block_fit import BlockFit, error_of, fit_block
+from fskd_onnx.fitting.block_fit import error_of, fit_block
 from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse, common_epilogue
 from fskd_onnx.fitting.corrected_student import CorrectedStudent
 from fskd_onnx.fitting.factored import DecomposedBlocks
@@ -47,14 +48,14 @@ from fskd_onnx.passes.analysis.epilogue import Epilogue
 from fskd_onnx.passes.analysis.factored_blocks import FactoredBlock
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.progress import share
-from fskd_onnx.results import BlockPair, BlockReport, BlockStatus, Matching
+from fskd_onnx.results import BlockPair, BlockReport, Matching
 from fskd_onnx.runtime.segment_runner import Stage
 from fskd_onnx.timing import StageTimer
 
 logger = logging.getLogger(__name__)
 
-# Samples that are named of those that were left out.
-_NAMED = 3
+Rows = dict[str, BlockReport]
+"""Of linear nodes, by name."""
 
 MatchAgain = Callable[[Mapping[str, tuple[Channels, float]]], Matching]
 """Matches channels anew from those that activations have decided, with their confidence."""
@@ -140,7 +141,7 @@ class CoordinateDescent:
         """Fit block by block; each is corrected before the student runs on."""
         plans = self._teacher.plans
         runner = self._teacher.runner_of(self._student.graph)
-        blocks: dict[str, BlockReport] = {}
+        blocks: Rows = {}
         with self._timer("capture"), solved_by(self._options.solver):
             for number, plan in enumerate(plans):
                 with share(number / len(plans), (number + 1) / len(plans)):
@@ -155,20 +156,21 @@ class CoordinateDescent:
                         blocks |= self._fit(plan, stage)
         for pair in self.matching.pairs:
             if pair.student in self._fitted_with:
-                blocks[pair.student] = _as_factor(pair, *self._fitted_with[pair.student])
+                blocks[pair.student] = block_reports.as_factor(
+                    pair, *self._fitted_with[pair.student]
+                )
             elif pair.reason:
-                blocks[pair.student] = _kept(pair, pair.reason)
+                blocks[pair.student] = block_reports.kept(pair, pair.reason)
         views = self._student.views()
         added = self._student.with_added_nodes(views)
         reports = tuple(
             replace(blocks[pair.student], adds_node=pair.student in added)
             for pair in self.matching.pairs
         )
-        nodes = views | self._student.decomposed.views
-        parameters = {name: tuple(_parameters(view)) for name, view in nodes.items()}
+        parameters = block_reports.constants_read(views | self._student.decomposed.views)
         return Descent(self._student, self._without, self.matching, reports, parameters)
 
-    def _fit(self, plan: BlockPlan, stage: Stage) -> dict[str, BlockReport]:
+    def _fit(self, plan: BlockPlan, stage: Stage) -> Rows:
         """Fit one block and correct it in the graph, or say why it is kept.
 
         Returns:
@@ -177,11 +179,9 @@ class CoordinateDescent:
         linear, *others = (self._student.linears[use.name] for use in plan.uses)
         epilogue = self._epilogue(plan, stage)
 
-        def kept(
-            reason: str, before: float | None = None, after: float | None = None
-        ) -> dict[str, BlockReport]:
+        def kept(reason: str, errors: block_reports.Errors = (None, None)) -> Rows:
             pairs = (self._pair(use.name) for use in plan.uses)
-            return {pair.student: _kept(pair, reason, before, after) for pair in pairs}
+            return {pair.student: block_reports.kept(pair, reason, errors) for pair in pairs}
 
         if reason := self._pair(plan.name).reason:
             return kept(reason)
@@ -216,7 +216,7 @@ class CoordinateDescent:
             given = AffineMap(np.asarray(matrix, np.float64), bias.reshape(groups))
             before = error_of(given, data, epilogue)
         if not block.improves:
-            return kept(_why_kept(block), before, block.error_before)
+            return kept(block_reports.why_kept(block), (before, block.error_before))
         with self._timer("fuse"):
             students = [self._student, *self._without.values()]
             # A fold of which no column is finite is a part of no sum.
@@ -227,7 +227,7 @@ class CoordinateDescent:
             ]
             if not all(fused):
                 reason = "the weights of the best adapter overflow the type that they are stored in"
-                return kept(reason, before, block.error_before)
+                return kept(reason, (before, block.error_before))
             changed = [
                 student.take(plan, new)
                 for student, new in zip(students, fused, strict=True)
@@ -235,8 +235,12 @@ class CoordinateDescent:
             ]
             self._fitted_with |= dict.fromkeys(changed[0], (plan.name, block.family.name))
         logger.info("%s: %.4g -> %.4g", plan.name, block.error_before, block.error_after)
-        note = _note_on(self._teacher.names(data.left_out))
-        return {use.name: _fitted(self._pair(use.name), block, before, note) for use in plan.uses}
+        note = block_reports.note_on(self._teacher.names(data.left_out))
+        family, errors = block.family.name, (before, block.error_after)
+        return {
+            use.name: block_reports.fitted(self._pair(use.name), family, errors, block.ridge, note)
+            for use in plan.uses
+        }
 
     def _epilogue(self, plan: BlockPlan, stage: Stage) -> Epilogue:
         """Return where the error of all uses is seen; sums that broadcast are not looked behind."""
@@ -275,108 +279,3 @@ class CoordinateDescent:
 
     def _pair(self, name: str) -> BlockPair:
         return next(pair for pair in self.matching.pairs if pair.student == name)
-
-
-def _fitted(pair: BlockPair, block: BlockFit, before: float | None, note: str) -> BlockReport:
-    """Return the row of a block that is fitted.
-
-    Args:
-        pair: the block.
-        block: its fit.
-        before: error of the block of the student as it was given.
-        note: what else there is to know of it.
-    """
-    return BlockReport(
-        student=pair.student,
-        teacher=pair.teacher,
-        op=pair.op,
-        adapter=block.family.name,
-        ridge=block.ridge,
-        channels=pair.channels or (),
-        error_before=before,
-        error_after=block.error_after,
-        status=BlockStatus.FITTED,
-        reason="",
-        teacher_width=pair.teacher_width,
-        evidence=pair.evidence,
-        note=note,
-        first_use=pair.first_use,
-    )
-
-
-def _as_factor(pair: BlockPair, block: str, adapter: str) -> BlockReport:
-    """Return the row of a node that is fitted as one of several of a block.
-
-    Args:
-        pair: the node.
-        block: name of the node at the end of the block.
-        adapter: family.
-    """
-    return BlockReport(
-        student=pair.student,
-        teacher=None,
-        op=pair.op,
-        adapter=adapter,
-        ridge=None,
-        channels=(),
-        error_before=None,
-        error_after=None,
-        status=BlockStatus.FITTED,
-        reason="",
-        note=f"it is a factor of the block that ends at '{block}'",
-    )
-
-
-def _note_on(samples: Sequence[str]) -> str:
-    """Return what is said of samples that were left out where they are not finite."""
-    if not samples:
-        return ""
-    listed = ", ".join(samples[:_NAMED]) + (", ..." if len(samples) > _NAMED else "")
-    return f"its activations are not finite on {len(samples)} samples ({listed}) and left out there"
-
-
-def _parameters(view: Linear) -> Iterator[str]:
-    """Yield the names of the constants that a linear node reads."""
-    for constant in (view.weight, view.bias_constant):
-        if constant is not None:
-            yield constant.name
-
-
-def _why_kept(block: BlockFit) -> str:
-    """Return why a block stays as it is."""
-    if block.error_before <= block.rounding:
-        return "it is the teacher's, to rounding"
-    if block.ranks_worse:
-        return "the best adapter ranks the teacher's class first less often"
-    if block.error_after < block.error_before:
-        return "no adapter gains more than rounding"
-    return "no adapter is better on held-out folds"
-
-
-def _kept(
-    pair: BlockPair, reason: str, before: float | None = None, after: float | None = None
-) -> BlockReport:
-    """Return the row of a block that is not fitted.
-
-    Args:
-        pair: the block.
-        reason: why.
-        before: error of the block of the student as it was given.
-        after: error of the block as it is.
-    """
-    logger.info("%s: not fitted, %s", pair.student, reason)
-    return BlockReport(
-        student=pair.student,
-        teacher=pair.teacher,
-        op=pair.op,
-        adapter=None,
-        ridge=None,
-        channels=pair.channels or (),
-        error_before=before,
-        error_after=after,
-        status=BlockStatus.KEPT,
-        reason=reason,
-        teacher_width=pair.teacher_width,
-        evidence=pair.evidence,
-        first_use=pair.first_use,
-    )

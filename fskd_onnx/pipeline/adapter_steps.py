@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 
 from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting.adapters import Pointwise, families_for
+from fskd_onnx.fitting.block_reports import constants_read, fitted, kept
 from fskd_onnx.fitting.coordinate_descent import Descent
 from fskd_onnx.fitting.corrected_student import CorrectedStudent
 from fskd_onnx.fitting.factored import DecomposedBlocks
@@ -25,12 +26,12 @@ from fskd_onnx.pipeline.gradient_setup import block_targets, steps_towards
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
 from fskd_onnx.progress import with_prefix
-from fskd_onnx.results import BlockPair, BlockReport, BlockStatus
 from fskd_onnx.samples.batches import Batch
 from fskd_onnx.timing import StageTimer
 
 # Of a step, as a part of the typical entry of an adapter.
 _STEPS, _LENGTH = 600, 0.1
+_FAMILY = Pointwise.name
 
 Errors = Mapping[str, float | None]
 
@@ -68,17 +69,15 @@ class AdapterSteps:
         with self.timer("verify"):
             before = self._errors({fold: self.problem.student.graph() for fold in graphs})
             after = self._errors(graphs)
-        blocks = tuple(
-            _report(pair, reasons.get(pair.student, pair.reason), (before, after))
-            for pair in self.problem.matching.pairs
-        )
+        rows = []
+        for pair in self.problem.matching.pairs:
+            errors = before.get(pair.student), after.get(pair.student)
+            reason = reasons.get(pair.student, pair.reason)
+            rows.append(kept(pair, reason, errors) if reason else fitted(pair, _FAMILY, errors))
         students = {f: CorrectedStudent(g, DecomposedBlocks({}), {}) for f, g in graphs.items()}
-        parameters = {
-            name: tuple(c.name for c in (view.weight, view.bias_constant) if c is not None)
-            for name, view in students[None].linears.items()
-        }
+        parameters = constants_read(students[None].linears)
         without = {fold: students[fold] for fold in self.folds}
-        return Descent(students[None], without, self.problem.matching, blocks, parameters)
+        return Descent(students[None], without, self.problem.matching, tuple(rows), parameters)
 
     def _reasons(self) -> dict[str, str]:
         """Return for each linear node why it gets no adapter; "" where it gets one."""
@@ -149,32 +148,6 @@ class AdapterSteps:
 def _mean(errors: Sequence[float | None]) -> float | None:
     known = [error for error in errors if error is not None]
     return float(np.mean(known)) if known else None
-
-
-def _report(pair: BlockPair, reason: str, errors: tuple[Errors, Errors]) -> BlockReport:
-    """Return the row of a linear node.
-
-    Args:
-        pair: the node.
-        reason: why it has no adapter; "" where it has one.
-        errors: of all nodes before and after.
-    """
-    before, after = (of_nodes.get(pair.student) for of_nodes in errors)
-    return BlockReport(
-        student=pair.student,
-        teacher=pair.teacher,
-        op=pair.op,
-        adapter=None if reason else Pointwise.name,
-        ridge=None,
-        channels=pair.channels or (),
-        error_before=before,
-        error_after=after,
-        status=BlockStatus.KEPT if reason else BlockStatus.FITTED,
-        reason=reason,
-        teacher_width=pair.teacher_width,
-        evidence=pair.evidence,
-        first_use=pair.first_use,
-    )
 
 
 def _views(graph: gs.Graph) -> dict[str, Linear]:
