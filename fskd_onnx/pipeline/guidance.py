@@ -21,6 +21,8 @@ _STILL = 1e-6
 # Fewer independent samples are few: from 10 to 50 samples, accuracies of fitted students rise by 10
 # to 36 points, and from 50 to 500 by one (docs/accuracy.md).
 _FEW = 50
+# With so few images, moved copies help more often than not (docs/accuracy.md: 10 samples).
+_VERY_FEW = 20
 # Samples of which so few are independent are alike.
 _ALIKE = 0.5
 # Errors of a network that leave something to be wished for, and how many times its usual block's
@@ -151,7 +153,7 @@ def _for_large_error(
     elif independent < _FEW:
         yield (
             f"{independent} independent samples are few, and the error is still {error:.2g}: more "
-            "of them are the first thing to try."
+            f"of them are the first thing to try{_copies(independent, options)}."
         )
     elif options.adapter != AdapterName.AUTO or options.targets != TargetsName.AUTO:
         yield f"The error is still {error:.2g}: {_next_option(options)}."
@@ -165,6 +167,13 @@ def _for_large_error(
             f"{len(left)} of {len(blocks)} blocks were left alone, for the reasons listed: "
             "--map says which blocks belong together where the match does not find it."
         )
+
+
+def _copies(independent: int, options: FitOptions) -> str:
+    """Return what else may help where samples are very few; "" where it is asked for already."""
+    if independent >= _VERY_FEW or options.augment:
+        return ""
+    return "; of images, copies that are moved may help as well (--augment flip,shift)"
 
 
 def _next_option(options: FitOptions) -> str:

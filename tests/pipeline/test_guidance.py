@@ -64,6 +64,11 @@ def test_a_good_fit_needs_no_advice() -> None:
 def test_few_and_alike_samples_are_said() -> None:
     (one,) = advise(MEASURED, Agreement(0.2, None), (20, 20), AUTO)
     assert one.startswith("20 independent samples are few, and the error is still 0.2")
+    assert "--augment" not in one
+    (very,) = advise(MEASURED, Agreement(0.2, None), (10, 10), AUTO)
+    assert very.endswith("may help as well (--augment flip,shift).")
+    (moved,) = advise(MEASURED, Agreement(0.2, None), (10, 10), FitOptions(augment=("flip",)))
+    assert "--augment" not in moved
     alike, *_ = advise(MEASURED, Agreement(0.01, None), (500, 100), AUTO)
     assert alike.startswith("500 samples are 100 independent ones")
 
