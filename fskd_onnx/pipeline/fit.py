@@ -17,6 +17,7 @@ from fskd_onnx.errors import MatchError, NoImprovementError
 from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.option_checks import given as given_options
 from fskd_onnx.options import FitOptions, OptimizerName
+from fskd_onnx.pipeline.fitted_student import FittedStudent
 from fskd_onnx.pipeline.gradient_setup import check_torch, check_trainable
 from fskd_onnx.pipeline.guidance import advise, is_large, why_no_gain
 from fskd_onnx.pipeline.networks import Networks
@@ -25,7 +26,6 @@ from fskd_onnx.pipeline.refinement import Refinement, refine, refined
 from fskd_onnx.pipeline.sample_need import SampleNeed, sample_need
 from fskd_onnx.pipeline.trials import (
     Candidate,
-    FittedStudent,
     choose,
     error_of,
     judged_by_own_fits,

@@ -22,10 +22,11 @@ import onnx
 from numpy.typing import NDArray
 
 from fskd_onnx.options import FitOptions
+from fskd_onnx.pipeline.fitted_student import FittedStudent
 from fskd_onnx.pipeline.gradient_setup import block_targets, steps_towards
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
-from fskd_onnx.pipeline.trials import Candidate, FittedStudent
+from fskd_onnx.pipeline.trials import Candidate
 from fskd_onnx.pipeline.verdict import judge
 from fskd_onnx.progress import with_prefix
 from fskd_onnx.reporting.agreement import squared_errors

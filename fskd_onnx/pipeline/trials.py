@@ -7,15 +7,12 @@ the one that is fitted to all (``fitting.coordinate_descent``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
-from onnx.external_data_helper import uses_external_data
 
 from fskd_onnx.fitting.adapters import families_of, need_patches
 from fskd_onnx.fitting.block_plan import plan_blocks
@@ -26,16 +23,15 @@ from fskd_onnx.fitting.target_selection import select_targets
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.options import FitOptions, OptimizerName, TargetsName
 from fskd_onnx.pipeline.adapter_steps import AdapterSteps
+from fskd_onnx.pipeline.fitted_student import FittedStudent
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
 from fskd_onnx.pipeline.verdict import judge
-from fskd_onnx.pipeline.weight_growth import Sizes, sizes_of, stored_tensors
+from fskd_onnx.pipeline.weight_growth import Sizes, sizes_of
 from fskd_onnx.progress import share, with_prefix
 from fskd_onnx.reporting.agreement import squared_errors
 from fskd_onnx.results import (
     Agreement,
-    BlockReport,
-    BlockStatus,
     OutputErrors,
     SampleError,
     Verdict,
@@ -43,39 +39,6 @@ from fskd_onnx.results import (
 from fskd_onnx.runtime.forward import Outputs
 from fskd_onnx.serialization.model_check import checked
 from fskd_onnx.timing import StageTimer
-
-
-@dataclass(frozen=True)
-class FittedStudent:
-    """A student fitted to the samples of one split.
-
-    Attributes:
-        targets: "kept" or "select", where it set out from.
-        model: the fused student.
-        blocks: what became of each.
-        parameters: names of the constants that each of these nodes reads, by its name.
-        without: what makes the same student fitted without each fold; empty where that was not
-            asked for.
-    """
-
-    targets: str
-    model: onnx.ModelProto
-    blocks: tuple[BlockReport, ...]
-    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    without: tuple[Callable[[], FittedStudent], ...] = ()
-
-    def with_model(self, model: onnx.ModelProto, given: onnx.ModelProto) -> FittedStudent:
-        """Return the student with other weights, and blocks that say which bytes stayed.
-
-        Args:
-            model: with the other weights.
-            given: the student as it came.
-        """
-        return replace(self, model=model, blocks=_with_true_status(self, model, given))
-
-    def of_trial(self, trial: int) -> FittedStudent:
-        """Return the student that has not seen what a trial holds out."""
-        return self.without[trial]() if self.without else self
 
 
 @dataclass(frozen=True)
@@ -203,30 +166,6 @@ def _exported(
         model = problem.student.export(corrected.graph, corrected.decomposed.factors)
         student = FittedStudent(targets, model, found.blocks, found.parameters)
         return student.with_model(model, problem.student.model)
-
-
-def _with_true_status(
-    fitted: FittedStudent, model: onnx.ModelProto, student: onnx.ModelProto
-) -> tuple[BlockReport, ...]:
-    """Say of blocks that are not fitted whether their bytes are those of the student's file."""
-    new, old = stored_tensors(model), stored_tensors(student)
-
-    def same(name: str) -> bool:
-        one, other = new.get(name), old.get(name)
-        if one is None or other is None or one == other:
-            return one is other or one == other
-        if uses_external_data(one) or uses_external_data(other) or one.data_type != other.data_type:
-            return False
-        arrays = numpy_helper.to_array(one), numpy_helper.to_array(other)
-        return arrays[0].tobytes() == arrays[1].tobytes()
-
-    return tuple(
-        replace(block, status=BlockStatus.REPLACED)
-        if block.status == BlockStatus.KEPT
-        and not all(map(same, fitted.parameters.get(block.student, ())))
-        else block
-        for block in fitted.blocks
-    )
 
 
 def teacher_pass(problem: FitProblem, split: SampleSplit, options: FitOptions) -> TeacherPass:

@@ -15,10 +15,10 @@ from fskd_onnx.linalg.moments import Moments
 from fskd_onnx.linalg.ridge import RIDGES, Ridge
 from fskd_onnx.pipeline import fit as fit_story
 from fskd_onnx.pipeline.fit import fit
+from fskd_onnx.pipeline.fitted_student import FittedStudent
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.trials import (
     Candidate,
-    FittedStudent,
     choose,
     error_of,
     fits,
