@@ -47,6 +47,9 @@ _SLICE = 2.0
 _LEAST_ALIKE = 0.5
 # How much less alike a place counts where it would tear a residual block.
 _TORN = 0.2
+# Where no activations are more alike than this (linear CKA), they do not tell: a student that has
+# lost much is like none of several.
+_LEAST_ALIKE_ACTIVATIONS = 0.5
 # Of evidence that only counts among candidates that are as good as each other.
 _ALIKE_ACTIVATIONS = 2.0
 _SAME_NAME = 1.0
@@ -238,8 +241,9 @@ class _Pairing:
                 {own[i]: [outputs[j] for j in found] for i, found in rivals.items()}
             )
             for i, found in rivals.items():
-                for j in found:
-                    alike[i, j] = answers[own[i], outputs[j]]
+                each = [answers[own[i], outputs[j]] for j in found]
+                if max(each) >= _LEAST_ALIKE_ACTIVATIONS:
+                    alike[i, found] = each
         return alike
 
     def _names_in_common(self) -> Floats:
