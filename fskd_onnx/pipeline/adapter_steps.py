@@ -61,13 +61,19 @@ class AdapterSteps:
         reasons = self._reasons()
         names = {name for name, reason in reasons.items() if not reason}
         trained = {fold: self._trained(names, fold) for fold in (None, *self.folds)}
-        graphs = {fold: gs.import_onnx(m) for fold, m in trained.items() if m is not None}
+        # Graphs of the student have its inputs in the order of the teacher's.
+        student = self.problem.student
+        graphs = {
+            fold: replace(student, canonical=model).graph()
+            for fold, model in trained.items()
+            if model is not None
+        }
         if len(graphs) < len(trained):
-            graphs = {fold: self.problem.student.graph() for fold in trained}
+            graphs = {fold: student.graph() for fold in trained}
             diverged = "gradient steps led to values that are not finite"
             reasons = {name: reason or diverged for name, reason in reasons.items()}
         with self.timer("verify"):
-            before = self._errors({fold: self.problem.student.graph() for fold in graphs})
+            before = self._errors({fold: student.graph() for fold in graphs})
             after = self._errors(graphs)
         rows = []
         for pair in self.problem.matching.pairs:

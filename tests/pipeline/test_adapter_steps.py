@@ -63,6 +63,24 @@ def _adapter_of(old: Linear, new: Linear) -> float:
     return rest
 
 
+def test_inputs_in_another_order_belong_together_by_name() -> None:
+    text = """m ({0}) => (float[n,3] z) <float[4,6] a, float[6] b, float[5,6] c, float[6,3] d> {{
+        h = Gemm (x, a, b) k = MatMul (y, c) s = Add (h, k) r = Relu (s) z = MatMul (r, d) }}"""
+    inputs = "float[n,4] x", "float[n,5] y"
+    teacher = build(text.format(", ".join(inputs)))
+    new = {n: 1.4 * v for n, v in initializers(teacher).items()}
+    student = build(text.format(", ".join(inputs[::-1])), new)
+    rng = np.random.default_rng(0)
+    samples = {"x": rng.standard_normal((150, 4)), "y": rng.standard_normal((150, 5))}
+    samples = {name: values.astype(np.float32) for name, values in samples.items()}
+    report = fit(teacher, student, samples, SGD).report
+    assert {block.student for block in report.blocks} == {"h", "k", "z"}
+    for block in report.blocks:
+        assert block.error_before is not None
+        assert block.error_after is not None
+        assert block.error_after < 0.1 * block.error_before
+
+
 def test_few_samples_are_held_out_in_turn() -> None:
     network = NETWORKS["residual"]
     result = fit(network.teacher(), network.student(), network.samples(20), SGD)
