@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from fskd_onnx.errors import MatchError, NoImprovementError
 from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.option_checks import given as given_options
-from fskd_onnx.options import FitOptions, OptimizerName
+from fskd_onnx.options import FitOptions
 from fskd_onnx.pipeline.fitted_student import FittedStudent
 from fskd_onnx.pipeline.gradient_setup import check_torch, check_trainable
 from fskd_onnx.pipeline.guidance import advise, is_large, why_no_gain
@@ -162,12 +162,15 @@ def _closed_form(problem: FitProblem, options: FitOptions, timer: StageTimer) ->
             "other channels, so there is nothing to select; choose --targets kept"
         )
     best = choose(candidates, problem.before)
-    # What judges fits to few samples is cheap, and strict: a refusal takes the better judges.
-    open_ones = [c for c in candidates if error_of(c.after) < _HOPELESS * error_of(problem.before)]
-    by_descent = options.optimizer == OptimizerName.BCD and len(problem.splits.trials) > 1
-    if not (by_descent and open_ones and _refusal(problem, best, options)):
+    # A refusal takes judges that are not strict, which take a fit each.
+    open_ones = [
+        candidate
+        for candidate in candidates
+        if candidate.is_strict and error_of(candidate.after) < _HOPELESS * error_of(problem.before)
+    ]
+    if not open_ones or not _refusal(problem, best, options):
         return best
-    again = [judged_by_own_fits(problem, each, options, timer) for each in open_ones]
+    again = [judged_by_own_fits(problem, each.fitted, options, timer) for each in open_ones]
     return choose(again, problem.before)
 
 

@@ -38,6 +38,7 @@ from fskd_onnx.results import (
 )
 from fskd_onnx.runtime.forward import Outputs
 from fskd_onnx.serialization.model_check import checked
+from fskd_onnx.serialization.model_files import count_parameters
 from fskd_onnx.timing import StageTimer
 
 
@@ -54,6 +55,8 @@ class Candidate:
         sizes: of the weights of the fits of several trials, see ``weight_growth``.
         worst: of these samples, those on which its fits err most.
         outputs: the error of each output on these samples, where there are several.
+        is_strict: whether what is judged comes from the descent of the fit that is given out, and
+            errs more than fits of their own.
     """
 
     fitted: FittedStudent
@@ -63,34 +66,42 @@ class Candidate:
     sizes: tuple[Sizes, ...]
     worst: tuple[SampleError, ...] = ()
     outputs: tuple[OutputErrors, ...] = ()
+    is_strict: bool = False
+
+
+# Weights of the students of all folds that may lie in memory beside each other, in bytes.
+_MOST_BYTES = 2**31
 
 
 def try_out(problem: FitProblem, options: FitOptions, timer: StageTimer) -> list[Candidate]:
     """Fit from every start, and hold what comes out against the teacher."""
-    without_folds = len(problem.splits.trials) > 1
-    found = fits(problem, problem.splits.final, options, timer, without_folds=without_folds)
-    return [_judged(problem, fitted, timer) for fitted in found]
+    trials = len(problem.splits.trials)
+    fit_in_memory = 4 * count_parameters(problem.student.model) * trials <= _MOST_BYTES
+    by_descent = trials > 1 and fit_in_memory
+    found = fits(problem, problem.splits.final, options, timer, without_folds=by_descent)
+    if trials > 1 and not by_descent:
+        return [judged_by_own_fits(problem, fitted, options, timer) for fitted in found]
+    is_strict = by_descent and options.optimizer == OptimizerName.BCD
+    return [replace(_judged(problem, fitted, timer), is_strict=is_strict) for fitted in found]
 
 
 def judged_by_own_fits(
-    problem: FitProblem, candidate: Candidate, options: FitOptions, timer: StageTimer
+    problem: FitProblem, fitted: FittedStudent, options: FitOptions, timer: StageTimer
 ) -> Candidate:
-    """Judge a fit again, by a fit of its own to the samples of each trial.
+    """Judge a fit by a fit of its own to the samples of each trial, one after another.
 
     That takes a fit per trial. The students that one descent gives beside the one that is given out
-    err more than that, the more blocks follow each other.
+    err more than that, the more blocks follow each other; and all of them are in memory.
     """
-    chosen, trials = replace(options, targets=candidate.fitted.targets), problem.splits.trials
-    own: list[FittedStudent] = []
-    for number, trial in enumerate(trials, 1):
-        text = f"trial {number} of {len(trials)}, "
-        with with_prefix(text), share((number - 1) / len(trials), number / len(trials)):
-            found = next(fits(problem, trial, chosen, timer), None)
-        if found is None:  # nothing to choose anew without these samples
-            return candidate
-        own.append(found)
-    without = tuple(partial(own.__getitem__, number) for number in range(len(trials)))
-    return _judged(problem, replace(candidate.fitted, without=without), timer)
+    chosen, trials = replace(options, targets=fitted.targets), problem.splits.trials
+
+    def own(number: int) -> FittedStudent:
+        text = f"trial {number + 1} of {len(trials)}, "
+        with with_prefix(text), share(number / len(trials), (number + 1) / len(trials)):
+            return next(fits(problem, trials[number], chosen, timer))
+
+    without = tuple(partial(own, number) for number in range(len(trials)))
+    return _judged(problem, replace(fitted, without=without), timer)
 
 
 def _judged(problem: FitProblem, fitted: FittedStudent, timer: StageTimer) -> Candidate:

@@ -14,6 +14,7 @@ from fskd_onnx import FitOptions, NoImprovementError, RunOptions
 from fskd_onnx.linalg.moments import Moments
 from fskd_onnx.linalg.ridge import RIDGES, Ridge
 from fskd_onnx.pipeline import fit as fit_story
+from fskd_onnx.pipeline import trials
 from fskd_onnx.pipeline.fit import fit
 from fskd_onnx.pipeline.fitted_student import FittedStudent
 from fskd_onnx.pipeline.problem import FitProblem
@@ -176,10 +177,10 @@ def test_a_refusal_of_few_samples_takes_fits_of_their_own(
         worse = Agreement(error * problem.before.relative_mse, None)
         return [replace(found, after=worse) for found in try_out(problem, *arguments)]
 
-    def by_own(problem: FitProblem, candidate: Candidate, *arguments: Any) -> Candidate:
-        judged = judged_by_own_fits(problem, candidate, *arguments)
+    def by_own(problem: FitProblem, fitted: FittedStudent, *arguments: Any) -> Candidate:
+        judged = judged_by_own_fits(problem, fitted, *arguments)
         made.append(judged.after.relative_mse)
-        assert judged.fitted.model is candidate.fitted.model
+        assert judged.fitted.model is fitted.model
         return judged
 
     monkeypatch.setattr(fit_story, "try_out", strict)
@@ -193,3 +194,18 @@ def test_a_refusal_of_few_samples_takes_fits_of_their_own(
         with pytest.raises(NoImprovementError):
             fit(*arguments)
         assert not made
+
+
+def test_judges_that_do_not_fit_into_memory_are_fitted_one_after_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = NETWORKS["residual"]
+    options = FitOptions(CPU, targets="kept")
+    arguments = network.teacher(), network.student(), network.samples(20), options
+    beside = fit(*arguments)
+    monkeypatch.setattr(trials, "_MOST_BYTES", 100)
+    alone = fit(*arguments)
+    assert alone.model.SerializeToString() == beside.model.SerializeToString()
+    ratio = alone.report.after.relative_mse / beside.report.after.relative_mse
+    assert 0.5 < ratio < 2
+    assert ratio != 1
