@@ -83,7 +83,7 @@ def test_options_of_a_compression_are_of_their_own_type(options: Any) -> None:
     ("model", "words"),
     [
         (onnx.ModelProto(), "a model in memory: holds no graph"),
-        ("", "cannot be read"),
+        ("", "is a folder; give an ONNX file"),
         ("nowhere.onnx", "nowhere.onnx: there is no such file"),
         (Path("nowhere.onnx"), "nowhere.onnx: there is no such file"),
         ("a\0b", "no name of a file"),

@@ -217,7 +217,7 @@ def test_networks_of_two_batch_sizes_are_refused() -> None:
 
 def test_without_pytorch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(FskdError, match=r"gradient steps need PyTorch.*fskd-onnx\[torch\]"):
+    with pytest.raises(FskdError, match=r"gradient steps need PyTorch.*the extra 'torch'"):
         fit("none.onnx", "none.onnx", "nothing", FitOptions(CPU, refine=1))
 
 
