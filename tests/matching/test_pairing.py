@@ -395,6 +395,15 @@ def test_activations_that_do_not_tell_either_settle_nothing() -> None:
     assert found["only"].teacher is None
 
 
+def test_activations_that_are_like_none_of_several_settle_nothing() -> None:
+    def similarity(tensors: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], float]:
+        pairs = [(mine, theirs) for mine, several in tensors.items() for theirs in several]
+        return {pair: 0.42 if pair[1] == "yl" else 0.28 for pair in pairs}
+
+    found = partners(build(TWINS), build(ONLY, seed=3), similarity=similarity)
+    assert found["only"].teacher is None
+
+
 def test_activations_are_not_asked_where_nothing_is_open() -> None:
     def similarity(tensors: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], float]:
         raise AssertionError(tensors)
