@@ -30,10 +30,11 @@ import onnx_graphsurgeon as gs
 from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting import block_reports
 from fskd_onnx.fitting.adapters import families_for, families_of, need_patches
-from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
+from fskd_onnx.fitting.block_columns import BlockColumns
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.block_fit import error_of, fit_block
 from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse, common_epilogue
+from fskd_onnx.fitting.block_sources import BlockRequest
 from fskd_onnx.fitting.corrected_student import CorrectedStudent
 from fskd_onnx.fitting.factored import DecomposedBlocks
 from fskd_onnx.fitting.teacher_pass import TeacherPass

@@ -7,9 +7,10 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from fskd_onnx.fitting import block_columns
-from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
+from fskd_onnx.fitting.block_columns import BlockColumns
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.block_plan import plan_blocks
+from fskd_onnx.fitting.block_sources import BlockRequest
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg.moments import sum_moments
 from fskd_onnx.matching.channels import match_models

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting import block_columns
 from fskd_onnx.fitting.adapters import Kernel, Pointwise
-from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
+from fskd_onnx.fitting.block_columns import BlockColumns
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse
+from fskd_onnx.fitting.block_sources import BlockRequest
 from fskd_onnx.fitting.family import Family
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg import threads

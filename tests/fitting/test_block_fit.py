@@ -13,10 +13,11 @@ import pytest
 
 from fskd_onnx.fitting import family
 from fskd_onnx.fitting.adapters import families_for, families_of
-from fskd_onnx.fitting.block_columns import BlockColumns, BlockRequest
+from fskd_onnx.fitting.block_columns import BlockColumns
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.block_fit import BlockFit, fit_block
 from fskd_onnx.fitting.block_plan import BlockPlan, BlockUse
+from fskd_onnx.fitting.block_sources import BlockRequest
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg import ridge
 from fskd_onnx.linalg.moments import sum_moments
