@@ -18,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from fskd_onnx.options import FitOptions
 from fskd_onnx.passes import AffineMap, FuseAdapter, InsertAdapter
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.analysis.random_nodes import bodies_of
 from fskd_onnx.passes.analysis.shared_weights import find_uses
 from fskd_onnx.passes.separate_weights import Separated
 from fskd_onnx.pipeline.problem import FitProblem, load_inputs, prepare
@@ -48,21 +49,31 @@ def build(
         text = f'<ir_version: {ir}, opset_import: ["": {opset}]> {text}'
     model = onnx.parser.parse_model(text)
     rng = np.random.default_rng(seed)
-    made = {name for node in model.graph.node for name in node.output}
-    for info in list(model.graph.value_info):
+    _fill(model.graph, rng, values or {}, as_inputs=model.ir_version < 4)
+    check(model)
+    return model
+
+
+def _fill(
+    graph: onnx.GraphProto, rng: np.random.Generator, values: Mapping[str, Any], as_inputs: bool
+) -> None:
+    """Make initializers of what a graph states the type of and no node computes."""
+    made = {name for node in graph.node for name in node.output}
+    for info in list(graph.value_info):
         if info.name in made:
             continue
         shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
-        value = (values or {}).get(info.name)
+        value = values.get(info.name)
         value = random_weight(rng, shape) if value is None else value
         tensor = numpy_helper.from_array(np.array(value, dtype).reshape(shape), info.name)
-        model.graph.initializer.append(tensor)
-        model.graph.value_info.remove(info)
-        if model.ir_version < 4:
-            model.graph.input.append(info)
-    check(model)
-    return model
+        graph.initializer.append(tensor)
+        graph.value_info.remove(info)
+        if as_inputs:
+            graph.input.append(info)
+    for node in graph.node:
+        for body in bodies_of(node):
+            _fill(body, rng, values, as_inputs=False)
 
 
 def random_weight(rng: np.random.Generator, shape: Sequence[int]) -> Array:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from fskd_onnx.compress_options import CompressOptions
 from fskd_onnx.compress_results import (
@@ -18,12 +22,16 @@ from fskd_onnx.compression.linear_case import LinearCase
 from fskd_onnx.compression.node_latency import NodeLatency
 from fskd_onnx.compression.slow_nodes import find_slow_nodes, reduced_nodes
 from fskd_onnx.passes import Canonicalize
+from fskd_onnx.passes.analysis.linear import find_linear
+from fskd_onnx.passes.analysis.refusals import Refusal
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
 from fskd_onnx.results import FitReport
-from fskd_onnx.runtime.latency import compare_latency, random_feeds
+from fskd_onnx.runtime.latency import compare_latency
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.timing import StageTimer
 from fskd_onnx.versions import versions_used
+
+Feeds = Mapping[str, NDArray[Any]]
 
 _SECONDS = 5.0
 # Nodes are looked at where so much more of the time is left than of the multiply-adds.
@@ -31,10 +39,9 @@ _NO_SPEED = 0.15
 
 
 def latency_ratio(
-    study: TeacherStudy, student: onnx.ModelProto, runtime: Runtime, seed: int
+    study: TeacherStudy, student: onnx.ModelProto, runtime: Runtime, feeds: Feeds
 ) -> float:
     """Return the time of a run of a student by that of its teacher, measured in turns."""
-    feeds = random_feeds(study.model.inputs, study.shapes, seed)
     models = {study.model.name: study.model.model, "the student": student}
     return compare_latency(models, [feeds] * 2, runtime, _SECONDS).ratios[1]
 
@@ -48,6 +55,7 @@ def report_of(
     runtime: Runtime,
     timer: StageTimer,
     *,
+    feeds: Feeds,
     notes: tuple[str, ...],
 ) -> CompressReport:
     """Return the report of a compression.
@@ -60,6 +68,7 @@ def report_of(
         options: of the compression.
         runtime: where latency is measured; not for a dry run.
         timer: the seconds of each stage, to which those of measuring are added.
+        feeds: what a run reads whose time is measured.
         notes: what else there is to know.
     """
     graph = gs.import_onnx(Canonicalize()(student).model)
@@ -67,7 +76,7 @@ def report_of(
     latency, slow = UNKNOWN, []
     if not options.dry_run:
         with timer("latency"):
-            ratio = latency_ratio(study, student, runtime, options.run.seed)
+            ratio = latency_ratio(study, student, runtime, feeds)
             latency = Change(1.0, ratio)
             if ratio > costs.total.macs / max(before.macs, 1) + _NO_SPEED:
                 slow = _slow_nodes(study, graph, costs, runtime)
@@ -85,7 +94,7 @@ def report_of(
         fit=fit,
         seconds=timer.compression(),
         versions=versions_used(),
-        notes=(*notes, *slow),
+        notes=(*notes, *_left_whole(study.model.graph()), *slow),
     )
 
 
@@ -98,3 +107,13 @@ def _slow_nodes(
     reduced = reduced_nodes(before, after, (study.costs.linears, costs.linears))
     found = find_slow_nodes(reduced, NodeLatency(runtime, _SECONDS))
     return [f"'{name}' is no faster: {why}" for name, why in found.items()]
+
+
+def _left_whole(graph: gs.Graph) -> list[str]:
+    """Return a sentence on nodes with weights that no method can make smaller, if any."""
+    refusals = [view for view in find_linear(graph) if isinstance(view, Refusal)]
+    if not refusals:
+        return []
+    first, rest = refusals[0], len(refusals) - 1
+    more = f", and {rest} more that no method applies to" if rest else ""
+    return [f"'{first.name}' stays whole: {first.reason}{more}"]

@@ -39,11 +39,13 @@ class DividedSamples:
         decoded: the samples, and moved copies of them behind, each read once.
         groups: samples of each independent group; identical ones are there once.
         splits: which of them are fitted on, and which give the verdict.
+        batch_size: samples of every run, padded; None where any number runs.
     """
 
     decoded: DecodedSamples
     groups: list[NDArray[np.intp]]
     splits: Splits
+    batch_size: int | None
 
 
 def open_samples(source: SampleSource, teacher: LoadedModel, run: RunOptions) -> Samples:
@@ -92,8 +94,11 @@ def divide_samples(
     """
     reading = FirstReading(loaded, store, taken_once=not options.augment)
     groups = _group(loaded, reading)
-    splits = _split(groups, loaded, networks, options)
-    return DividedSamples(_decode(reading, splits, options, store, runtime), groups, splits)
+    stated = common_batch_size([network.inputs for network in networks], loaded)
+    batch_size = stated or options.run.batch_size
+    splits = _split(groups, loaded, options, batch_size)
+    decoded = _decode(reading, splits, options, store, runtime)
+    return DividedSamples(decoded, groups, splits, batch_size)
 
 
 def _group(loaded: Samples, reading: FirstReading) -> list[NDArray[np.intp]]:
@@ -123,14 +128,13 @@ def _group(loaded: Samples, reading: FirstReading) -> list[NDArray[np.intp]]:
 def _split(
     groups: list[NDArray[np.intp]],
     loaded: Samples,
-    networks: Sequence[LoadedModel],
     options: FitOptions,
+    batch_size: int | None,
 ) -> Splits:
     """Divide the samples and their copies, into batches of a size that all networks take."""
     size = default_batch_size(loaded.shapes)
-    fixed = common_batch_size([n.inputs for n in networks], loaded) or options.run.batch_size
     copies = options.augment_copies + 1 if options.augment else 1
-    return split_samples(groups, len(loaded), copies, options.run.seed, size, fixed)
+    return split_samples(groups, len(loaded), copies, options.run.seed, size, batch_size)
 
 
 def stated_batch_sizes(inputs: Iterable[Sequence[InputSpec]], loaded: Samples) -> list[int | None]:

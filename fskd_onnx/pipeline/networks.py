@@ -19,6 +19,7 @@ from fskd_onnx.passes.analysis.factored_blocks import FactoredBlock, read_block
 from fskd_onnx.passes.analysis.finite_parameters import find_not_finite
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.branch_sums import find_sums
+from fskd_onnx.passes.inline_branches import Inlined, restore_branches
 from fskd_onnx.passes.merge_branches import give_back
 from fskd_onnx.results import BlockPair, Evidence, Matching
 from fskd_onnx.serialization.interface import (
@@ -53,6 +54,7 @@ class LoadedModel:
             there is no such block.
         summed: branches of a sum that went away with that, and what each was merged into.
         factors: nodes of a chain that went away with that, and the node at its end.
+        inlined: Ifs of which the canonical form has the body that the samples take.
     """
 
     name: str
@@ -63,6 +65,8 @@ class LoadedModel:
     uncomposed: onnx.ModelProto | None = None
     summed: Mapping[str, str] = field(default_factory=dict)
     factors: Mapping[str, str] = field(default_factory=dict)
+    inlined: tuple[Inlined, ...] = ()
+    _given: onnx.ModelProto | None = None
 
     @staticmethod
     def load(source: ModelSource) -> LoadedModel:
@@ -79,19 +83,45 @@ class LoadedModel:
                     "infinite values, or such beyond single precision; repair it, or export the "
                     "network again"
                 )
-            result = Canonicalize()(model)
-            check_linear_nodes(result.model)  # weights that were computed are there now
-        for note in result.notes:
-            logger.debug("%s: %s", name, note)
+            canonical = _canonical(name, model)
         inputs, outputs = tuple(input_specs(model)), tuple(output_names(model))
-        return LoadedModel(name, model, result.model, inputs, outputs)
+        return LoadedModel(name, model, canonical, inputs, outputs)
+
+    def with_branches(self, model: onnx.ModelProto, inlined: Sequence[Inlined]) -> LoadedModel:
+        """Return the model with bodies in the place of some Ifs in its canonical form.
+
+        Args:
+            model: the model with these bodies.
+            inlined: what they stand for.
+        """
+        borders = {name for each in inlined for name in each.borders}
+        with errors_of(self.name):
+            canonical = _canonical(self.name, model, borders)
+        return LoadedModel(
+            self.name,
+            self.model,
+            canonical,
+            self.inputs,
+            self.outputs,
+            inlined=tuple(inlined),
+            _given=model,
+        )
+
+    @property
+    def given(self) -> onnx.ModelProto:
+        """The model as it came, but for bodies in the place of Ifs."""
+        return self.model if self._given is None else self._given
 
     def graph(self) -> gs.Graph:
         """Return a fresh graph of the canonical form, to read or to rewrite.
 
         Its inputs and outputs are in the order of the teacher's; `export` keeps the file's order.
         """
-        graph = gs.import_onnx(self.canonical)
+        return self.graph_of(self.canonical)
+
+    def graph_of(self, form: onnx.ModelProto) -> gs.Graph:
+        """Return a graph of another form of the model, as `graph` does."""
+        graph = gs.import_onnx(form)
         inputs = {tensor.name: tensor for tensor in graph.inputs}
         outputs = {tensor.name: tensor for tensor in graph.outputs}
         graph.name = self.name
@@ -168,10 +198,10 @@ class LoadedModel:
             factors: new weights of nodes of blocks that are one node of it, by the node's name.
         """
         if self.uncomposed is None:
-            return export(fitted, like=self.canonical)
+            return restore_branches(export(fitted, like=self.canonical), self.inlined)
         graph = gs.import_onnx(self.uncomposed)
         give_back(graph, self.graph(), fitted, factors or {})
-        return export(graph, like=self.uncomposed)
+        return restore_branches(export(graph, like=self.uncomposed), self.inlined)
 
     @property
     def parts(self) -> Mapping[str, str]:
@@ -201,6 +231,25 @@ class LoadedModel:
         return replace(matching, pairs=(*matching.pairs, *lines))
 
 
+def _canonical(name: str, model: onnx.ModelProto, borders: Collection[str] = ()) -> onnx.ModelProto:
+    """Return a model as the passes read it; some tensors stay as they are, as outputs do."""
+    written = {output for node in model.graph.node for output in node.output}
+    kept = written.intersection(borders) - set(output_names(model))
+    whole = model
+    if kept:
+        whole = onnx.ModelProto()
+        whole.CopyFrom(model)
+        whole.graph.output.extend(onnx.ValueInfoProto(name=each) for each in sorted(kept))
+    result = Canonicalize()(whole)
+    for note in result.notes:
+        logger.debug("%s: %s", name, note)
+    canonical = result.model
+    if kept:
+        del canonical.graph.output[-len(kept) :]
+    check_linear_nodes(canonical)  # weights that were computed are there now
+    return canonical
+
+
 def _linears(graph: gs.Graph) -> list[Linear]:
     return [view for view in find_linear(graph) if isinstance(view, Linear)]
 
@@ -211,15 +260,21 @@ Networks = tuple[LoadedModel, LoadedModel]
 def load_networks(teacher: ModelSource, student: ModelSource) -> Networks:
     """Load teacher and student, which take the same inputs and give the same outputs.
 
-    Sums of branches that only one of them has are merged. Matrices of the teacher that are applied
-    to one tensor are joined into one node, or apart, as the student's are.
-
     Raises:
         ModelError: a file cannot be used, or the models do not fit each other.
     """
     one, other = LoadedModel.load(teacher), LoadedModel.load(student)
     paired = pair_interfaces(one.model, other.model, one.name, other.name)
-    other = replace(other, inputs=paired.inputs, outputs=paired.outputs)
+    return arranged((one, replace(other, inputs=paired.inputs, outputs=paired.outputs)))
+
+
+def arranged(networks: Networks) -> Networks:
+    """Return networks whose forms have the same sums and joined matrices.
+
+    Sums of branches that only one of them has are merged. Matrices of the teacher that are applied
+    to one tensor are joined into one node, or apart, as the student's are.
+    """
+    one, other = networks
     for rewrite in rewrites_of_teacher(one.graph(), other.graph()):
         one = replace(one, canonical=rewrite(one.canonical).model)
     graphs = one.graph(), other.graph()

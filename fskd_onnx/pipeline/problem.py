@@ -29,6 +29,7 @@ from fskd_onnx.pipeline.networks import (
     load_networks,
 )
 from fskd_onnx.pipeline.splits import Splits
+from fskd_onnx.pipeline.taken_branches import take_branches
 from fskd_onnx.reporting.agreement import squared_errors, worst_samples
 from fskd_onnx.reporting.comparable import Comparable, check_finite, comparable
 from fskd_onnx.results import Agreement, Matching, OutputErrors, SampleError
@@ -257,6 +258,7 @@ def prepare(
     runtime = open_runtime(run.providers)
     divided = divide_samples(networks, loaded, options, store, runtime)
     decoded, groups, splits = divided.decoded, divided.groups, divided.splits
+    networks = take_branches(networks, runtime, decoded, splits.batches, divided.batch_size)
     graphs = networks[0].graph(), networks[1].graph()
     if given is None and options.map is not None:
         given = read_map(options.map, *graphs, networks[1].parts)

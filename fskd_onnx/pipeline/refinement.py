@@ -125,7 +125,7 @@ def refine(
     report = RefineReport(options.refine, taken, before, after.relative_mse, not reason, reason)
     if reason:
         return Refinement(best, None, None, report)
-    last = best.fitted.with_model(models[chosen], problem.student.model)
+    last = best.fitted.with_model(models[chosen], problem.student.given)
     return Refinement(best, judged, last, report)
 
 
@@ -142,7 +142,7 @@ def refined(
         for point in made.points(options.refine, steps):
             if point.steps == steps:
                 name = f"refined {problem.student.name}"
-                return fitted.with_model(checked(point.model, name), problem.student.model)
+                return fitted.with_model(checked(point.model, name), problem.student.given)
     return None
 
 

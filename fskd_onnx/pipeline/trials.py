@@ -176,7 +176,7 @@ def _exported(
     with timer("fuse"):
         model = problem.student.export(corrected.graph, corrected.decomposed.factors)
         student = FittedStudent(targets, model, found.blocks, found.parameters)
-        return student.with_model(model, problem.student.model)
+        return student.with_model(model, problem.student.given)
 
 
 def teacher_pass(problem: FitProblem, split: SampleSplit, options: FitOptions) -> TeacherPass:

@@ -16,6 +16,8 @@ import onnx
 from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
+from fskd_onnx.passes.analysis.random_nodes import bodies_of
+
 Sizes = Mapping[str, float]
 """Root of the sum of squares of each tensor of floats that a model stores, by its name."""
 
@@ -63,11 +65,20 @@ def steadiest(final: Sizes, trials: Sequence[Sizes]) -> int | None:
 
 
 def stored_tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Return the tensors that a model stores, by name: initializers and Constants."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
+    """Return the tensors that a model stores, by name: initializers and Constants, also in bodies.
+
+    Bodies may have tensors of one name, whose weights count as those of the last one then.
+    """
+    return _stored(model.graph)
+
+
+def _stored(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
         if node.op_type == "Constant":
             for attribute in node.attribute:
                 if attribute.name == "value":
                     stored[node.output[0]] = attribute.t
+        for body in bodies_of(node):
+            stored |= _stored(body)
     return stored

@@ -85,8 +85,9 @@ def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
     dims = [_symbols(value) for value in values]
     symbol = _symbol_of_samples(dims, [_symbols(value) for value in model.graph.output])
     size = None if symbol is not None else _size_of_samples(specs)
+    any_number = symbol is not None or any(spec.shape[:1] == (None,) for spec in specs)
     return [
-        replace(spec, axis=_axis(spec, names, symbol, size))
+        replace(spec, axis=_axis(spec, names, symbol, size, any_number))
         for spec, names in zip(specs, dims, strict=True)
     ]
 
@@ -216,7 +217,11 @@ def _likeness(symbol: str) -> int:
 
 
 def _axis(
-    spec: InputSpec, names: tuple[str, ...], symbol: str | None, size: int | None
+    spec: InputSpec,
+    names: tuple[str, ...],
+    symbol: str | None,
+    size: int | None,
+    any_number: bool,
 ) -> int | None:
     """Return the axis that the samples of an input lie on.
 
@@ -225,14 +230,15 @@ def _axis(
         names: of its extents.
         symbol: that of the samples, where there is one.
         size: their number, where it is fixed and tells.
+        any_number: whether an input takes any number of samples.
     """
     if not spec.shape:
         return None
     if size is not None:
         return spec.shape.index(size)
-    if symbol is None or (spec.shape[0] is None and symbol not in names):
+    if not any_number or (spec.shape[0] is None and symbol not in names):
         return 0
-    if symbol in names:
+    if symbol is not None and symbol in names:
         axis = names.index(symbol)
         return 0 if spec.shape[0] == 1 and _likeness(symbol) < 2 else axis
     # A size on the first axis, where another input takes any number of samples: (2, any, width).

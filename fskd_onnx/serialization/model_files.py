@@ -16,7 +16,11 @@ from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from fskd_onnx.errors import FskdError, ModelError
-from fskd_onnx.passes.analysis.random_nodes import find_random, find_training_dropouts
+from fskd_onnx.passes.analysis.random_nodes import (
+    bodies_of,
+    find_random,
+    find_training_dropouts,
+)
 from fskd_onnx.passes.errors import PassError
 from fskd_onnx.serialization import external_data
 from fskd_onnx.serialization.atomic_files import OutputFiles
@@ -229,19 +233,23 @@ def count_parameters(model: onnx.ModelProto) -> int:
     """Return the number of floating-point numbers that a model carries, biases included.
 
     Exporters write them as initializers, Constant nodes, or ConstantOfShape nodes with a stored
-    shape; all of these count.
+    shape; all of these count, also in the bodies of control flow nodes.
     """
-    nodes = model.graph.node
+    return _count_in(model.graph)
+
+
+def _count_in(graph: onnx.GraphProto) -> int:
+    nodes = graph.node
     constants = [a for node in nodes if node.op_type == "Constant" for a in node.attribute]
-    tensors = [*model.graph.initializer, *(constant.t for constant in constants)]
+    tensors = [*graph.initializer, *(constant.t for constant in constants)]
     count: int = sum(math.prod(t.dims) for t in tensors if t.data_type in _FLOATS)
     count += sum(len(c.floats) + int(c.name == "value_float") for c in constants)
-    shapes = {t.name: t for t in model.graph.initializer}
+    shapes = {t.name: t for t in graph.initializer}
     filled = [n for n in nodes if n.op_type == "ConstantOfShape" and n.input[0] in shapes]
     for node in filled:
         if all(attribute.t.data_type in _FLOATS for attribute in node.attribute):
             count += math.prod(numpy_helper.to_array(shapes[node.input[0]]).tolist())
-    return count
+    return count + sum(_count_in(body) for node in nodes for body in bodies_of(node))
 
 
 def _check_not_random(model: onnx.ModelProto, name: str) -> None:

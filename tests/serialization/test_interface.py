@@ -68,6 +68,8 @@ def test_inputs_that_are_no_tensors_are_refused() -> None:
         ("float[s0,5] x, float[s1,8] s", "float[c,4] z", [0, 0]),
         ("float[s0,5] x, float[1,s1,8] s", "float[c,4] z", [0, 0]),
         ("float[N,5] x, float g", "float[N,4] z", [0, None]),
+        ("float[?,?] x, float[2,?,8] s, float g", "float[?,4] z", [0, 1, None]),
+        ("float[?,5] x, float[2,?,?] s", "float[?,4] z", [0, 0]),
         ("float[1,5] x, float[2,1,8] s, float g", "float[1,4] z", [0, 1, None]),
         ("float[2,5] x, float[2,1,8] s", "float[2,4] z", [0, 0]),
         ("float[1,2] x, float[2,1,8] s", "float[1,4] z", [0, 0]),
