@@ -25,6 +25,7 @@ from fskd_onnx.linalg.backends import Array
 from fskd_onnx.matching.channels import Channels
 
 _PICKS_BETWEEN = 32
+_ROUNDING = 1e-14
 
 
 def choose_channels(evidence: Sequence[tuple[Array, Array]], width: int) -> Channels:
@@ -52,7 +53,12 @@ def order_of_choice(evidence: Sequence[tuple[Array, Array]], width: int) -> Chan
     # Gains are linear in H, so what reads the same columns is one reader.
     weights: dict[int, Array] = {}
     for gram, weight in evidence:
-        share = weight / max(float(np.vdot(weight, gram)), np.finfo(float).tiny)
+        seen = float(np.vdot(weight, gram))
+        # Of what does not vary, or what it has no weights for, a reader sees rounding.
+        if seen <= _ROUNDING * float(np.linalg.norm(weight)) * float(np.linalg.norm(gram)):
+            share = np.zeros_like(weight)
+        else:
+            share = weight / seen
         weights[id(gram)] = weights[id(gram)] + share if id(gram) in weights else share
     readers = [_Reader(gram, weights[key]) for key, gram in grams.items()]
     left = np.ones(len(evidence[0][0]), dtype=bool)

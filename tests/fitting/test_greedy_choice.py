@@ -136,3 +136,11 @@ def test_many_picks_are_those_of_plain_elimination(readers: int) -> None:
             (r - np.outer(r[picks[-1]], r[picks[-1]]) / r[picks[-1], picks[-1]], h) for r, h in rest
         ]
     np.testing.assert_array_equal(order_of_choice(evidence, 45), picks)
+
+
+def test_a_reader_that_sees_nothing_has_no_say() -> None:
+    [(r, h)] = random_evidence(3, 6)
+    still, blind = np.zeros((6, 6)), np.zeros((6, 6))
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        chosen = order_of_choice([(still, h), (r, blind), (r, h)], 4)
+    np.testing.assert_array_equal(chosen, order_of_choice([(r, h)], 4))
