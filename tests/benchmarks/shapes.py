@@ -1,9 +1,9 @@
 """Networks of real shapes with random weights, and students of half their inner width.
 
-ResNet-50 (K. He et al., 2016), MobileNetV2 (M. Sandler et al., 2018) and Inception v1 (C. Szegedy
-et al., 2015) at 224 x 224, batch normalisation folded, and a plain chain of any depth. Weights have
-the variance that keeps that of activations, so the networks compute something; how fast they run
-does not depend on what.
+ResNet-50 (K. He et al., 2016), MobileNetV2 (M. Sandler et al., 2018), EfficientNet-Lite0 (M. Tan
+and Q. Le, 2019, without gates) and Inception v1 (C. Szegedy et al., 2015) at 224 x 224, batch
+normalisation folded, and a plain chain of any depth. Weights have the variance that keeps that of
+activations, so the networks compute something; how fast they run does not depend on what.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ INPUT, OUTPUT = "image", "logits"
 SIDE = 224
 CLASSES = 1000
 _RESNET50 = ((3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 2))
+# Of each stage of inverted residuals: expansion, channels, blocks, stride, kernel.
 _MOBILENET = (
-    *((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)),
-    *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
+    *((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 32, 3, 2, 3), (6, 64, 4, 2, 3)),
+    *((6, 96, 3, 1, 3), (6, 160, 3, 2, 3), (6, 320, 1, 1, 3)),
+)
+_EFFICIENTNET = (
+    *((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3)),
+    *((6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)),
 )
 # Of each module the widths of its branches: 1x1, 3x3 with what reduces it, 5x5 likewise, pooled.
 _INCEPTION = (
@@ -61,17 +66,26 @@ def resnet50() -> Pair:
 
 def mobilenet_v2() -> Pair:
     """A teacher, and a student whose inverted residuals are half as wide inside."""
+    return _inverted_residuals(_MOBILENET)
 
+
+def efficientnet_lite0() -> Pair:
+    """A teacher, and a student whose inverted residuals are half as wide inside."""
+    return _inverted_residuals(_EFFICIENTNET)
+
+
+def _inverted_residuals(stages: Sequence[tuple[int, int, int, int, int]]) -> Pair:
     def build(net: _Net) -> None:
         x = net.relu6(net.conv("stem", INPUT, 32, kernel=3, stride=2))
         width, number = 32, 0
-        for factor, out, blocks, first in _MOBILENET:
+        for factor, out, blocks, first, kernel in stages:
             for block in range(blocks):
                 name, stride, number = f"block{number}", first if block == 0 else 1, number + 1
                 inner, y = net.part(factor * width) if factor > 1 else width, x
                 if factor > 1:
                     y = net.relu6(net.conv(f"{name}.expand", y, inner))
-                y = net.relu6(net.conv(f"{name}.depth", y, inner, 3, stride, depthwise=True))
+                depth = net.conv(f"{name}.depth", y, inner, kernel, stride, depthwise=True)
+                y = net.relu6(depth)
                 y = net.conv(f"{name}.project", y, out)
                 x = net.node("Add", x, y) if stride == 1 and width == out else y
                 width = out

@@ -47,6 +47,7 @@ _CPU = ("cpu",)
 _SHAPES = {
     "resnet50": shapes.resnet50,
     "mobilenet_v2": shapes.mobilenet_v2,
+    "efficientnet_lite0": shapes.efficientnet_lite0,
     "inception_v1": shapes.inception_v1,
 }
 _TURNS = 3
@@ -131,6 +132,9 @@ def cases(quick: bool) -> Iterator[Case]:
             yield Case(network, 64, adapter)
         yield Case(network, 256, "pointwise")
         yield Case(network, 64, "compress")
+    if not quick:
+        yield Case("efficientnet_lite0", 64, "auto")
+        yield Case("efficientnet_lite0", 64, "compress")
     for samples in () if quick else (16, 64):
         yield Case("inception_v1", samples, "auto", "auto")
 

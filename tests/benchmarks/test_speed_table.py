@@ -26,7 +26,8 @@ def test_quick_is_a_part_of_all() -> None:
 
 
 @pytest.mark.parametrize(
-    "build", [shapes.mobilenet_v2, shapes.inception_v1, lambda: shapes.chain(3)]
+    "build",
+    [shapes.mobilenet_v2, shapes.efficientnet_lite0, shapes.inception_v1, lambda: shapes.chain(3)],
 )
 def test_a_student_is_its_teacher_with_fewer_channels(build: object) -> None:
     teacher, student = build()  # type: ignore[operator]
