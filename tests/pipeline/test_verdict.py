@@ -67,6 +67,15 @@ def test_the_sum_falls_by_more_than_its_spread() -> None:
     assert not stands(before, [*small, *[11.0] * 5, 1.0, 1.0])
 
 
+def test_one_large_error_among_small_ones_is_no_doubt_where_all_fall() -> None:
+    """Measured: a network that is linear but for a few samples, fitted to rounding."""
+    before = [30.0, *[0.1] * 9]
+    assert stands(before, [1e-9] * 10)
+    assert stands(before[:4], [1e-9] * 4)
+    assert not stands(before[:3], [1e-9] * 3)
+    assert not stands(before, [1e-9, 0.5, *[1e-9] * 8])
+
+
 def test_no_error_rises_far() -> None:
     small = [1e-3] * 11
     assert stands([1.0] * 12, [*small, 2.0])
