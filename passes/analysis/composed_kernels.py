@@ -33,6 +33,8 @@ from fskd_onnx.passes.analysis.nodes import is_standard, nodes_in_bodies, sole_r
 
 # They hand on each element as it is.
 _HANDS_ON = ("Cast", "Dropout", "Identity")
+# They make rows of positions, and back; the channels stay on the last axis.
+_MOVE_ROWS = ("Flatten", "Reshape")
 # Along groups, channels and inputs.
 _WHOLE = (slice(None),) * 3
 
@@ -171,13 +173,17 @@ def next_in_chain(graph: gs.Graph, views: Sequence[Linear]) -> Mapping[int, int]
     number_of = {id(view.node): number for number, view in enumerate(views)}
     chained = {}
     for number, view in enumerate(views):
-        tensor, reader = _read_by(graph, view.output, in_bodies)
+        hands_on = _HANDS_ON if view.is_convolution else (*_HANDS_ON, *_MOVE_ROWS)
+        tensor, reader = _read_by(graph, view.output, in_bodies, hands_on)
         behind = number_of.get(id(reader))
         if behind is None or views[behind].input is not tensor:
             continue
         ranks = {len(v.kernel_shape) for v in (view, views[behind])}
         kinds = {v.is_convolution for v in (view, views[behind])}
         transposed = view.operator.transposed or views[behind].operator.transposed
+        # Behind a Reshape the next matrix has as many columns where its rows are those of this one.
+        if not view.is_convolution and views[behind].shape[2] != view.width:
+            continue
         if len(ranks) == len(kinds) == 1 and not transposed:
             chained[number] = behind
     return chained
@@ -200,11 +206,11 @@ def chains(chained: Mapping[int, int]) -> dict[int, list[int]]:
 
 
 def _read_by(
-    graph: gs.Graph, tensor: gs.Tensor, in_bodies: Collection[int]
+    graph: gs.Graph, tensor: gs.Tensor, in_bodies: Collection[int], hands_on: Sequence[str]
 ) -> tuple[gs.Tensor, gs.Node | None]:
     """Return what a tensor is handed on as, and the node that alone reads that."""
     reader = sole_reader(graph, tensor, in_bodies)
-    while reader is not None and is_standard(reader, *_HANDS_ON):
+    while reader is not None and is_standard(reader, *hands_on):
         if len([output for output in reader.outputs if output.name]) != 1:
             return tensor, None
         tensor = reader.outputs[0]

@@ -763,6 +763,27 @@ def test_a_node_somewhere_in_a_longer_chain_has_no_place(join: str) -> None:
     assert (found["c"], found["y"]) == ("c", "y")
 
 
+def test_rows_of_positions_in_a_longer_chain_give_no_node_a_place() -> None:
+    """The same as simplifiers write a factor of tokens: Reshape, Gemm, Reshape."""
+    text = """g (float[N,5,8] x) => (float[N,5,3] y)
+    <float[8,6] a, {weights}, int64[2] rows = {{-1, 4}}, int64[3] tokens = {{-1, 5, 6}}> {{
+        c = MatMul (x, a)
+        r = Relu (c)
+        {nodes}
+        y = MatMul (h, w2)
+    }}"""
+    whole = build(text.format(weights="float[6,6] w1, float[6,3] w2", nodes="h = MatMul (r, w1)"))
+    factors = text.format(
+        weights="float[6,4] u, float[4,6] v, float[6] b, float[6,3] w2",
+        nodes="q = MatMul (r, u) f = Reshape (q, rows) g1 = Gemm (f, v, b) "
+        "h = Reshape (g1, tokens)",
+    )
+    student = build(factors, {"a": initializers(whole)["a"]}, seed=3)
+    found = {p.student: p.teacher for p in match_models(canonical(whole), canonical(student)).pairs}
+    assert found["q"] is None
+    assert (found["c"], found["y"]) == ("c", "y")
+
+
 IN_A_ROW = """g (float[N,3] x) => (float[N,6] z)
   <float[3,12] a, float[12] p, {weights}, float[6] q, float[6,4] c, float[4] s, float[4,6] d> {{
     [a] ya = Gemm (x, a, p) r = Relu (ya)

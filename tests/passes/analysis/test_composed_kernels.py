@@ -132,6 +132,32 @@ def test_only_what_hands_on_values_may_be_between(between: str, chained: bool) -
     assert next_in_chain(graph, linears) == ({0: 1} if chained else {})
 
 
+@pytest.mark.parametrize(
+    ("between", "reads", "chained"),
+    [
+        ("q = Reshape (y, rows)", 5, True),
+        ("p = Reshape (y, rows) r = Identity (p) q = Reshape (r, tokens)", 5, True),
+        ("q = Flatten (y)", 20, False),
+        ("q = Reshape (y, halves)", 10, False),
+        ("p = Relu (y) q = Reshape (p, rows)", 5, False),
+    ],
+)
+def test_rows_of_positions_may_be_made_between_matrices(
+    between: str, reads: int, chained: bool
+) -> None:
+    values = {"rows": [-1, 5], "tokens": [-1, 4, 5], "halves": [-1, 2, 10]}
+    text = f"""g (float[N,4,3] x) => (float[A,B] z) <float[3,5] v, float[{reads},2] w,
+      int64[2] rows, int64[3] tokens, int64[3] halves> {{
+        y = MatMul (x, v)
+        {between}
+        t = MatMul (q, w)
+        z = Flatten (t)
+    }}"""
+    graph = gs.import_onnx(build(text, values))
+    linears = [view for view in find_linear(graph) if isinstance(view, Linear)]
+    assert next_in_chain(graph, linears) == ({0: 1} if chained else {})
+
+
 def test_a_second_reader_or_an_output_ends_a_chain() -> None:
     # x ─▶ y ─▶ p (an output too) ─▶ q ─┬─▶ r
     #                                    └─▶ s
