@@ -12,6 +12,7 @@ Both networks read the same samples, once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from onnxruntime import OrtValue
 
 from fskd_onnx.fitting.block_plan import BlockPlan
 from fskd_onnx.linalg.threads import parallel_map
+from fskd_onnx.passes.analysis.shapes import infer_shapes
 from fskd_onnx.runtime.collector import ColumnRequest, Columns, collect
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.gather import Gatherer
@@ -97,7 +99,8 @@ class TeacherPass:
         self._runtime = runtime
         self._teacher = teacher
         self._samples = samples
-        self._windows = _windows(plans)
+        count = sum(len(batch.samples) for batch in self.batches)
+        self._windows = _windows(plans, _elements(teacher, samples, count))
         self._at = -1
         self._runner: SegmentRunner | None = None
         self._columns: dict[int, list[dict[int, TargetColumns]]] = {}
@@ -173,14 +176,29 @@ def _channels_last(tensors: Iterable[tuple[bool, Sequence[str]]]) -> set[str]:
     return read[True] - read[False]
 
 
-def _windows(plans: Sequence[BlockPlan]) -> list[range]:
-    """Divide the blocks into runs whose columns may lie in memory together."""
+def _elements(graph: gs.Graph, samples: DecodedSamples, count: int) -> dict[str, int]:
+    """Return how many elements tensors have for so many samples, where shapes tell."""
+    shapes = {
+        tensor.name: spec.with_samples(samples.shapes[spec.name], count)
+        for tensor, spec in zip(graph.inputs, samples.inputs, strict=True)
+    }
+    known = infer_shapes(graph, shapes).items()
+    return {name: math.prod(filter(None, s)) for name, s in known if None not in s}
+
+
+def _windows(plans: Sequence[BlockPlan], elements: Mapping[str, int]) -> list[range]:
+    """Divide the blocks into runs whose columns may lie in memory together.
+
+    Args:
+        plans: of the blocks.
+        elements: see ``BlockUse.bytes``.
+    """
     windows: list[range] = []
     size = 0
     for plan in plans:
-        size += plan.bytes
+        size += plan.bytes(elements)
         if not windows or size > _WINDOW_BYTES:
             windows.append(range(plan.index, plan.index))
-            size = plan.bytes
+            size = plan.bytes(elements)
         windows[-1] = range(windows[-1].start, plan.index + 1)
     return windows
