@@ -16,6 +16,7 @@ from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.runtime.collector import Columns
+from fskd_onnx.runtime.column_sampling import batch_offsets
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.providers import open_runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
@@ -83,14 +84,14 @@ def test_first_batches_are_looked_at_as_if_there_were_no_others(
     few, all_batches = (plan_batches(f, 4, None) for f in (folds[:1], folds))
     first = InputGrams(readers(), few[:2]).requests["r1"].sampling
     of_all = InputGrams(readers(), all_batches)
-    offsets = input_grams.batch_offsets(all_batches)
+    offsets = batch_offsets(all_batches)
     for index, offset in enumerate(offsets):
         count, positions = of_all.requests["r1"].sampling.choose(offset, 4, 2000)
         assert of_all.requests["r1"].sampling.reaches(offset, 4, 2000) == (count > 0)
         if index >= 2:
             assert count == 0
             continue
-        same, others = first.choose(input_grams.batch_offsets(few[:2])[index], 4, 2000)
+        same, others = first.choose(batch_offsets(few[:2])[index], 4, 2000)
         assert count == same > 0
         np.testing.assert_array_equal(positions, others)
 
