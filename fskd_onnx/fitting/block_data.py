@@ -110,7 +110,11 @@ class BlockData:
         )
 
     def relu_aware_moments(
-        self, fitted: AffineMap, epilogue: Epilogue, rows: Rows
+        self,
+        fitted: AffineMap,
+        epilogue: Epilogue,
+        rows: Rows,
+        first_fold: bool | None = None,
     ) -> list[CrossMoments]:
         """Return the cross part of each fold with targets that allow for the activation behind.
 
@@ -126,6 +130,7 @@ class BlockData:
             fitted: the map of the regressors to predict with, for some of the targets.
             epilogue: the activation.
             rows: which targets, the same ones in each group.
+            first_fold: whether to look at the first fold or at all others; None for all folds.
         """
 
         def targets(chunk: ColumnChunk) -> Array:
@@ -135,7 +140,9 @@ class BlockData:
             y -= shortcut
             return y
 
-        return self._for_fits(self._sum(lambda chunk: CrossMoments.of(chunk.x, targets(chunk))))
+        return self._for_fits(
+            self._sum(lambda chunk: CrossMoments.of(chunk.x, targets(chunk)), first_fold)
+        )
 
     def error(self, fitted: AffineMap, epilogue: Epilogue, rows: Rows) -> float:
         """Return the sum of squared errors where the epilogue sees them, over the first fold.
@@ -188,7 +195,7 @@ class BlockData:
                 gained += int(np.sum(agree[1] & ~agree[0]))
         return lost, gained
 
-    def _sum(self, of_chunk: Callable[[ColumnChunk], S]) -> list[S]:
+    def _sum(self, of_chunk: Callable[[ColumnChunk], S], first_fold: bool | None = None) -> list[S]:
         """Add up the moments of the chunks of each fold."""
 
         def work(chunk: ColumnChunk) -> tuple[int, S]:
@@ -198,9 +205,10 @@ class BlockData:
 
         folds: dict[int, S] = {}
         with self._timer("capture"):
-            for fold, part in parallel_map(work, self._columns.chunks()):
+            for fold, part in parallel_map(work, self._columns.chunks(first_fold)):
                 folds[fold] = folds[fold] + part if fold in folds else part
-        self.fold_numbers = tuple(folds)
+        if first_fold is None:
+            self.fold_numbers = tuple(folds)
         return list(folds.values())
 
     def _for_fits(self, folds: list[S]) -> list[S]:
