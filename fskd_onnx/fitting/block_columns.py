@@ -160,27 +160,38 @@ class BlockColumns:
         reduced.regressors = replace(old, block_map=old.block_map @ basis, basis=of_patches)
         return reduced
 
-    def chunks(self, first_fold: bool = False) -> Iterable[ColumnChunk]:
-        """Return all chunks, fold after fold; only those of the first fold, if that is enough.
+    def chunks(self, first_fold: bool | None = None) -> Iterable[ColumnChunk]:
+        """Return chunks, fold after fold.
 
         They are a list where they are kept, else an iterator. A fold without a finite column has
         none.
+
+        Args:
+            first_fold: whether to return those of the first fold or those of all others; None for
+                all chunks.
         """
         if self._chunks is None and self._keep:
             self._chunks = list(self._gathered(self._pieces))
         if self._chunks is not None:
-            return [c for c in self._chunks if not first_fold or c.fold == self._chunks[0].fold]
-        return self._first_fold() if first_fold else self._gathered(self._pieces)
+            chunks, fold = self._chunks, self._chunks[0].fold if self._chunks else 0
+            return [c for c in chunks if first_fold is None or (c.fold == fold) == first_fold]
+        if first_fold is None:
+            return self._gathered(self._pieces)
+        return self._some_folds(first=first_fold)
 
-    def _first_fold(self) -> Iterable[ColumnChunk]:
-        """Gather the chunks of the first fold that has some."""
-        for _, of_fold in itertools.groupby(
+    def _some_folds(self, *, first: bool) -> Iterator[ColumnChunk]:
+        """Gather the chunks of the first fold that has some, or those of all others."""
+        found: int | None = None
+        for fold, pieces in itertools.groupby(
             self._pieces, lambda piece: self._batches[piece[1]].fold
         ):
-            chunks = iter(self._gathered(list(of_fold)))
-            if (first := next(chunks, None)) is not None:
-                return itertools.chain([first], chunks)
-        return ()
+            for chunk in self._gathered(list(pieces)):
+                found = fold if found is None else found
+                if (fold == found) != first:
+                    break
+                yield chunk
+            if first and found is not None:
+                return
 
     def _gathered(self, pieces: list[_Piece]) -> Iterable[ColumnChunk]:
         """Gather the columns of some batches, at once where all of them may be in memory."""

@@ -11,6 +11,7 @@ shortcut::
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import TypeVar
@@ -22,7 +23,7 @@ from fskd_onnx.fitting.block_columns import BlockColumns
 from fskd_onnx.fitting.column_chunk import ColumnChunk, Rows
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.linalg.clipping import clip, relu_aware_targets
-from fskd_onnx.linalg.moments import CrossMoments, Moments
+from fskd_onnx.linalg.moments import CrossMoments, GramMoments, Moments
 from fskd_onnx.linalg.threads import parallel_map
 from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.epilogue import Epilogue
@@ -45,25 +46,27 @@ class BlockData:
         fold_numbers: the fold of each of the moments: those with a finite column.
     """
 
-    def __init__(self, columns: BlockColumns, timer: StageTimer, with_shift: bool = True) -> None:
+    def __init__(self, columns: BlockColumns, timer: StageTimer) -> None:
         """Sum nothing yet.
 
         Args:
             columns: of the block.
             timer: counts the time spent here as "capture".
-            with_shift: whether fits to the moments may shift the block.
         """
         self.regressors = columns.regressors
         self.linear = columns.request.linear
-        self.with_shift = with_shift
+        self.with_shift = True
         self.residual = columns.request.residual
         self.gives_scores = columns.request.plan.gives_scores
         self.fold_numbers: tuple[int, ...] = ()
+        self._grams: list[GramMoments] = []  # of each fold, once they are known
         self._columns = columns
         self._timer = timer
 
     def moments(self, rows: Rows) -> list[Moments]:
         """Return the moments of each fold, with some targets of the block output.
+
+        The Gram part does not depend on the targets, and is summed once.
 
         Args:
             rows: which targets, the same ones in each group.
@@ -71,7 +74,12 @@ class BlockData:
         Raises:
             MatchError: fewer than two folds have finite columns, or a sum overflows.
         """
-        folds = self._sum(lambda chunk: Moments.of(chunk.x, chunk.of_output(rows)))
+        if self._grams:
+            cross = self._sum(lambda chunk: CrossMoments.of(chunk.x, chunk.of_output(rows)))
+            folds = [Moments(*parts) for parts in zip(self._grams, cross, strict=True)]
+        else:  # in one go, for columns may have to be gathered anew for every sum
+            folds = self._sum(lambda chunk: Moments.of(chunk.x, chunk.of_output(rows)))
+            self._grams = [fold.of_x for fold in folds]
         if not folds:
             raise MatchError("its activations are not finite on any sample")
         if len(folds) < _LEAST_FOLDS:
@@ -81,7 +89,7 @@ class BlockData:
             )
         if not all(fold.finite for fold in folds):
             raise MatchError("its activations are so large that the sums of their squares overflow")
-        return folds
+        return self._for_fits(folds)
 
     @property
     def left_out(self) -> set[int]:
@@ -97,10 +105,16 @@ class BlockData:
                 the teacher's block output.
         """
         targets = ColumnChunk.of_sum if residual else ColumnChunk.of_output
-        return self._sum(lambda chunk: CrossMoments.of(chunk.x, targets(chunk, rows)))
+        return self._for_fits(
+            self._sum(lambda chunk: CrossMoments.of(chunk.x, targets(chunk, rows)))
+        )
 
     def relu_aware_moments(
-        self, fitted: AffineMap, epilogue: Epilogue, rows: Rows
+        self,
+        fitted: AffineMap,
+        epilogue: Epilogue,
+        rows: Rows,
+        first_fold: bool | None = None,
     ) -> list[CrossMoments]:
         """Return the cross part of each fold with targets that allow for the activation behind.
 
@@ -116,6 +130,7 @@ class BlockData:
             fitted: the map of the regressors to predict with, for some of the targets.
             epilogue: the activation.
             rows: which targets, the same ones in each group.
+            first_fold: whether to look at the first fold or at all others; None for all folds.
         """
 
         def targets(chunk: ColumnChunk) -> Array:
@@ -125,7 +140,9 @@ class BlockData:
             y -= shortcut
             return y
 
-        return self._sum(lambda chunk: CrossMoments.of(chunk.x, targets(chunk)))
+        return self._for_fits(
+            self._sum(lambda chunk: CrossMoments.of(chunk.x, targets(chunk)), first_fold)
+        )
 
     def error(self, fitted: AffineMap, epilogue: Epilogue, rows: Rows) -> float:
         """Return the sum of squared errors where the epilogue sees them, over the first fold.
@@ -178,7 +195,7 @@ class BlockData:
                 gained += int(np.sum(agree[1] & ~agree[0]))
         return lost, gained
 
-    def _sum(self, of_chunk: Callable[[ColumnChunk], S]) -> list[S]:
+    def _sum(self, of_chunk: Callable[[ColumnChunk], S], first_fold: bool | None = None) -> list[S]:
         """Add up the moments of the chunks of each fold."""
 
         def work(chunk: ColumnChunk) -> tuple[int, S]:
@@ -188,13 +205,18 @@ class BlockData:
 
         folds: dict[int, S] = {}
         with self._timer("capture"):
-            for fold, part in parallel_map(work, self._columns.chunks()):
+            for fold, part in parallel_map(work, self._columns.chunks(first_fold)):
                 folds[fold] = folds[fold] + part if fold in folds else part
-        self.fold_numbers = tuple(folds)
-        if self.with_shift:
-            return list(folds.values())
-        return [fold.without_means() for fold in folds.values()]
+        if first_fold is None:
+            self.fold_numbers = tuple(folds)
+        return list(folds.values())
+
+    def _for_fits(self, folds: list[S]) -> list[S]:
+        """Return sums such that fits to them shift the block only where they may."""
+        return folds if self.with_shift else [fold.without_means() for fold in folds]
 
     def without_shift(self) -> BlockData:
         """Return the same columns for fits that do not shift the block."""
-        return BlockData(self._columns, self._timer, with_shift=False)
+        unshifted = copy.copy(self)
+        unshifted.with_shift = False
+        return unshifted

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from fskd_onnx.linalg.threads import parallel_map
 from fskd_onnx.passes.analysis.affine import AffineMap
 from fskd_onnx.passes.analysis.constants import epsilon
 from fskd_onnx.passes.analysis.epilogue import NO_EPILOGUE, Epilogue
+
+Targets = Callable[[], list[CrossMoments]]
+"""Gives the cross part of each fold; that of the first may be summed only then."""
 
 # A repetition that takes off less than this is the last one.
 _WORTH_REPEATING = 0.998
@@ -137,7 +141,7 @@ def _fit_families(
     )
     if plain.without_first is not None:
         family = family.from_adapter(plain.without_first)
-    best = _Candidate(False, [fold.of_y for fold in folds], plain.choice)
+    best = _Candidate(False, _as_given(folds), plain.choice)
     before, scale = plain.error_before, _scale(plain.energy, folds)
     if epilogue == NO_EPILOGUE:
         best = replace(best, error=plain.error_after)
@@ -154,7 +158,7 @@ def _fit_families(
         _, targets = next(itertools.islice(steps, best.repeats, None))
     parts = [
         Moments(part.of_x, family.cross_moments(of_y))
-        for part, of_y in zip(plain.folds, targets, strict=True)
+        for part, of_y in zip(plain.folds, targets(), strict=True)
     ]
     moments = sum_moments(parts)
     ranks_worse = False
@@ -203,14 +207,14 @@ class _Candidate:
 
     Attributes:
         residual: whether the targets are the teacher's sum without the student's shortcut.
-        targets: cross part of each fold that was fitted to in the end.
+        targets: gives the cross part of each fold that was fitted to in the end.
         choice: of the ridge.
         repeats: how often targets were adapted to the activation behind, and fitted again.
         error: on folds that the fit has not seen.
     """
 
     residual: bool
-    targets: list[CrossMoments]
+    targets: Targets
     choice: RidgeChoice
     repeats: int = 0
     error: float = np.inf
@@ -231,7 +235,7 @@ def _refine(
     sum, to that without the student's shortcut; and what follows from each by adapting its targets
     to the activation behind.
     """
-    best = _Candidate(False, [fold.of_y for fold in folds], plain.choice)
+    best = _Candidate(False, _as_given(folds), plain.choice)
     starts = [(False, folds, plain.choice)]
     if data.residual:
         behind = _join(folds, data.cross_moments(rows, residual=True))
@@ -257,16 +261,31 @@ def _repeat(
     ridge: float,
     epilogue: Epilogue,
     rows: NDArray[np.intp],
-) -> Iterator[tuple[AffineMap, list[CrossMoments]]]:
+) -> Iterator[tuple[AffineMap, Targets]]:
     """Yield fits to all folds but the first, each with the targets that it was fitted to."""
     rest = family.moments(sum_moments(folds[1:]))
     solve = family.solver(rest.of_x, ridge, rows)
-    targets = [fold.of_y for fold in folds]
+    targets = _as_given(folds)
     while True:
         fitted = solve(rest)
         yield fitted, targets
-        targets = data.relu_aware_moments(family.as_block_map(fitted), epilogue, rows)
-        rest = Moments(rest.of_x, family.cross_moments(sum_moments(targets[1:])))
+        look = partial(data.relu_aware_moments, family.as_block_map(fitted), epilogue, rows)
+        others = look(first_fold=False)
+        # No fit here is to the first fold: its targets are of use to what is fitted to all.
+        targets = partial(_with_first, look, others)
+        rest = Moments(rest.of_x, family.cross_moments(sum_moments(others)))
+
+
+def _as_given(folds: Sequence[Moments]) -> Targets:
+    """Return the targets that moments are of."""
+    return lambda: [fold.of_y for fold in folds]
+
+
+def _with_first(
+    look: Callable[..., list[CrossMoments]], others: Sequence[CrossMoments]
+) -> list[CrossMoments]:
+    """Return targets of all folds, the first of which was not looked at yet."""
+    return [*look(first_fold=True), *others]
 
 
 def _join(folds: Sequence[Moments], targets: Sequence[CrossMoments]) -> list[Moments]:

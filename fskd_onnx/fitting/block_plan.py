@@ -54,11 +54,15 @@ class BlockUse:
         tensors = self.partner.output.name, *([self.teacher_sum] if self.teacher_sum else [])
         return ColumnRequest(tensors, self.partner.columns_last, self.sampling)
 
-    @property
-    def bytes(self) -> int:
-        """Size of the teacher's columns, roughly and at most."""
-        tensors = len(self.teacher_columns.tensors)
-        return 4 * self.partner.width * self.sampling.columns * tensors
+    def bytes(self, elements: Mapping[str, int]) -> int:
+        """Return the size of the teacher's columns, roughly and at most.
+
+        Args:
+            elements: of the teacher's tensors for all samples, where that is known.
+        """
+        name, width = self.partner.output.name, self.partner.width
+        columns = min(self.sampling.columns, elements.get(name, math.inf) // width)
+        return int(4 * width * columns * len(self.teacher_columns.tensors))
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,9 @@ class BlockPlan:
         """The student's tensors that have to exist for the block."""
         return [name for use in self.uses for name in use.student_tensors]
 
-    @property
-    def bytes(self) -> int:
-        """Size of the teacher's columns, roughly and at most."""
-        return sum(use.bytes for use in self.uses)
+    def bytes(self, elements: Mapping[str, int]) -> int:
+        """Return the size of the teacher's columns, see ``BlockUse.bytes``."""
+        return sum(use.bytes(elements) for use in self.uses)
 
 
 _SeenAt = tuple[Epilogue, str | None]

@@ -10,7 +10,7 @@ chosen channels, and is fitted like any other: no channel has to be matched.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -21,27 +21,11 @@ from fskd_onnx.fitting.adapters import is_sparse
 from fskd_onnx.fitting.channel_spaces import ChannelSpaces, LinearPair
 from fskd_onnx.fitting.greedy_choice import choose_channels
 from fskd_onnx.linalg.backends import Array
-from fskd_onnx.linalg.moments import GramMoments, finite_columns
 from fskd_onnx.matching.channels import Channels
 from fskd_onnx.passes.analysis.affine import AffineMap
-from fskd_onnx.passes.analysis.constants import all_finite
-from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.propagation import is_depthwise
 from fskd_onnx.passes.analysis.shared_weights import find_uses
 from fskd_onnx.results import Evidence, Matching
-from fskd_onnx.runtime.collector import ColumnRequest, collect
-from fskd_onnx.runtime.column_sampling import RandomSampling
-from fskd_onnx.runtime.decoded_samples import DecodedSamples
-from fskd_onnx.runtime.gather import Gatherer
-from fskd_onnx.runtime.providers import Runtime
-from fskd_onnx.runtime.segment_runner import SegmentRunner
-from fskd_onnx.samples.batches import Batch, first_batches
-from fskd_onnx.timing import StageTimer
-
-# Second moments of a few hundred channels are known well enough from this many samples and columns.
-_SAMPLES = 256
-_COLUMNS_PER_CHANNEL = 20
-_LEAST_COLUMNS = 4096
 
 
 @dataclass(frozen=True)
@@ -57,94 +41,55 @@ class Selection:
     weights: dict[str, AffineMap]
 
 
-def select_targets(
-    student: gs.Graph,
-    teacher: gs.Graph,
-    matching: Matching,
-    runtime: Runtime,
-    samples: DecodedSamples,
-    batches: Sequence[Batch],
-    timer: StageTimer,
-) -> Selection | None:
-    """Choose the channels of every space that is free to carry any.
+class TargetSelection:
+    """The choice of the channels of every space that is free to carry any.
 
-    Args:
-        student: the compressed network, canonical.
-        teacher: the original network, canonical.
-        matching: the blocks' pairs; where a space is not free, its channels stay as they were kept.
-        runtime: where to run the teacher.
-        samples: for the statistics of the teacher's channels.
-        batches: of the samples that may be used.
-        timer: counts the teacher's run as "capture", and the rest as "solve".
-
-    Returns:
-        None where there is nothing to choose.
+    Attributes:
+        readers: the teacher's blocks of which it has to be known what they read; none where there
+            is nothing to choose.
     """
-    with timer("solve"):
-        spaces = ChannelSpaces(student, teacher, matching)
-        readers = [block for block in spaces.blocks.values() if not is_depthwise(block.student)]
-        read = {space for block in readers for space in spaces.inputs(block) or ()}
-        widths = {
+
+    def __init__(self, student: gs.Graph, teacher: gs.Graph, matching: Matching) -> None:
+        """Find the spaces.
+
+        Args:
+            student: the compressed network, canonical.
+            teacher: the original network, canonical.
+            matching: the blocks' pairs; where a space is not free, its channels stay as they were
+                kept.
+        """
+        self._spaces = spaces = ChannelSpaces(student, teacher, matching)
+        self._matching = matching
+        blocks = [block for block in spaces.blocks.values() if not is_depthwise(block.student)]
+        read = {space for block in blocks for space in spaces.inputs(block) or ()}
+        self._widths = {
             space: extent.student
             for space, extent in spaces.extents.items()
             if space in read and spaces.free(space) and extent.student < extent.teacher
         }
-        if not widths:
-            return None
-        readers = [block for block in readers if set(spaces.inputs(block) or ()) & set(widths)]
-        with timer("capture"):
-            grams = _grams(teacher, (b.teacher for b in readers), runtime, samples, batches)
-        chosen = {}
-        for space, width in widths.items():
+        widths = set(self._widths)
+        self._blocks = [block for block in blocks if set(spaces.inputs(block) or ()) & widths]
+        self.readers = [block.teacher for block in self._blocks]
+
+    def choose(self, grams: Mapping[str, Array]) -> Selection | None:
+        """Choose; return None where there is nothing to choose.
+
+        Args:
+            grams: centred Gram matrices of what the readers read, by the tensor's name, see
+                ``fitting.input_grams``.
+        """
+        spaces, chosen = self._spaces, {}
+        for space, width in self._widths.items():
             # Of readers of one tensor the part is the same one: they are eliminated together.
             part_of = cache(partial(_part, spaces, grams, space))
             evidence = [
                 (part_of(block.teacher.input.name, *where), _weight(block, spaces, space, where))
-                for block in readers
+                for block in self._blocks
                 if block.teacher.input.name in grams and (where := _where(block, spaces, space))
             ]
             if evidence:  # else nothing is known of its channels, and they stay
                 chosen[space] = choose_channels(evidence, width)
-        if not chosen:
-            return None
-        return _reshape(spaces, chosen, matching)
-
-
-def _grams(
-    teacher: gs.Graph,
-    readers: Iterable[Linear],
-    runtime: Runtime,
-    samples: DecodedSamples,
-    batches: Sequence[Batch],
-) -> dict[str, Array]:
-    """Run the teacher once over some samples; return the centred Gram matrix of what is read.
-
-    What is finite at no position, or so large that its squares overflow, has none.
-    """
-    requests = {}
-    for reader in readers:
-        channels = reader.groups * reader.shape[2] // math.prod(reader.kernel_shape)
-        columns = max(_COLUMNS_PER_CHANNEL * channels, _LEAST_COLUMNS)
-        sampling = RandomSampling(columns, (0,))
-        name = reader.input.name
-        requests[name] = ColumnRequest((name,), reader.columns_last, sampling)
-    used, gather = first_batches(batches, _SAMPLES), Gatherer(runtime)
-    runner = SegmentRunner(runtime, teacher, [list(requests)], used, samples)
-    sums: dict[str, GramMoments] = {}
-    with runner.next_stage("teacher, for the choice of channels") as stage:
-        for _, found in collect(stage, used, list(requests.values()), gather):
-            for name, part in zip(requests, found, strict=True):
-                if part is None:
-                    continue
-                values = part.values[0]
-                finite = finite_columns(values)
-                if finite is not None:
-                    values = values[:, finite]
-                if values.shape[1]:
-                    new = GramMoments.of(values[np.newaxis])
-                    sums[name] = sums[name] + new if name in sums else new
-    grams = {name: moments.centered_gram[0] for name, moments in sums.items()}
-    return {name: gram for name, gram in grams.items() if all_finite(gram)}
+        return _reshape(spaces, chosen, self._matching) if chosen else None
 
 
 _Where = tuple[int, int]

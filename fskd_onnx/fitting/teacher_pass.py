@@ -7,11 +7,13 @@ those of all blocks, else those of one window of blocks after another::
     teacher   ═══ blocks 1-9 ═══▶ ║ ═══ blocks 10-13 ═══▶            columns of each block
     student   ─▶ 1 ─▶ 2 ─▶ 3 ─▶ ... ─▶ 9 ─▶ 10 ─▶ ...                fitted to them, one by one
 
-Both networks read the same samples, once.
+Both networks read the same samples, once. What else has to be known of the teacher's tensors is
+summed in the first such pass.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +23,9 @@ from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
 from fskd_onnx.fitting.block_plan import BlockPlan
+from fskd_onnx.fitting.input_grams import InputGrams
 from fskd_onnx.linalg.threads import parallel_map
+from fskd_onnx.passes.analysis.shapes import infer_shapes
 from fskd_onnx.runtime.collector import ColumnRequest, Columns, collect
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.gather import Gatherer
@@ -81,6 +85,7 @@ class TeacherPass:
         plans: Sequence[BlockPlan],
         samples: DecodedSamples,
         batches: Sequence[Batch],
+        grams: InputGrams | None = None,
     ) -> None:
         """Plan; nothing is read or run yet.
 
@@ -90,6 +95,7 @@ class TeacherPass:
             plans: of each block, in the order in which they are fitted.
             samples: inputs of both networks; their store keeps the columns too.
             batches: which samples run together.
+            grams: what to sum of tensors that blocks read.
         """
         self.plans = tuple(plans)
         self.batches = tuple(batches)
@@ -97,7 +103,10 @@ class TeacherPass:
         self._runtime = runtime
         self._teacher = teacher
         self._samples = samples
-        self._windows = _windows(plans)
+        count = sum(len(batch.samples) for batch in self.batches)
+        self._windows = _windows(plans, _elements(teacher, samples, count))
+        self._grams = grams
+        self._summed = -1  # the last window that these were summed in
         self._at = -1
         self._runner: SegmentRunner | None = None
         self._columns: dict[int, list[dict[int, TargetColumns]]] = {}
@@ -124,14 +133,32 @@ class TeacherPass:
             block: number of the block.
             use: number of the use.
         """
-        window = next(i for i, blocks in enumerate(self._windows) if block in blocks)
+        self._advance(next(i for i, blocks in enumerate(self._windows) if block in blocks))
+        return self._columns[block][use]
+
+    def sum_grams(self) -> None:
+        """Run up to the end, if that was not done yet."""
+        if self._summed < len(self._windows) - 1:
+            self._advance(len(self._windows) - 1)
+
+    def batches_of(self, block: int) -> list[int]:
+        """Return the batches that some use of a block has columns in."""
+        uses = range(len(self.plans[block].uses))
+        return sorted({batch for use in uses for batch in self.columns(block, use)})
+
+    def _advance(self, window: int) -> None:
+        """Run up to a window, from the front where the teacher is behind it."""
         if self._runner is None or window < self._at:
+            every = [[*self._requests(w), *self._summed_in(w).values()] for w in self._windows]
             stops = [
-                list(dict.fromkeys(t for request in self._requests(w) for t in request.tensors))
-                for w in self._windows
+                list(dict.fromkeys(t for request in of_window for t in request.tensors))
+                for of_window in every
             ]
-            every = [request for window in self._windows for request in self._requests(window)]
-            last = _channels_last((request.channels_last, request.tensors) for request in every)
+            last = _channels_last(
+                (request.channels_last, request.tensors)
+                for of_window in every
+                for request in of_window
+            )
             self._runner = SegmentRunner(
                 self._runtime, self._teacher, stops, self.batches, self._samples, last
             )
@@ -139,26 +166,38 @@ class TeacherPass:
         while self._at < window:
             self._at += 1
             self._run(self._runner, self._windows[self._at])
-        return self._columns[block][use]
-
-    def batches_of(self, block: int) -> list[int]:
-        """Return the batches that some use of a block has columns in."""
-        uses = range(len(self.plans[block].uses))
-        return sorted({batch for use in uses for batch in self.columns(block, use)})
 
     def _requests(self, window: range) -> list[ColumnRequest]:
         return [use.teacher_columns for block in window for use in self.plans[block].uses]
 
+    def _summed_in(self, window: range) -> dict[str, ColumnRequest]:
+        """Return the tensors to sum while a window runs: those that its blocks read.
+
+        Those of blocks that are not fitted are summed last.
+        """
+        if self._grams is None:
+            return {}
+        outputs = {use.partner.output.name: p.index for p in self.plans for use in p.uses}
+        requests, last = self._grams.requests, len(self.plans) - 1
+        read_at = {name: outputs.get(by, last) for name, by in self._grams.read_by.items()}
+        return {name: requests[name] for name, at in read_at.items() if at in window}
+
     def _run(self, runner: SegmentRunner, window: range) -> None:
         self._columns = {block: [{} for _ in self.plans[block].uses] for block in window}
         requests = self._requests(window)
+        summed = self._summed_in(window) if self._at > self._summed else {}
         places = [use for block in window for use in self._columns[block]]
         text = f"teacher, blocks {window.start + 1} to {window.stop} of {len(self.plans)}"
+        wanted = [*requests, *summed.values()]
         with runner.next_stage(text) as stage:
-            for batch, found in collect(stage, self.batches, requests, self.gather, parallel_map):
-                for of_use, columns in zip(places, found, strict=True):
+            for batch, found in collect(stage, self.batches, wanted, self.gather, parallel_map):
+                for of_use, columns in zip(places, found[: len(places)], strict=True):
                     if columns is not None:
                         of_use[batch] = TargetColumns.keep(columns, self._samples.store)
+                if self._grams is not None:
+                    read = list(zip(summed, found[len(places) :], strict=True))
+                    list(parallel_map(self._grams.add, read))
+        self._summed = max(self._summed, self._at)
 
 
 def _channels_last(tensors: Iterable[tuple[bool, Sequence[str]]]) -> set[str]:
@@ -173,14 +212,29 @@ def _channels_last(tensors: Iterable[tuple[bool, Sequence[str]]]) -> set[str]:
     return read[True] - read[False]
 
 
-def _windows(plans: Sequence[BlockPlan]) -> list[range]:
-    """Divide the blocks into runs whose columns may lie in memory together."""
+def _elements(graph: gs.Graph, samples: DecodedSamples, count: int) -> dict[str, int]:
+    """Return how many elements tensors have for so many samples, where shapes tell."""
+    shapes = {
+        tensor.name: spec.with_samples(samples.shapes[spec.name], count)
+        for tensor, spec in zip(graph.inputs, samples.inputs, strict=True)
+    }
+    known = infer_shapes(graph, shapes).items()
+    return {name: math.prod(filter(None, s)) for name, s in known if None not in s}
+
+
+def _windows(plans: Sequence[BlockPlan], elements: Mapping[str, int]) -> list[range]:
+    """Divide the blocks into runs whose columns may lie in memory together.
+
+    Args:
+        plans: of the blocks.
+        elements: see ``BlockUse.bytes``.
+    """
     windows: list[range] = []
     size = 0
     for plan in plans:
-        size += plan.bytes
+        size += plan.bytes(elements)
         if not windows or size > _WINDOW_BYTES:
             windows.append(range(plan.index, plan.index))
-            size = plan.bytes
+            size = plan.bytes(elements)
         windows[-1] = range(windows[-1].start, plan.index + 1)
     return windows

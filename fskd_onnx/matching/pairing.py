@@ -112,8 +112,12 @@ class _Pairing:
     def __init__(self, teacher: gs.Graph, student: gs.Graph, given: Mapping[str, Partner]) -> None:
         self._teacher, self._student = find_block_graph(teacher), find_block_graph(student)
         self._given = given
-        ends = [block for block in self._student.blocks if not block.is_inner]
-        lacks_nodes = len(ends) < len(self._teacher.blocks)
+        mine, theirs = (
+            (sum(not block.is_inner for block in network.blocks), len(network.blocks))
+            for network in (self._student, self._teacher)
+        )
+        # Inner nodes may be those of a decomposition, where the teacher has no such nodes.
+        lacks_nodes = mine[0] < theirs[1] and mine != theirs
         droppable = droppable_blocks(teacher) if lacks_nodes else []
         self._teacher = with_dropped_blocks(self._teacher, teacher, droppable)
         self._torn_blocks = TornBlocks(droppable, self._teacher, self._student)

@@ -19,7 +19,8 @@ from fskd_onnx.fitting.block_plan import plan_blocks
 from fskd_onnx.fitting.channel_spaces import teacher_kernels
 from fskd_onnx.fitting.coordinate_descent import CoordinateDescent, Descent
 from fskd_onnx.fitting.corrected_student import CorrectedStudent
-from fskd_onnx.fitting.target_selection import select_targets
+from fskd_onnx.fitting.input_grams import InputGrams
+from fskd_onnx.fitting.target_selection import TargetSelection
 from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.options import FitOptions, OptimizerName, TargetsName
 from fskd_onnx.pipeline.adapter_steps import AdapterSteps
@@ -179,12 +180,24 @@ def _exported(
         return student.with_model(model, problem.student.given)
 
 
-def teacher_pass(problem: FitProblem, split: SampleSplit, options: FitOptions) -> TeacherPass:
-    """Return the teacher's columns for all blocks that can be fitted."""
+def teacher_pass(
+    problem: FitProblem,
+    split: SampleSplit,
+    options: FitOptions,
+    grams: InputGrams | None = None,
+) -> TeacherPass:
+    """Return the teacher's columns for all blocks that can be fitted.
+
+    Args:
+        problem: what the fit starts from.
+        split: the samples.
+        options: how to fit.
+        grams: what to sum on the way of tensors that blocks read.
+    """
     student, teacher = problem.student.graph(), problem.teacher.graph()
     patches = need_patches(families_of(options.adapter))
     plans = plan_blocks(problem.matching, student, teacher, patches, problem.options.seed)
-    return TeacherPass(problem.runtime, teacher, plans, problem.samples, split.batches)
+    return TeacherPass(problem.runtime, teacher, plans, problem.samples, split.batches, grams)
 
 
 def _starts(
@@ -198,7 +211,14 @@ def _starts(
     if options.optimizer == OptimizerName.SGD:
         yield TargetsName.KEPT.value, AdapterSteps(problem, split, timer, folds)
         return
-    teacher = teacher_pass(problem, split, options)
+    selection = grams = None
+    able = any(family.can_change_targets for family in families_of(options.adapter))
+    if options.targets == TargetsName.SELECT or (options.targets == TargetsName.AUTO and able):
+        with timer("solve"):
+            graphs = problem.student.graph(), problem.teacher.graph()
+            selection = TargetSelection(*graphs, problem.matching)
+            grams = InputGrams(selection.readers, split.batches)
+    teacher = teacher_pass(problem, split, options, grams)
     decomposed = problem.student.factored_blocks()
     if options.targets != TargetsName.SELECT:
         kernels = teacher_kernels(
@@ -216,27 +236,21 @@ def _starts(
             folds=folds,
         )
         yield TargetsName.KEPT.value, descent
-    able = any(family.can_change_targets for family in families_of(options.adapter))
-    if options.targets == TargetsName.KEPT or (options.targets == TargetsName.AUTO and not able):
+    if selection is None or grams is None or not selection.readers:
         return
-    selection = select_targets(
-        problem.student.graph(),
-        problem.teacher.graph(),
-        problem.matching,
-        problem.runtime,
-        problem.samples,
-        split.batches,
-        timer,
-    )
-    if selection is not None:
+    with timer("capture"):
+        teacher.sum_grams()
+    with timer("solve"):
+        chosen = selection.choose(grams.centered())
+    if chosen is not None:
         descent = CoordinateDescent(
             problem.student.graph,
-            selection.matching,
+            chosen.matching,
             teacher,
             options,
             timer,
             problem.match_again,
-            selection.weights,
+            chosen.weights,
             decomposed,
             folds=folds,
         )

@@ -114,6 +114,32 @@ class EvenSampling:
 
 
 @dataclass(frozen=True)
+class OfFirstBatches:
+    """Another choice, made of the first batches as if there were no others.
+
+    Attributes:
+        sampling: the choice.
+        offsets: of these batches.
+    """
+
+    sampling: Sampling
+    offsets: tuple[BatchOffset, ...]
+
+    def choose(
+        self, offset: BatchOffset, rows: int, positions: int
+    ) -> tuple[int, NDArray[np.intp]]:
+        """Choose the columns of one batch, see ``Sampling``."""
+        if offset.index >= len(self.offsets):
+            return 0, np.arange(0)
+        return self.sampling.choose(self.offsets[offset.index], rows, positions)
+
+    def reaches(self, offset: BatchOffset, rows: int, positions: int) -> bool:
+        """Whether ``choose`` would choose any."""
+        known = offset.index < len(self.offsets)
+        return known and self.sampling.reaches(self.offsets[offset.index], rows, positions)
+
+
+@dataclass(frozen=True)
 class BatchOffset:
     """Where a batch stands among all of them.
 

@@ -71,8 +71,13 @@ def test_moments_are_those_of_all_uses_together(
         with runner.next_stage("block") as stage:
             columns = BlockColumns(stage, teacher_pass, request, StageTimer())
             folds = BlockData(columns, StageTimer()).moments(np.arange(3))
-            first = [chunk.fold for chunk in columns.chunks(first_fold=True)]
-    assert set(first) == {batches[0].fold}
+            every = [(chunk.fold, len(chunk)) for chunk in columns.chunks()]
+            first, others = (
+                [(chunk.fold, len(chunk)) for chunk in columns.chunks(first_fold)]
+                for first_fold in (True, False)
+            )
+    assert {fold for fold, _ in first} == {batches[0].fold}
+    assert first + others == every
     x = np.concatenate([patches(feeds["x1"], 1), patches(feeds["x2"], 2)], axis=1)
     y = np.concatenate(
         [np.moveaxis(targets[name], 1, 0).reshape(3, -1) for name in ("y1", "y2")], axis=1

@@ -429,6 +429,12 @@ def test_what_the_activation_hides_is_no_error(
         fitted = case.own.of_targets(some)
         folds = case.truth()
         found = case.data.relu_aware_moments(fitted, epilogue, some)
+        first, others = (
+            case.data.relu_aware_moments(fitted, epilogue, some, first_fold=of_first)
+            for of_first in (True, False)
+        )
+        for part, of_y in zip([*first, *others], found, strict=True):
+            np.testing.assert_array_equal(part.cross, of_y.cross)
         for of_y, truth in zip(found, folds, strict=True):
             u, t, shortcut = seen(truth, fitted, some, residual)
             expected = np.where(t >= high, np.maximum(u, high), t)

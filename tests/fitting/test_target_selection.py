@@ -9,7 +9,10 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from fskd_onnx.fitting.target_selection import Selection, select_targets
+from fskd_onnx.fitting.block_plan import plan_blocks
+from fskd_onnx.fitting.input_grams import InputGrams
+from fskd_onnx.fitting.target_selection import Selection, TargetSelection
+from fskd_onnx.fitting.teacher_pass import TeacherPass
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.matching.channels import match_models
 from fskd_onnx.options import Preprocess
@@ -20,7 +23,6 @@ from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.batches import plan_batches
 from fskd_onnx.samples.sources import load_samples
 from fskd_onnx.serialization.interface import fixed_batch_size, input_specs
-from fskd_onnx.timing import StageTimer
 from tests.helpers import linears, run
 from tests.networks import NETWORKS, Network
 
@@ -48,15 +50,15 @@ def select(
     folds = np.array_split(np.arange(len(loaded), dtype=np.intp), 3)
     batches = plan_batches(folds, size, fixed_batch_size(input_specs(teacher)))
     runtime, matching = open_runtime(("cpu",)), match_models(theirs, mine)
-    timer = StageTimer()
+    selection = TargetSelection(mine, theirs, matching)
+    grams = InputGrams(selection.readers, batches)
+    if not selection.readers:
+        return None
     with TensorStore() as store:
         decoded = DecodedSamples(loaded, batches, store, runtime.device)
-        selection = select_targets(mine, theirs, matching, runtime, decoded, batches, timer)
-    # The teacher's run is "capture", the choice is "solve"; nothing is timed apart from these.
-    assert timer.spent("solve") > 0
-    assert (timer.spent("capture") > 0) == (selection is not None)
-    assert timer.report().fuse == timer.report().verify == 0
-    return selection
+        plans = plan_blocks(matching, mine, theirs, True, 0)
+        TeacherPass(runtime, theirs, plans, decoded, batches, grams).sum_grams()
+    return selection.choose(grams.centered())
 
 
 def exposed(model: onnx.ModelProto) -> onnx.ModelProto:

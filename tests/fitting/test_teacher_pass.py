@@ -228,8 +228,10 @@ def test_windows_hold_as_many_blocks_as_fit(
     teacher: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = plans(teacher)
-    sizes = [plan.bytes for plan in planned]
+    elements = {"c3": 3 * planned[2].uses[0].partner.width}
+    sizes = [plan.bytes(elements) for plan in planned]
     assert sizes[1] == 4 * 4 * 5 * (4 * 9 + 1) * 2
+    assert sizes[2] == 4 * 3 * planned[2].uses[0].partner.width * 2  # there are no more columns
     for room, expected in (
         (sum(sizes), [range(4)]),
         (sum(sizes) - 1, [range(3), range(3, 4)]),
@@ -238,7 +240,7 @@ def test_windows_hold_as_many_blocks_as_fit(
         (0, [range(1), range(1, 2), range(2, 3), range(3, 4)]),
     ):
         monkeypatch.setattr(teacher_pass, "_WINDOW_BYTES", room)
-        assert teacher_pass._windows(planned) == expected
+        assert teacher_pass._windows(planned, elements) == expected
 
 
 def test_batches_that_few_blocks_need_show_few_of_them(
