@@ -4,9 +4,10 @@ Exporters write a size that they know as a computation, so that it would follow 
 
     x (N, 16, H, W) ──▶ Shape ──▶ Gather (1) ──▶ Div (2) ──▶ end of a Slice         8 ──▶ Slice
 
-What nodes read of it as a whole becomes a constant. The target of a Reshape becomes one even if the
-network's input decides on some of its extents: such an extent is stated as the one that the tensor
-has at that place (0), or as what is left (-1)::
+What nodes read of it as a whole becomes a constant, and so do integers that are computed from
+others that are written out, such as pads that an exporter puts in order. The target of a Reshape
+becomes one even if the network's input decides on some of its extents: such an extent is stated as
+the one that the tensor has at that place (0), or as what is left (-1)::
 
     (N, 16, H * W)  of  (N, 16, H, W)        becomes        (0, 16, -1)
 
@@ -133,6 +134,8 @@ class _Elements:
         name = node.outputs[0].name
         if is_standard(node, "Shape", "Size"):
             dims = self._dims.get(node.inputs[0].name)
+            if isinstance(node.inputs[0], gs.Constant):
+                dims = tuple(node.inputs[0].shape)
             if dims is not None and node.op == "Shape":
                 self._note(name, dims[node.attrs.get("start", 0) : node.attrs.get("end", None)])
             elif dims is not None and all(isinstance(dim, int) for dim in dims):
@@ -142,11 +145,13 @@ class _Elements:
         comes_from_shapes = any(
             t.name in self.values or t.name in self._partly for t in node.inputs
         )
-        if not comes_from_shapes or not operator_of(node).folds:
+        # Beside extents there are integers that are written out: axes, numbers of them, zeros.
+        are_integers = all(value is not None and value.dtype.kind == "i" for value in known)
+        if not (comes_from_shapes or are_integers) or not operator_of(node).folds:
             return
         if all(value is not None for value in known):
             value = self._run(node)
-            if value is not None:
+            if value is not None and (comes_from_shapes or value.dtype.kind == "i"):
                 self.values[name] = value
         else:
             self._pick(node, name)

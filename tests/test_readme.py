@@ -26,6 +26,7 @@ TABLES = {
     "results": "docs/accuracy.md",
     "compression": "docs/compression.md",
     "speed": "docs/speed.md",
+    "real": "docs/real_networks.md",
 }
 # Packages come from where this environment already has them; the rest of the line is run as it is.
 OFFLINE = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", "installed"]

@@ -25,11 +25,12 @@ from fskd_onnx.compression.cost_model import (
 )
 from fskd_onnx.compression.costs import NetworkCosts, NodeCost
 from fskd_onnx.compression.plan_limits import PlanLimits, UnitLimits
-from fskd_onnx.errors import TargetError
+from fskd_onnx.errors import ModelError, TargetError
 from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, full_rank, why_not
 from fskd_onnx.passes.analysis.prunable_channels import PrunableChannels
 from fskd_onnx.passes.analysis.residual_blocks import ResidualBlock
 from fskd_onnx.pipeline.networks import LoadedModel
+from fskd_onnx.printable import shortened
 
 # What rounding may take off a budget, relative to it.
 _ROUNDING = 1e-12
@@ -77,6 +78,7 @@ class TeacherStudy:
             measure: of the cost, where that is time: seconds of each node.
 
         Raises:
+            ModelError: there is nothing to take a part of.
             TargetError: no plan leaves so little.
         """
         model, total = self.cost_model, self.costs.total
@@ -94,6 +96,8 @@ class TeacherStudy:
             elsewhere = whole - self._of_all_nodes(counted)
             # Costs are whole numbers; rounding of the budget must not take one off.
             budget = float(math.floor(part * whole * (1 + _ROUNDING)))
+        if not whole:
+            raise ModelError(f"{self.model.name}: {self._why_nothing(what)}")
         terms = model.terms(measure)
         changing = math.fsum(term.cost((0,) * len(term.units)) for term in terms)
         fixed = elsewhere + in_nodes - changing
@@ -108,6 +112,16 @@ class TeacherStudy:
                 plan,
             )
         return plan
+
+    def _why_nothing(self, what: CostName) -> str:
+        """Say why there is nothing of a cost that a part could be taken off."""
+        if what == CostName.PARAMS or not self.costs.not_counted:
+            return f"it has no nodes with {what} that could be taken off"
+        name, reason = next(iter(self.costs.not_counted.items()))
+        return (
+            f"what its nodes cost is not known ('{shortened(name)}': {reason}), so no part of the "
+            f"{what} can be taken off; simplify it for inputs of one shape first"
+        )
 
     def _of_all_nodes(self, measure: Measure) -> float:
         """Return the cost of the linear nodes as they are in the teacher."""

@@ -117,6 +117,30 @@ def test_a_number_among_activations_is_stored() -> None:
     assert value == np.float32(4)
 
 
+def test_pads_in_the_order_of_pytorch_become_constants() -> None:
+    model = folded(
+        build("""g (float[N,8] x) => (float[N,11] z)
+          <int64[2] last_axis = {1, 2}, int64 axes = {4}, int64 zero = {0}, int64[2] pairs = {-1,2},
+           int64[1] at0 = {0}, int64[1] last = {-1}, int64[1] back = {-1}, int64[1] far = {-100},
+           int64[1] flat = {-1}> {
+            shape = Shape (last_axis)
+            length = Gather (shape, zero)
+            more = Sub (axes, length)
+            count = Unsqueeze (more, at0)
+            none = ConstantOfShape <value = int64[1] {0}> (count)
+            given = Cast <to = 7> (last_axis)
+            ends = Concat <axis = 0> (given, none)
+            by_axis = Reshape (ends, pairs)
+            turned = Slice (by_axis, last, far, at0, back)
+            in_order = Transpose <perm = [1, 0]> (turned)
+            pads = Reshape (in_order, flat)
+            z = Pad <mode = "reflect"> (x, pads)
+        }""")
+    )
+    assert ops(model) == {"Pad": 1}
+    assert initializers(model)[model.graph.node[0].input[1]].tolist() == [0, 1, 0, 2]
+
+
 def test_what_leaves_the_network_stays_computed() -> None:
     model = build("""g (float[N,16] x) => (int64[2] shape, int64[1] z) <int64[1] one = {1}> {
         shape = Shape (x)

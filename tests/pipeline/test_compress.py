@@ -16,7 +16,7 @@ from fskd_onnx.compress_results import CompressResult, UnitKind, UnitPlan
 from fskd_onnx.compression.linear_case import LinearCase
 from fskd_onnx.compression.node_latency import NodeLatency
 from fskd_onnx.compression.plan import plan_to_json
-from fskd_onnx.errors import NoImprovementError, OptionError, PlanError, TargetError
+from fskd_onnx.errors import ModelError, NoImprovementError, OptionError, PlanError, TargetError
 from fskd_onnx.options import FitOptions
 from fskd_onnx.passes import Canonicalize
 from fskd_onnx.pipeline import compress as pipeline
@@ -25,7 +25,7 @@ from fskd_onnx.pipeline.compress import compress
 from fskd_onnx.results import Evidence
 from fskd_onnx.runtime.latency import Latency
 from tests.compressible import options, samples_of, teacher
-from tests.helpers import assert_same_function, check, linears, run, zoo_model
+from tests.helpers import assert_same_function, build, check, linears, run, zoo_model
 
 
 @pytest.fixture(autouse=True)
@@ -242,6 +242,18 @@ def test_a_target_out_of_reach_is_said_with_what_can_go(name: str, given: dict[s
     with pytest.raises(TargetError, match=r"at most \d+% of \w+ can go") as caught:
         made(name, **given)
     assert caught.value.plan is not None
+
+
+def test_a_part_of_an_unknown_cost_is_refused() -> None:
+    model = build("""g (float[N,8] x, bool[N] which) => (float[A,8] y)
+      <float[8,32] w, float[32,8] v> {
+        some = Compress <axis = 0> (x, which)
+        [c] h = MatMul (some, w)
+        r = Relu (h)
+        [d] y = MatMul (r, v) }""")
+    reason = "g: what its nodes cost is not known .'c': its extents depend on the data."
+    with pytest.raises(ModelError, match=reason):
+        compress(model, None, options(reduce="macs=30%", methods=("l1",), no_fit=True))
 
 
 def test_the_largest_student_that_is_fast_enough(ratios: list[float]) -> None:

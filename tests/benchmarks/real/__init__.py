@@ -1,0 +1,1 @@
+"""Trained networks of others, inputs for them, and what their answers decide."""
