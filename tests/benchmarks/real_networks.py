@@ -111,8 +111,8 @@ def measure(network: Network, judged: int = JUDGED) -> Row:
         np.savez(data, **network.to_fit(teacher, network.samples))  # type: ignore[arg-type]
         options = ["--method", network.method, "--reduce", network.reduce, "--no-fit"]
         options += ["--max-samples", str(_TO_COMPRESS)]
-        command = ["compress", teacher, data, *options, "-o", student, "--report", report]
-        made = _run(command)
+        files: list[str | Path] = [teacher, data, "-o", student, "--report", report]
+        made = _run(["compress", *files, *options])
         if made.status:
             raise RuntimeError(f"{network.name}: {made.error}")
         row = Row(
@@ -183,8 +183,8 @@ def save_known(rows: Mapping[str, Row]) -> None:
 
 def table(rows: Mapping[str, Row]) -> str:
     """Return rows as a table in Markdown."""
-    head = ("network", "task", "student", "macs left", "samples", "measure", "student as it is")
-    head = (*head, "fitted", "fit, s", "CPU s", "peak memory")
+    what = ("network", "task", "student", "macs left", "samples")
+    head = (*what, "measure", "student as it is", "fitted", "fit, s", "CPU s", "peak memory")
     lines = [_line(head), _line(["---"] * len(head))]
     refused = []
     for name, network in NETWORKS.items():

@@ -144,7 +144,7 @@ def test_the_halves_of_the_files_have_none_in_common(
     assert not set(halves[0][".py"]) & set(halves[1][".py"])
     assert len(halves[0][".py"]) + len(halves[1][".py"]) == 40
     drawn = [file_bytes.files(40, 0, np.random.default_rng(0)) for _ in range(2)]
-    assert np.array_equal(*drawn)
+    assert np.array_equal(drawn[0], drawn[1])
     starts = {bytes(row[:4].astype(np.uint8)) for row in drawn[0] if row[:4].max() < 256}
     assert {b"PK\x03\x04", b"\x89PNG", b"GIF8"} <= starts
 
@@ -193,7 +193,7 @@ def test_the_states_of_a_recording_go_on(tmp_path: Path) -> None:
         stateN = Add (state, one)
     }""")
     onnx.save(model, tmp_path / "model.onnx")
-    recording = np.repeat(np.float32([0.25, 0.75, 0.5]), 512)
+    recording = np.repeat(np.array([0.25, 0.75, 0.5], np.float32), 512)
     every, found = networks.voice_states(tmp_path / "model.onnx", [recording, recording[:512]])
     assert found.tolist() == [0.25, 0.75, 0.75, 0.25]  # with the end of the window before
     assert every["input"].shape == (4, 576)

@@ -274,7 +274,7 @@ def _networks() -> Iterator[Network]:
         lambda count: {"bytes": file_bytes.files(count, 1, np.random.default_rng(_JUDGE))},
         outputs,
         same_class,
-        samples=500,
+        samples=1000,
         method="channel-svd",
         reduce="macs=40%",
     )

@@ -152,4 +152,4 @@ def _padded(lines: list[Image.Image], width: int) -> Floats:
 def _normalised(images: list[Image.Image]) -> Floats:
     """Return images of one size, [count, 3, height, width], pixels as -1..1, blue first."""
     pixels = np.stack([np.asarray(image, np.float32)[:, :, ::-1] for image in images])
-    return (pixels.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5
+    return ((pixels.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5).astype(np.float32)
