@@ -144,12 +144,14 @@ class Verdict:
             the fitted student by that of the student as it was given.
         interval: of the same, 90%, from its spread over the independent samples.
         stands: whether the gain is more than chance. What does not stand is not written.
+        doubt: why it does not; empty where it does.
     """
 
     independent_count: int
     error_ratio: float
     interval: tuple[float, float]
     stands: bool
+    doubt: str = ""
 
 
 @dataclass(frozen=True)

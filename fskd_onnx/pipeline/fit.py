@@ -197,8 +197,7 @@ def _refusal(problem: FitProblem, best: Candidate, options: FitOptions) -> str:
     return (
         f"{problem.student.name}: {samples} do not tell whether the fit brought it closer to the "
         f"teacher ({errors}; the error of one is multiplied by {verdict.error_ratio:.3g}, 90% "
-        f"interval {low:.3g} to {high:.3g}, or the gain hangs on one of them), so nothing was "
-        f"written; {remedy}"
+        f"interval {low:.3g} to {high:.3g}; {verdict.doubt}), so nothing was written; {remedy}"
     )
 
 

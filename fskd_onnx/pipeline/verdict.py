@@ -65,14 +65,35 @@ def judge(before: Floats, after: Floats, size: float) -> Verdict:
     freedom = _WEIGHT + n - 1
     spread = np.sqrt((_WEIGHT * _USUAL_SPREAD**2 + np.sum((ratios - mean) ** 2)) / freedom)
     margin = float(scipy.special.stdtrit(freedom, _CONFIDENCE) * spread / np.sqrt(n))
+    is_open = mean + margin >= 0
+    doubt = "that interval reaches beyond 1" if is_open else _doubt_of_sum(before, after)
     return Verdict(
         independent_count=n,
         error_ratio=float(np.exp(mean)),
         interval=(float(np.exp(mean - margin)), float(np.exp(mean + margin))),
-        stands=mean + margin < 0
-        and _falls_without_any(before, after)
-        and _falls_beyond_chance(before, after),
+        stands=not doubt,
+        doubt=doubt,
     )
+
+
+def _doubt_of_sum(before: Floats, after: Floats) -> str:
+    """Return why the sum of the errors may not fall on other samples; "" where it is sure to."""
+    if not _falls_without_any(before, after):
+        return "the gain hangs on one of them"
+    gains = before - after
+    n, total = len(gains), float(gains.sum())
+    if not np.isfinite(total):  # of a student that is finite for no sample
+        return "" if np.isfinite(after).all() else "the error of one is not finite"
+    if n >= _HANDFUL and gains.min() >= 0:
+        # One large error among small ones makes the spread, and no doubt.
+        return "" if total > 0 else "their errors do not fall"
+    confidence = _CONFIDENCE if n < _HANDFUL else _CONFIDENCE_OF_SUM
+    spread = float(gains.std(ddof=1)) if n > 1 else 0.0
+    if total <= float(scipy.special.stdtrit(max(n - 1, 1), confidence)) * spread * np.sqrt(n):
+        return "the sum of their errors falls by no more than its spread"
+    if float(-gains.min()) > _LARGEST_RISE * total:
+        return "the error of one rises by much of what all fall by together"
+    return ""
 
 
 def _falls_without_any(before: Floats, after: Floats) -> bool:
@@ -80,20 +101,6 @@ def _falls_without_any(before: Floats, after: Floats) -> bool:
     rest = ~np.eye(len(before), dtype=bool)
     selections = (np.ones(len(before), bool), *(rest if len(before) > 1 else ()))
     return all(_total(after[some]) < _total(before[some]) for some in selections)
-
-
-def _falls_beyond_chance(before: Floats, after: Floats) -> bool:
-    """Whether the sum of the errors falls by more than its own spread, and no error rises far."""
-    gains = before - after
-    n, total = len(gains), float(gains.sum())
-    if not np.isfinite(total):  # of a student that is finite for no sample
-        return bool(np.isfinite(after).all())
-    if n >= _HANDFUL and gains.min() >= 0:
-        return total > 0  # one large error among small ones makes the spread, and no doubt
-    confidence = _CONFIDENCE if n < _HANDFUL else _CONFIDENCE_OF_SUM
-    spread = float(gains.std(ddof=1)) if n > 1 else 0.0
-    chance = float(scipy.special.stdtrit(max(n - 1, 1), confidence)) * spread * np.sqrt(n)
-    return total > chance and float(-gains.min()) <= _LARGEST_RISE * total
 
 
 def _total(errors: Floats) -> float:

@@ -156,7 +156,7 @@ def _added(names: Sequence[str]) -> str:
 def _verdict(verdict: Verdict) -> str:
     """Return how certain a gain is."""
     low, high = map(number, verdict.interval)
-    doubt = "" if verdict.stands else ": not beyond chance"
+    doubt = "" if verdict.stands else f"; not beyond chance, {verdict.doubt}"
     return (
         f"error of a sample x {number(verdict.error_ratio)} ({low} to {high}, 90% interval) by "
         f"{verdict.independent_count} independent ones{doubt}"

@@ -76,6 +76,24 @@ def test_one_large_error_among_small_ones_is_no_doubt_where_all_fall() -> None:
     assert not stands(before, [1e-9, 0.5, *[1e-9] * 8])
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "doubt"),
+    [
+        ([1.0] * 3, [0.9] * 3, "that interval reaches beyond 1"),
+        ([30.0, 1.0, 1.0, 1.0], [1.0, 0.01, 0.01, 3.5], "hangs on one"),
+        ([2.6] * 5 + [10.0] * 5 + [1.0] * 2, [1e-3] * 5 + [11.0] * 5 + [1.0] * 2, "its spread"),
+        ([1.0] * 12, [1e-3] * 11 + [4.0], "the error of one rises"),
+        ([1.0] * 12, [0.1] * 12, ""),
+    ],
+)
+def test_the_doubt_says_which_test_failed(
+    before: list[float], after: list[float], doubt: str
+) -> None:
+    verdict = judge(np.array(before), np.array(after), 100.0)
+    assert doubt in verdict.doubt
+    assert verdict.stands == (verdict.doubt == "")
+
+
 def test_no_error_rises_far() -> None:
     small = [1e-3] * 11
     assert stands([1.0] * 12, [*small, 2.0])

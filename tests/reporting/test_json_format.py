@@ -81,6 +81,7 @@ def test_numbers_that_json_lacks_are_null() -> None:
             "error_ratio": 0.0213,
             "interval": [0.0198, 0.0231],
             "stands": True,
+            "doubt": "",
         },
     }
 

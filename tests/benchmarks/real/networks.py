@@ -33,7 +33,7 @@ Outputs = list[Array]
 
 _BATCH = 16
 _FIT, _JUDGE = 0, 2026
-"""Seeds of what is fitted on and of what is judged; by inputs of seed 1 the settings were chosen."""
+"""Seeds of what is fitted on and of what is judged; settings were chosen on inputs of seed 1."""
 
 
 @dataclass(frozen=True)
