@@ -37,7 +37,7 @@ from fskd_onnx.samples.batches import Batch
 # Size of the columns of a window. Larger windows save cuts, of which few are left at this size.
 _WINDOW_BYTES = 2**29
 # Size of the tensors of a batch that a run shows at once: none of them makes room for another.
-_SHOWN_BYTES = 2**27
+_SHOWN_BYTES = 2**26
 
 
 @dataclass(frozen=True)
