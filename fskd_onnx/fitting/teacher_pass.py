@@ -36,6 +36,8 @@ from fskd_onnx.samples.batches import Batch
 
 # Size of the columns of a window. Larger windows save cuts, of which few are left at this size.
 _WINDOW_BYTES = 2**29
+# Size of the tensors of a batch that a run shows at once: none of them makes room for another.
+_SHOWN_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class TeacherPass:
         self._teacher = teacher
         self._samples = samples
         count = sum(len(batch.samples) for batch in self.batches)
-        self._windows = _windows(plans, _elements(teacher, samples, count))
+        self._elements = _elements(teacher, samples, count)
+        self._windows = _windows(plans, self._elements)
         self._grams = grams
         self._summed = -1  # the last window that these were summed in
         self._at = -1
@@ -149,15 +152,17 @@ class TeacherPass:
     def _advance(self, window: int) -> None:
         """Run up to a window, from the front where the teacher is behind it."""
         if self._runner is None or window < self._at:
-            every = [[*self._requests(w), *self._summed_in(w).values()] for w in self._windows]
+            every = [
+                [*self._requests(part), *self._summed_in(part).values()]
+                for w in self._windows
+                for part in self._parts(w)
+            ]
             stops = [
-                list(dict.fromkeys(t for request in of_window for t in request.tensors))
-                for of_window in every
+                list(dict.fromkeys(t for request in of_part for t in request.tensors))
+                for of_part in every
             ]
             last = _channels_last(
-                (request.channels_last, request.tensors)
-                for of_window in every
-                for request in of_window
+                (request.channels_last, request.tensors) for of_part in every for request in of_part
             )
             self._runner = SegmentRunner(
                 self._runtime, self._teacher, stops, self.batches, self._samples, last
@@ -182,12 +187,33 @@ class TeacherPass:
         read_at = {name: outputs.get(by, last) for name, by in self._grams.read_by.items()}
         return {name: requests[name] for name, at in read_at.items() if at in window}
 
+    def _parts(self, window: range) -> list[range]:
+        """Divide the blocks of a window into runs that show tensors of some size."""
+        parts: list[range] = []
+        size = 0
+        for block in window:
+            alone = range(block, block + 1)
+            requests = [*self._requests(alone), *self._summed_in(alone).values()]
+            shown = {name for request in requests for name in request.tensors}
+            own = 4 * sum(self._elements.get(name, 0) for name in shown) // len(self.batches)
+            size += own
+            if not parts or size > _SHOWN_BYTES:
+                parts.append(range(block, block))
+                size = own
+            parts[-1] = range(parts[-1].start, block + 1)
+        return parts
+
     def _run(self, runner: SegmentRunner, window: range) -> None:
         self._columns = {block: [{} for _ in self.plans[block].uses] for block in window}
-        requests = self._requests(window)
-        summed = self._summed_in(window) if self._at > self._summed else {}
-        places = [use for block in window for use in self._columns[block]]
-        text = f"teacher, blocks {window.start + 1} to {window.stop} of {len(self.plans)}"
+        for part in self._parts(window):
+            self._run_part(runner, part)
+        self._summed = max(self._summed, self._at)
+
+    def _run_part(self, runner: SegmentRunner, part: range) -> None:
+        requests = self._requests(part)
+        summed = self._summed_in(part) if self._at > self._summed else {}
+        places = [use for block in part for use in self._columns[block]]
+        text = f"teacher, blocks {part.start + 1} to {part.stop} of {len(self.plans)}"
         wanted = [*requests, *summed.values()]
         with runner.next_stage(text) as stage:
             for batch, found in collect(stage, self.batches, wanted, self.gather, parallel_map):
@@ -197,7 +223,6 @@ class TeacherPass:
                 if self._grams is not None:
                     read = list(zip(summed, found[len(places) :], strict=True))
                     list(parallel_map(self._grams.add, read))
-        self._summed = max(self._summed, self._at)
 
 
 def _channels_last(tensors: Iterable[tuple[bool, Sequence[str]]]) -> set[str]:

@@ -48,8 +48,12 @@ class Backend(Protocol):
     def multiply(self, a: NDArray[np.floating], b: NDArray[np.floating]) -> Array:
         """Return a b' in float64, whatever the types of (..., n, k) and (..., m, k)."""
 
-    def cholesky(self, matrix: Array) -> Callable[[Array], Array] | None:
-        """Factorize a symmetric matrix; return R -> R inverse(matrix), None if it cannot be."""
+    def cholesky(self, matrix: Array, shift: float = 0.0) -> Callable[[Array], Array] | None:
+        """Factorize a symmetric matrix with a shift on its diagonal.
+
+        Returns:
+            R -> R inverse(matrix + shift I); None where there is no factor.
+        """
 
     def cholesky_all(self, matrices: Array) -> Callable[[Array], Array] | None:
         """Do the same for a stack of small ones, (..., n, m) being solved by (..., m, m)."""
@@ -70,9 +74,13 @@ class _NumpyBackend:
         product: Array = left @ np.swapaxes(right, -1, -2)
         return product
 
-    def cholesky(self, matrix: Array) -> Callable[[Array], Array] | None:
+    def cholesky(self, matrix: Array, shift: float = 0.0) -> Callable[[Array], Array] | None:
+        shifted = matrix.copy()
+        shifted.flat[:: len(shifted) + 1] += shift
         # Of a symmetric matrix the transpose is the same, in the order of LAPACK.
-        factor, failed = scipy.linalg.lapack.dpotrf(matrix.T, lower=True, clean=False)
+        factor, failed = scipy.linalg.lapack.dpotrf(
+            shifted.T, lower=True, clean=False, overwrite_a=True
+        )
         if failed:
             return None
 
@@ -123,8 +131,8 @@ class _TorchBackend:
         product: Array = (left @ right.mT).cpu().numpy()
         return product
 
-    def cholesky(self, matrix: Array) -> Callable[[Array], Array] | None:
-        return self.cholesky_all(matrix)
+    def cholesky(self, matrix: Array, shift: float = 0.0) -> Callable[[Array], Array] | None:
+        return self.cholesky_all(matrix + shift * np.eye(len(matrix)) if shift else matrix)
 
     def cholesky_all(self, matrices: Array) -> Callable[[Array], Array] | None:
         factor, failed = self._torch.linalg.cholesky_ex(self._on_device(matrices))

@@ -99,7 +99,8 @@ class GramMoments(Sums):
     @property
     def centered_gram(self) -> Array:
         """(groups, m, m) sum of (x - mean)(x - mean)'."""
-        return self.gram - _outer(self.sum_x, self.mean_x)
+        centered = _outer(self.sum_x, self.mean_x)
+        return np.subtract(self.gram, centered, out=centered)  # a matrix may be large
 
     def mapped(self, matrix: Array) -> GramMoments:
         """Return the moments of the regressors ``matrix`` (groups, r, m) times x."""
@@ -242,4 +243,17 @@ def _outer(a: Array, b: Array) -> Array:
 
 def sum_moments(folds: Sequence[S]) -> S:
     """Sum over the columns of all folds: moments, or one part of them."""
-    return reduce(add, folds)
+    fields = zip(*(vars(fold).values() for fold in folds), strict=True)
+    return type(folds[0])(*map(_sum_field, fields))
+
+
+def _sum_field(parts: Sequence[Any]) -> Any:
+    """Sum a field of several sums; arrays, which may be large, in the place of the first sum."""
+    if isinstance(parts[0], Sums):
+        return sum_moments(parts)
+    if not isinstance(parts[0], np.ndarray) or len(parts) == 1:
+        return reduce(add, parts)
+    total = parts[0] + parts[1]
+    for part in parts[2:]:
+        total += part
+    return total

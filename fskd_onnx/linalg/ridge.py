@@ -269,11 +269,9 @@ def relative_strength(gram: Array, ridge: float) -> float:
 
 def regular_solver(gram: Array, strength: float) -> Callable[[Array], Array]:
     """Return the map R -> R inverse(gram + strength I)."""
-    regular = gram.copy()
-    regular.flat[:: len(regular) + 1] += strength
-    solve = backend().cholesky(regular)
+    solve = backend().cholesky(gram, strength)
     if solve is not None:
         return solve
-    logger.info("a system of %d unknowns has no Cholesky factor: solved by SVD", len(regular))
-    inverse = backend().pseudo_inverse(regular)
+    logger.info("a system of %d unknowns has no Cholesky factor: solved by SVD", len(gram))
+    inverse = backend().pseudo_inverse(gram + strength * np.eye(len(gram)))
     return lambda right: right @ inverse

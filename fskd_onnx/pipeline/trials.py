@@ -200,6 +200,11 @@ def teacher_pass(
     return TeacherPass(problem.runtime, teacher, plans, problem.samples, split.batches, grams)
 
 
+def _selection(problem: FitProblem) -> TargetSelection:
+    """Return what chooses channels; it refers to all weights, so it is not to be kept for long."""
+    return TargetSelection(problem.student.graph(), problem.teacher.graph(), problem.matching)
+
+
 def _starts(
     problem: FitProblem,
     split: SampleSplit,
@@ -211,13 +216,11 @@ def _starts(
     if options.optimizer == OptimizerName.SGD:
         yield TargetsName.KEPT.value, AdapterSteps(problem, split, timer, folds)
         return
-    selection = grams = None
+    grams: InputGrams | None = None
     able = any(family.can_change_targets for family in families_of(options.adapter))
     if options.targets == TargetsName.SELECT or (options.targets == TargetsName.AUTO and able):
         with timer("solve"):
-            graphs = problem.student.graph(), problem.teacher.graph()
-            selection = TargetSelection(*graphs, problem.matching)
-            grams = InputGrams(selection.readers, split.batches)
+            grams = InputGrams(_selection(problem).readers, split.batches)
     teacher = teacher_pass(problem, split, options, grams)
     decomposed = problem.student.factored_blocks()
     if options.targets != TargetsName.SELECT:
@@ -236,12 +239,12 @@ def _starts(
             folds=folds,
         )
         yield TargetsName.KEPT.value, descent
-    if selection is None or grams is None or not selection.readers:
+    if grams is None or not grams.requests:
         return
     with timer("capture"):
         teacher.sum_grams()
     with timer("solve"):
-        chosen = selection.choose(grams.centered())
+        chosen = _selection(problem).choose(grams.centered())
     if chosen is not None:
         descent = CoordinateDescent(
             problem.student.graph,

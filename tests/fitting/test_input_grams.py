@@ -48,10 +48,12 @@ def expected(images: NDArray[np.float32]) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("window", [teacher_pass._WINDOW_BYTES, 0])
+@pytest.mark.parametrize("shown", [teacher_pass._SHOWN_BYTES, 0])
 def test_grams_are_summed_once_while_columns_are_collected(
-    window: int, monkeypatch: pytest.MonkeyPatch
+    shown: int, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(teacher_pass, "_WINDOW_BYTES", window)
+    monkeypatch.setattr(teacher_pass, "_SHOWN_BYTES", shown)
     images = np.random.default_rng(2).standard_normal((COUNT, 2, 6, 6), np.float32)
     teacher, runtime = network("x"), open_runtime(["cpu"])
     folds = np.array_split(np.random.default_rng(4).permutation(COUNT), 3)

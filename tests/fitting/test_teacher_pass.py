@@ -92,7 +92,9 @@ def cut(tensor: NDArray[Any], last: bool, batch: Batch, found: TargetColumns) ->
 
 @pytest.mark.parametrize("window", [teacher_pass._WINDOW_BYTES, 10_000, 0])
 @pytest.mark.parametrize("fixed", [None, 4])
+@pytest.mark.parametrize("shown", [teacher_pass._SHOWN_BYTES, 0])
 def test_columns_are_those_of_a_whole_run(
+    shown: int,
     window: int,
     fixed: int | None,
     runtime: Runtime,
@@ -102,6 +104,7 @@ def test_columns_are_those_of_a_whole_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(teacher_pass, "_WINDOW_BYTES", window)
+    monkeypatch.setattr(teacher_pass, "_SHOWN_BYTES", shown)
     expected = whole(runtime, teacher, images)
     with opened(runtime, teacher, samples, fixed) as teacher_run:
         assert [plan.uses[0].teacher_columns.tensors for plan in teacher_run.plans] == [

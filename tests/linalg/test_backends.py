@@ -63,7 +63,7 @@ def test_views_are_multiplied_as_they_are(algebra: Backend) -> None:
 def test_operands_stay_as_they_are(algebra: Backend) -> None:
     matrix, right = positive(4), draw(5, 3, 12)
     before = matrix.copy(), right.copy()
-    solve = algebra.cholesky(matrix)
+    solve = algebra.cholesky(matrix, 0.5)
     assert solve is not None
     solve(right)
     algebra.pseudo_inverse(matrix)
@@ -81,6 +81,11 @@ def test_a_factor_solves_from_the_right(algebra: Backend, rows: int) -> None:
     assert found.dtype == np.float64
     assert found.shape == right.shape
     np.testing.assert_allclose(found @ matrix, right, rtol=1e-9, atol=1e-11)
+    shifted = algebra.cholesky(matrix, 0.5)
+    assert shifted is not None
+    np.testing.assert_allclose(
+        shifted(right) @ (matrix + 0.5 * np.eye(12)), right, rtol=1e-9, atol=1e-11
+    )
 
 
 def test_a_stack_of_factors_solves_each_for_its_own(algebra: Backend) -> None:
