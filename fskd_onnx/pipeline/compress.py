@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
-import numpy as np
 import onnx
 
 from fskd_onnx.compress_options import CompressOptions, CostName
@@ -32,7 +31,7 @@ from fskd_onnx.errors import NoImprovementError, TargetError
 from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.option_checks import given
 from fskd_onnx.passes import Canonicalize, export
-from fskd_onnx.pipeline.compress_report import Feeds, latency_ratio, report_of
+from fskd_onnx.pipeline.compress_report import latency_feeds, latency_ratio, report_of
 from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
 from fskd_onnx.pipeline.fit import fit_networks
 from fskd_onnx.pipeline.gradient_setup import check_torch, check_trainable
@@ -42,7 +41,6 @@ from fskd_onnx.pipeline.teacher_analysis import outline_teacher, prepared, study
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
 from fskd_onnx.progress import share
 from fskd_onnx.results import FitResult
-from fskd_onnx.runtime.latency import random_feeds
 from fskd_onnx.runtime.out_of_memory import with_enough_memory
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
@@ -180,15 +178,6 @@ class _Compression:
         """Shapes of one sample, by input; None without samples."""
         return None if self._samples is None else self._samples.shapes
 
-    def _feeds(self, study: TeacherStudy) -> Feeds:
-        """Return what a run of the teacher reads: the first samples, noise without any."""
-        inputs, samples = study.model.inputs, self._samples
-        if samples is None:
-            return random_feeds(inputs, study.shapes, self._options.run.seed)
-        taken = samples.take(np.resize(np.arange(len(samples)), study.count))
-        pairs = zip(inputs, samples.inputs, strict=True)
-        return {spec.name: np.asarray(given.joined(taken[given.name])) for spec, given in pairs}
-
     def _read_plan(self, file: str) -> tuple[TeacherStudy, Plan]:
         """Return a plan from a file, with the channels that it leaves open."""
         with self._timer("plan"):
@@ -284,7 +273,8 @@ class _Compression:
 
     def _fast_enough(self, study: TeacherStudy, part: float) -> _Student:
         """Return the student of least error that takes no more than a part of the time."""
-        fastest, feeds = 1.0, self._feeds(study)
+        fastest = 1.0
+        feeds = latency_feeds(study, self._samples, self._options.run.seed)
 
         def meets(student: _Student) -> bool:
             nonlocal fastest
@@ -348,7 +338,7 @@ class _Compression:
             self._options,
             self._runtime,
             self._timer,
-            feeds=self._feeds(study),
+            feeds=latency_feeds(study, self._samples, self._options.run.seed),
             notes=tuple(notes),
         )
         return CompressResult(given_out, student.plan, report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
@@ -26,8 +27,9 @@ from fskd_onnx.passes.analysis.linear import find_linear
 from fskd_onnx.passes.analysis.refusals import Refusal
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
 from fskd_onnx.results import FitReport
-from fskd_onnx.runtime.latency import compare_latency
+from fskd_onnx.runtime.latency import compare_latency, random_feeds
 from fskd_onnx.runtime.providers import Runtime
+from fskd_onnx.samples.reader import Samples
 from fskd_onnx.timing import StageTimer
 from fskd_onnx.versions import versions_used
 
@@ -36,6 +38,16 @@ Feeds = Mapping[str, NDArray[Any]]
 _SECONDS = 5.0
 # Nodes are looked at where so much more of the time is left than of the multiply-adds.
 _NO_SPEED = 0.15
+
+
+def latency_feeds(study: TeacherStudy, samples: Samples | None, seed: int) -> Feeds:
+    """Return what a run of a teacher reads: the first samples, noise without any."""
+    inputs = study.model.inputs
+    if samples is None:
+        return random_feeds(inputs, study.shapes, seed)
+    taken = samples.take(np.resize(np.arange(len(samples)), study.count))
+    pairs = zip(inputs, samples.inputs, strict=True)
+    return {spec.name: np.asarray(given.joined(taken[given.name])) for spec, given in pairs}
 
 
 def latency_ratio(

@@ -25,7 +25,7 @@ from fskd_onnx.pipeline.compress import compress
 from fskd_onnx.results import Evidence
 from fskd_onnx.runtime.latency import Latency
 from tests.compressible import options, samples_of, teacher
-from tests.helpers import assert_same_function, build, check, linears, run, zoo_model
+from tests.helpers import Array, assert_same_function, build, check, linears, run, zoo_model
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,25 @@ def ratios(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(compress_report, "compare_latency", compare)
     monkeypatch.setattr(NodeLatency, "seconds", seconds)
     return measured
+
+
+def test_latency_is_that_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By zeros, a network may take another way: here the input that all samples share is 2."""
+    text = """g (float[N,4] x, int64 rate) => (float[N,3] y) <float[4,16] v, float[16,3] w> {
+        h = MatMul (x, v)  r = Relu (h)  s = Cast <to = 1> (rate)  t = Mul (r, s)  y = MatMul (t, w)
+    }"""
+    x = np.random.default_rng(0).standard_normal((24, 4)).astype(np.float32)
+    samples = {"x": x, "rate": np.array(2)}
+    read: list[dict[str, Array]] = []
+
+    def compare(models: object, feeds: list[dict[str, Array]], *_: Any) -> Latency:
+        read.extend(feeds)
+        return Latency((1.0, 1.0), (1.0, 1.0))
+
+    monkeypatch.setattr(compress_report, "compare_latency", compare)
+    compress(build(text), samples, options(no_fit=True))
+    assert read[0]["rate"] == 2
+    np.testing.assert_array_equal(read[0]["x"], x[:1])
 
 
 def made(name: str, count: int = 24, **given: Any) -> CompressResult:

@@ -6,8 +6,17 @@ import numpy as np
 import onnx
 import pytest
 
-from fskd_onnx import FitOptions, FitResult, NoImprovementError, RunOptions, fit, match
-from fskd_onnx.errors import MatchError
+from fskd_onnx import (
+    CompressOptions,
+    FitOptions,
+    FitResult,
+    NoImprovementError,
+    RunOptions,
+    compress,
+    fit,
+    match,
+)
+from fskd_onnx.errors import MatchError, ModelError
 from fskd_onnx.passes.analysis.random_nodes import bodies_of
 from fskd_onnx.serialization.model_files import count_parameters
 from tests.helpers import Array, build, check, run
@@ -158,3 +167,9 @@ def test_match_shows_the_blocks_of_bodies_where_samples_are_given() -> None:
     assert [pair.teacher is not None for pair in pairs] == [True, True]
     [alone] = match(TEACHER, STUDENT).pairs
     assert "in its bodies" in alone.reason
+
+
+def test_compress_does_not_know_what_bodies_cost() -> None:
+    options = CompressOptions(run=RunOptions(("cpu",)))
+    with pytest.raises(ModelError, match="'z': multiply-adds of 'If' are not known"):
+        compress(TEACHER, samples(30, 2), options)
