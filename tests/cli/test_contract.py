@@ -32,7 +32,7 @@ REPORT_KEYS = {
     "end_to_end": "before after verdict",
     "end_to_end.before": "relative_mse top1_agreement",
     "end_to_end.after": "relative_mse top1_agreement",
-    "end_to_end.verdict": "independent_count error_ratio interval stands",
+    "end_to_end.verdict": "independent_count error_ratio interval stands doubt",
     "parameters": "student fused",
     "seconds": "total capture solve fuse verify",
 }
