@@ -8,22 +8,19 @@ a network takes any number: one that depends on how many run together stays.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnxruntime import OrtValue
 
-from fskd_onnx.passes.analysis.segments import plan_segments
-from fskd_onnx.passes.extract_segment import extract
 from fskd_onnx.passes.inline_branches import Inlined, conditions, inline_branches
 from fskd_onnx.pipeline.networks import LoadedModel, Networks, arranged
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
+from fskd_onnx.runtime.inner_tensors import inner_values
 from fskd_onnx.runtime.providers import Runtime
-from fskd_onnx.runtime.session_run import named_errors, run
-from fskd_onnx.runtime.tensor_store import upload
+from fskd_onnx.runtime.session_run import named_errors
 from fskd_onnx.samples.batches import Batch
 
 logger = logging.getLogger(__name__)
@@ -93,37 +90,9 @@ def _seen(
         if isinstance(constant, gs.Constant):
             found[name].add(bool(constant.values.any()))
     computed = [name for name, values in found.items() if not values]
-    for values in _values(graph, computed, runtime, samples, runs):
-        for name, value in values.items():
-            found[name].add(bool(value.numpy().any()))
+    if computed:
+        with named_errors(network.name):
+            for values in inner_values(runtime, graph, samples, runs, computed):
+                for name, value in values.items():
+                    found[name].add(bool(value.numpy().any()))
     return {name: values.pop() for name, values in found.items() if len(values) == 1}
-
-
-def _values(
-    graph: gs.Graph,
-    names: Sequence[str],
-    runtime: Runtime,
-    samples: DecodedSamples,
-    runs: Sequence[Indices],
-) -> Iterator[dict[str, OrtValue]]:
-    """Yield the values of some tensors of a network, run by run."""
-    if not names:
-        return
-    inputs = list(zip(graph.inputs, samples.inputs, strict=True))
-    types = {
-        tensor.name: onnx.helper.make_tensor_type_proto(
-            onnx.helper.np_dtype_to_tensor_dtype(spec.dtype), [None] * len(spec.shape)
-        )
-        for tensor, spec in inputs
-    }
-    segment = plan_segments(graph, [names])[0]
-    with named_errors(graph.name):
-        session = runtime.session(extract(graph, segment, types))
-        for indices in runs:
-            taken = samples.take(indices)
-            feeds = {
-                tensor.name: np.asarray(spec.joined(taken[spec.name]))
-                for tensor, spec in inputs
-                if tensor.name in segment.inputs
-            }
-            yield run(session, upload(feeds, runtime.device), names, runtime.device)

@@ -10,19 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
-from fskd_onnx.passes.analysis.segments import plan_segments
 from fskd_onnx.passes.analysis.shapes import infer_shapes
-from fskd_onnx.passes.extract_segment import extract
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
+from fskd_onnx.runtime.inner_tensors import inner_values
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.sample_axis import Failing, FoundAxis, Runs, SampleAxis
-from fskd_onnx.runtime.session_run import named_errors, run
-from fskd_onnx.runtime.tensor_store import is_plain, upload
+from fskd_onnx.runtime.session_run import named_errors
+from fskd_onnx.runtime.tensor_store import is_plain
 from fskd_onnx.samples.batches import Batch
 
 # A prime that is no extent of any tensor, nor a factor of one.
@@ -108,24 +106,8 @@ def _from_runs(
         fixed,
         {node.op for node in graph.nodes},
     )
-    segment = plan_segments(graph, [names])[0]
-    types = {
-        tensor.name: onnx.helper.make_tensor_type_proto(
-            onnx.helper.np_dtype_to_tensor_dtype(spec.dtype), [None] * len(spec.shape)
-        )
-        for tensor, spec in zip(graph.inputs, samples.inputs, strict=True)
-    }
-    inputs = [
-        (tensor.name, spec) for tensor, spec in zip(graph.inputs, samples.inputs, strict=True)
-    ]
-    session = runtime.session(extract(graph, segment, types))
-    seen: list[dict[str, OrtValue]] = []
-    for part in (pair.first, pair.second):
-        taken = samples.take(np.array(part))
-        feeds = {
-            name: spec.joined(taken[spec.name]) for name, spec in inputs if name in segment.inputs
-        }
-        seen.append(run(session, upload(feeds, runtime.device), names, runtime.device))
+    parts = [np.array(part) for part in (pair.first, pair.second)]
+    seen = list(inner_values(runtime, graph, samples, parts, names))
     return {name: _compare(pair, *(values[name] for values in seen)) for name in names}
 
 
