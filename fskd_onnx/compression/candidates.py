@@ -107,14 +107,15 @@ def width_candidates(
     if reason:
         return whole_width(unit, reason)
     levels: dict[int, Level] = {}
-    for width in _widths(unit, options):
-        kept_by = {method: unit.best(values, width) for method, values in scores.items()}
-        for method, kept in kept_by.items():
-            if len(kept) == unit.width:
-                continue
-            error = sum(
-                sensitivity.get(reading.reader, 1.0) * reading.error(kept) for reading in readings
-            )
+    for method, values in scores.items():
+        # What stays of fewer channels stays of more.
+        nested = {unit.best(values, width): None for width in _widths(unit, options)}
+        nested.pop(tuple(range(unit.width)), None)
+        errors = [
+            sensitivity.get(reading.reader, 1.0) * np.array(reading.errors([*nested]))
+            for reading in readings
+        ]
+        for kept, error in zip(nested, np.sum(errors, axis=0).tolist(), strict=True):
             best = levels.get(len(kept))
             if best is None or error < best.error:
                 levels[len(kept)] = Level(method, (len(kept),), kept, error)

@@ -1,4 +1,4 @@
-"""The error that a refit leaves where only some channels of a unit stay.
+"""The errors that a refit leaves where only some channels of a unit stay.
 
 A reader of a unit has the weights M and reads channels of the centred second moments R. Where the
 channels S stay, the best linear reconstruction of all of them is B x_S with B = R_:S R_SS^-1, which
@@ -8,7 +8,14 @@ Networks", 2017). With H = M M' the reader is off by::
     tr(H (R - B R_S: - R_:S B' + B R_SS B')) / tr(H R)
 
 B comes from some samples and R, in this, from others, so that few samples promise no more than they
-keep. Without samples all channels vary alike and none tells of another: R = I, B = 0.
+keep: C of those, J of these. Without samples all channels vary alike and none tells of another:
+R = I, B = 0.
+
+Of one order of the channels, whose first ones stay, one factor C = L L' tells the error of every
+number k of them. L^-1 takes what the first ones tell out of the others, so that behind the first k
+rows and columns its image of J is that of what is left, and L leads back to the channels::
+
+    error(k)  =  sum over i, j >= k of  (L^-1 J L^-T)_ij (L' H L)_ij  /  tr(H J)
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ from functools import cached_property
 
 import numpy as np
 import scipy.linalg
+from numpy.typing import NDArray
 
 from fskd_onnx.linalg.backends import Array
 
@@ -42,27 +50,32 @@ class Reading:
     fitted: Array
     judged: Array
 
-    def error(self, kept: Sequence[int]) -> float:
-        """Return the relative error of what the reader gives, 0..1.
+    def errors(self, nested: Sequence[Sequence[int]]) -> list[float]:
+        """Return the relative errors of what the reader gives, 0..1.
 
         Args:
-            kept: channels that stay, ascending; one at least.
+            nested: sets of channels that stay, each one channel at least; of two sets one holds the
+                other, so that the channels have one order of which each set is the beginning.
         """
-        if not self._whole > 0:
-            return 0.0
-        some = np.asarray(kept)
-        own = self.fitted[np.ix_(some, some)]
-        mean = float(np.trace(own)) / len(own)
-        own = own + (_RIDGE * mean if mean > 0 else 1.0) * np.eye(len(own))
-        lower = scipy.linalg.cho_factor(own, lower=True, check_finite=False)
-        # What stays is there as it is; the others are reconstructed.
-        gone = np.setdiff1d(np.arange(len(self.fitted)), some)
-        found = scipy.linalg.cho_solve(lower, self.fitted[np.ix_(some, gone)], check_finite=False)
-        cross = self.judged[np.ix_(gone, some)] @ found
-        left = self.judged[np.ix_(gone, gone)] - cross - cross.T
-        left += found.T @ self.judged[np.ix_(some, some)] @ found
-        lost = float(np.sum(self.weights[np.ix_(gone, gone)] * left))
-        return min(max(lost / self._whole, 0.0), 1.0)
+        if not nested or not self._whole > 0:
+            return [0.0] * len(nested)
+        order = np.argsort(-self._times_kept(nested), kind="stable")
+        ordered = np.ix_(order, order)
+        own, mean = self.fitted[ordered], float(np.trace(self.fitted)) / len(self.fitted)
+        own[np.diag_indices_from(own)] += _RIDGE * mean if mean > 0 else 1.0
+        lower = scipy.linalg.cholesky(own, lower=True, check_finite=False)
+        half = scipy.linalg.solve_triangular(
+            lower, self.judged[ordered], lower=True, check_finite=False
+        )
+        terms = scipy.linalg.solve_triangular(lower, half.T, lower=True, check_finite=False)
+        terms *= lower.T @ self.weights[ordered] @ lower
+        lost = [float(terms[len(kept) :, len(kept) :].sum()) / self._whole for kept in nested]
+        return [min(max(error, 0.0), 1.0) for error in lost]
+
+    def _times_kept(self, sets: Sequence[Sequence[int]]) -> NDArray[np.intp]:
+        """Return how many of the sets each channel is in."""
+        together = np.concatenate([np.asarray(kept, np.intp) for kept in sets])
+        return np.bincount(together, minlength=len(self.fitted))
 
     @cached_property
     def _whole(self) -> float:

@@ -78,7 +78,8 @@ def test_each_width_takes_the_method_of_the_least_error() -> None:
     found = width_candidates(unit(8), scores, [seen], {"r": 0.25}, options())
     for level in found.levels[1:]:
         count = level.after[0]
-        errors = {"l1": seen.error(range(8 - count, 8)), "thinet": seen.error(range(count))}
+        kept = {"l1": range(8 - count, 8), "thinet": range(count)}
+        errors = {method: seen.errors([channels])[0] for method, channels in kept.items()}
         assert level.error == pytest.approx(0.25 * min(errors.values()))
         assert level.method == min(errors, key=lambda method: errors[method])
 
@@ -90,7 +91,7 @@ def test_errors_of_all_readers_add_up() -> None:
     found = width_candidates(unit(6), scores, [one, other], weights, options())
     for level in found.levels[1:]:
         assert level.kept is not None
-        expected = 0.5 * one.error(level.kept) + 2 * other.error(level.kept)
+        expected = 0.5 * one.errors([level.kept])[0] + 2 * other.errors([level.kept])[0]
         assert level.error == pytest.approx(expected)
 
 
