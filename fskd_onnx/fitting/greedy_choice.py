@@ -12,7 +12,8 @@ column c changes the energies of all channels by what products with vectors tell
 
 R, R H and R H R are formed anew after some picks, by products of matrices. In between R is the one
 that was formed less the l_k l_k' of the columns l_k = c / sqrt(c_j) that have gone since, and the
-others follow from H l_k and R H l_k.
+others follow from H l_k and R H l_k. Of a channel that has gone, rows and columns of R are zero, so
+the matrices shrink to the others.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.linalg.blas
+from numpy.typing import NDArray
 
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.matching.channels import Channels
 
 _PICKS_BETWEEN = 32
+# Matrices shrink, which copies them, where they become that much smaller.
+_SMALLER = 0.9
 _ROUNDING = 1e-14
 
 
@@ -82,45 +87,78 @@ class _Reader:
             gram: R of the module's docstring.
             weight: H, the sum of those of all readers.
         """
+        self._channels = len(gram)
+        # What is known of channels is known of some, ascending: those that have not gone are there.
+        self._known = np.arange(len(gram))
+        self._taken = np.zeros(len(gram), dtype=bool)
         self._gram = gram.copy()
         self._seen = gram @ weight
         self._both = self._seen @ gram
         self._pivots = np.diag(gram).copy()
         self._floor = 1e-10 * max(float(self._pivots.max()), np.finfo(float).tiny)
         self._energy = np.diag(self._both).copy()
-        # Rows are l_k, H l_k and R H l_k, with R as it was formed.
-        self._gone = np.empty((_PICKS_BETWEEN, 3, len(gram)))
+        # l_k, H l_k and R H l_k, with R as it was formed, of each k.
+        self._gone = np.empty((3, _PICKS_BETWEEN, len(gram)))
         self._count = 0
 
     def gains(self) -> Array:
         """Return what each channel would add, (channels,)."""
         large = self._pivots > self._floor
         gain = self._energy / np.maximum(self._pivots, self._floor)
-        return np.where(large, np.maximum(gain, 0.0), 0.0)
+        gains = np.zeros(self._channels)
+        gains[self._known] = np.where(large, np.maximum(gain, 0.0), 0.0)
+        return gains
 
-    def eliminate(self, pick: int) -> None:
+    def eliminate(self, channel: int) -> None:
         """Take what a channel tells out of all others."""
+        pick = int(np.searchsorted(self._known, channel))
+        self._taken[pick] = True
         pivot = self._pivots[pick]
         if not pivot > self._floor:
             return
-        gone = self._gone[: self._count]
+        gone = self._gone[:, : self._count]
         formed = np.stack([self._gram[pick], self._seen[pick], self._both[pick]])
-        formed -= np.tensordot(gone[:, 0, pick], gone, axes=1)
+        formed -= gone[0, :, pick] @ gone
         column, felt, missed = formed
-        missed = missed - (gone[:, 0] @ felt) @ gone[:, 0]
+        missed = missed - (gone[0] @ felt) @ gone[0]
         share = column / pivot
         self._energy += share * (share * (column @ felt) - 2.0 * missed)
         self._pivots -= column * share
-        self._gone[self._count] = formed / np.sqrt(pivot)
+        self._gone[:, self._count] = formed / np.sqrt(pivot)
         self._count += 1
         if self._count == _PICKS_BETWEEN:
             self._form()
 
     def _form(self) -> None:
         """Form the matrices anew, without what has gone."""
-        columns, felt, missed = self._gone.swapaxes(0, 1)
-        crossed = missed.T @ columns
-        self._gram -= columns.T @ columns
-        self._seen -= columns.T @ felt
-        self._both -= crossed + crossed.T - columns.T @ (felt @ columns.T) @ columns
+        columns, felt, missed = self._gone
+        missed -= 0.5 * (felt @ columns.T) @ columns
+        _subtract_product(self._gram, columns, columns)
+        _subtract_product(self._seen, columns, felt)
+        _subtract_product(
+            self._both, np.concatenate([columns, missed]), np.concatenate([missed, columns])
+        )
         self._count = 0
+        left = np.flatnonzero(~self._taken)
+        if len(left) < _SMALLER * len(self._known):
+            self._shrink(left)
+
+    def _shrink(self, left: NDArray[np.intp]) -> None:
+        """Go on with some of what is known."""
+        both_ways = np.ix_(left, left)
+        self._gram, self._seen, self._both = (
+            matrix[both_ways] for matrix in (self._gram, self._seen, self._both)
+        )
+        self._known, self._pivots, self._energy = (
+            values[left] for values in (self._known, self._pivots, self._energy)
+        )
+        self._taken = np.zeros(len(left), dtype=bool)
+        self._gone = np.empty((3, _PICKS_BETWEEN, len(left)))
+
+
+def _subtract_product(matrix: Array, left: Array, right: Array) -> None:
+    """Subtract ``left.T @ right`` from a matrix in place, without a copy of its size."""
+    # What is in rows here is in columns there.
+    scipy.linalg.blas.dgemm(
+        -1.0, right.T, left.T, beta=1.0, c=matrix.T, trans_b=True, overwrite_c=True
+    )
