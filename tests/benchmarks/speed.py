@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,13 @@ class Case:
     memory_limit: int | None = None
     files: tuple[str, str] | None = None
 
+    @property
+    def method(self) -> str:
+        """What the table calls the method."""
+        shown = self.adapter if self.targets == "kept" else f"{self.adapter}, {self.targets}"
+        limit = "" if self.memory_limit is None else f", {self.memory_limit / 1e6:.0f} MB"
+        return shown + limit
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -86,6 +93,7 @@ class Figures:
         seconds: of the whole fit.
         seconds_cpu: the same of the processor.
         memory: largest resident size of the process, in bytes.
+        stages: of ``compress``, seconds of each of its stages, by name, in the last turn.
     """
 
     floor: float
@@ -93,16 +101,21 @@ class Figures:
     seconds: float
     seconds_cpu: float
     memory: int
+    stages: dict[str, float] = field(default_factory=dict)
 
     def row(self, case: Case) -> str:
         """Format as a line of the table."""
-        method = case.adapter if case.targets == "kept" else f"{case.adapter}, {case.targets}"
-        if case.memory_limit is not None:
-            method += f", {case.memory_limit / 1e6:.0f} MB"
         return (
-            f"| {case.network} | {case.samples:,} | {method} | {self.floor:.2f} | "
+            f"| {case.network} | {case.samples:,} | {case.method} | {self.floor:.2f} | "
             f"{self.seconds:.2f} | {self.seconds / self.floor:.2f} | "
             f"{self.seconds_cpu / self.floor_cpu:.2f} | {self.memory / 1e6:,.0f} MB |"
+        )
+
+    def line_of_stages(self, case: Case) -> str:
+        """Format what stands below the table, empty where no stages are known."""
+        shown = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.stages.items())
+        return (
+            f"- {case.network}, {case.samples:,} samples, {case.method}: {shown}" if shown else ""
         )
 
 
@@ -135,6 +148,7 @@ def cases(quick: bool) -> Iterator[Case]:
     if not quick:
         yield Case("efficientnet_lite0", 64, "auto")
         yield Case("efficientnet_lite0", 64, "compress")
+        yield Case("efficientnet_lite0", 64, "compress", memory_limit=200_000_000)
     for samples in () if quick else (16, 64):
         yield Case("inception_v1", samples, "auto", "auto")
 
@@ -148,13 +162,16 @@ def measure(case: Case, providers: tuple[str, ...] = _CPU) -> Figures:
     """
     teacher, student, samples = _load(case)
     models = [load_model(teacher), load_model(student)]
+    run_options = RunOptions(providers, memory_limit=case.memory_limit)
+    stages: dict[str, float] = {}
 
     def work() -> object:
         if case.adapter == "paper":
             return paper_fit(teacher, student, samples)
         if case.adapter == "compress":
-            return compress(teacher, samples, CompressOptions(run=RunOptions(providers)))
-        run_options = RunOptions(providers, memory_limit=case.memory_limit)
+            made = compress(teacher, samples, CompressOptions(run=run_options))
+            stages.update(asdict(made.report.seconds))
+            return made
         options = FitOptions(run_options, adapter=case.adapter, targets=case.targets)
         return fit(teacher, student, samples, options)
 
@@ -165,7 +182,7 @@ def measure(case: Case, providers: tuple[str, ...] = _CPU) -> Figures:
         floors.append(_timed(lambda: _forward(models, samples, providers)))
         if fits[0][0] < _LONG:
             fits.append(_timed(work))
-    return Figures(*_median(floors), *_median(fits), memory)
+    return Figures(*_median(floors), *_median(fits), memory, stages)
 
 
 def _median(timed: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -235,15 +252,20 @@ def main() -> None:
     if arguments.case is not None:
         print(json.dumps(asdict(measure(Case(**json.loads(arguments.case))))))
         return
-    rows = [HEAD]
+    rows, stages = [HEAD], []
     print(HEAD, flush=True)
     for case in cases(arguments.quick):
         if case.network.startswith(arguments.only) and arguments.adapter in ("", case.adapter):
-            rows.append(_measure_apart(case).row(case))
-            print(rows[-1], flush=True)
+            figures = _measure_apart(case)
+            rows.append(figures.row(case))
+            stages.append(figures.line_of_stages(case))
+            print(rows[-1], stages[-1], sep="\n" if stages[-1] else "", flush=True)
     if arguments.write is not None:
         command = f"python -m tests.benchmarks.speed --write {arguments.write}"
-        text = "\n".join([*rows, "", f"Printed by `{command}`.", ""])
+        below = [line for line in stages if line]
+        text = "\n".join(
+            [*rows, "", *below, *([""] if below else []), f"Printed by `{command}`.", ""]
+        )
         write_between(arguments.write, "speed", text)
 
 

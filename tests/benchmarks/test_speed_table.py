@@ -19,6 +19,16 @@ def test_the_smallest_case_gives_a_row(adapter: str) -> None:
     assert [cell.strip() for cell in cells[:3]] == ["chain-2", "40", adapter]
 
 
+def test_a_compression_says_what_its_stages_took() -> None:
+    case = speed.Case("chain-3", 40, "compress", memory_limit=0)
+    figures = speed.measure(case)
+    assert set(figures.stages) >= {"analysis", "plan", "rewrite", "fit"}
+    assert 0 < figures.stages["analysis"] < figures.stages["total"]
+    line = figures.line_of_stages(case)
+    assert line.startswith("- chain-3, 40 samples, compress, 0 MB: total ")
+    assert ", fit " in line
+
+
 def test_quick_is_a_part_of_all() -> None:
     quick, everything = (list(speed.cases(quick)) for quick in (True, False))
     assert {case.network for case in quick} <= {case.network for case in everything}
