@@ -49,8 +49,10 @@ _ONE_BLOCK = 0.2
 # More multiply-adds than that are not spent on a composed kernel.
 _MOST_WORK = 2**32
 _WIDER = -1.0
-# Of nodes that are never the same operand.
+# Of nodes that are never the same operand, and of ones in front of other activations. Those that it
+# is behind tell less: a residual block may be left out with its activation, or without.
 _OTHER_PATHS = 0.1
+_OTHER_ACTIVATION = 0.2
 
 
 def overlaps(student: BlockGraph, teacher: BlockGraph) -> Floats:
@@ -291,8 +293,14 @@ def _alike(one: BlockContext, other: BlockContext, width_tells: bool) -> float:
         + 0.07 * _in_common(one.input_kinds, other.input_kinds)
         + 0.05 * (one.operand_paths == other.operand_paths)
         - _OTHER_PATHS * one.operand_paths.isdisjoint(other.operand_paths)
+        - _OTHER_ACTIVATION * _differ(one.activations, other.activations)
         + 0.03 * (one.grouping == other.grouping)
     )
+
+
+def _differ(one: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether both nodes are in front of activations, of which none is the same."""
+    return bool(one and other) and one.isdisjoint(other)
 
 
 def _in_common(one: frozenset[str], other: frozenset[str]) -> float:

@@ -74,6 +74,7 @@ class BlockContext:
         output_kinds: of the nearest nodes that read its output; "output" for the network's.
         end_kinds: the same behind the sum of branches of one input that it is one of, if any; else
             those of its output.
+        activations: operators of the activations among the nearest nodes that read its output.
         operand_paths: the ways from its output to the next linear nodes: which of the operands it
             is, where their order counts (Concat, a product of activations, ...).
         joined: how it goes on, one reader after another, up to where it is an operand whose order
@@ -96,6 +97,7 @@ class BlockContext:
     input_kinds: frozenset[str]
     output_kinds: frozenset[str]
     end_kinds: frozenset[str]
+    activations: frozenset[str]
     operand_paths: frozenset[Path]
     joined: tuple[tuple[str, ...], int] | None
     input_field: tuple[float, ...]
@@ -171,6 +173,7 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
             end_kinds=down.kinds[
                 id(sum_of[id(view.output)].output if id(view.output) in sum_of else view.output)
             ],
+            activations=down.activations[id(view.output)],
             summed_with=_summed_with(view, sum_of.get(id(view.output))),
             operand_paths=down.paths[id(view.output)],
             joined=_joined(view.output, numbers),

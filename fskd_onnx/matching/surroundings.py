@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from fskd_onnx.matching.receptive_field import ReceptiveField, widest
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.nodes import is_standard
-from fskd_onnx.passes.analysis.operators import Axes, operator_of
+from fskd_onnx.passes.analysis.operators import Axes, Kind, operator_of
 from fskd_onnx.passes.analysis.segments import reads
 
 T = TypeVar("T")
@@ -96,6 +96,7 @@ class Downstream:
 
     Attributes:
         kinds: of the nearest nodes that count.
+        activations: the operators of those of them that are activations.
         ends: positions of the graph's outputs.
         paths: the ways to the nearest linear nodes and to outputs, where the order of operands
             counts.
@@ -113,6 +114,7 @@ class Downstream:
         linear = {id(view.node) for view in views} | refused
         biases = {id(view.bias_node) for view in views}
         self.kinds: dict[int, frozenset[str]] = {}
+        self.activations: dict[int, frozenset[str]] = {}
         self.ends: dict[int, frozenset[int]] = {}
         self.paths: dict[int, frozenset[Path]] = {}
         self.fields: dict[int, ReceptiveField] = {}
@@ -120,6 +122,7 @@ class Downstream:
             self._add(
                 tensor,
                 frozenset({"output"}),
+                frozenset(),
                 frozenset({position}),
                 frozenset({()}),
                 ReceptiveField(),
@@ -127,12 +130,16 @@ class Downstream:
         for node in reversed(graph.nodes):
             results = [id(tensor) for tensor in node.outputs]
             kinds = _union(self.kinds.get(result, frozenset()) for result in results)
+            activations = _union(self.activations.get(result, frozenset()) for result in results)
             ends = _union(self.ends.get(result, frozenset()) for result in results)
             paths = _union(self.paths.get(result, frozenset()) for result in results)
             if id(node) in linear:
-                kinds, paths = frozenset({"linear"}), frozenset({()})
+                kinds, activations = frozenset({"linear"}), frozenset()
+                paths = frozenset({()})
             elif id(node) not in biases and not _is_looked_through(node):
-                kinds = frozenset({_kind(node)})
+                kind = _kind(node)
+                kinds = frozenset({kind})
+                activations = frozenset({str(node.op)} if kind == Kind.ACTIVATION else ())
             field = widest(self.fields[r] for r in results if r in self.fields).backward(node)
             operands = list(reads(node))
             ordered = len(operands) > 1 and not is_standard(node, *COMMUTE)
@@ -141,20 +148,24 @@ class Downstream:
             for place, tensor in enumerate(operands):
                 slot = Slot(str(node.op), place, len(operands))
                 taken = frozenset((slot, *path)[:_DEPTH] for path in paths) if ordered else paths
-                self._add(tensor, kinds, ends, taken, field)
+                self._add(tensor, kinds, activations, ends, taken, field)
             for tensor in node.outputs:
-                self._add(tensor, frozenset(), frozenset(), frozenset(), ReceptiveField())
+                self._add(
+                    tensor, frozenset(), frozenset(), frozenset(), frozenset(), ReceptiveField()
+                )
 
     def _add(
         self,
         tensor: gs.Tensor,
         kinds: frozenset[str],
+        activations: frozenset[str],
         ends: frozenset[int],
         paths: frozenset[Path],
         field: ReceptiveField,
     ) -> None:
         key = id(tensor)
         self.kinds[key] = self.kinds.get(key, frozenset()) | kinds
+        self.activations[key] = self.activations.get(key, frozenset()) | activations
         self.ends[key] = self.ends.get(key, frozenset()) | ends
         self.paths[key] = self.paths.get(key, frozenset()) | paths
         self.fields[key] = widest((self.fields.get(key, ReceptiveField()), field))

@@ -159,3 +159,37 @@ def in_two_factors(
         f"[{node}] {output} = Conv ({output}v, {weight}u{bias})"
     )
     return text.replace(old[0], made), {**values, **factors}
+
+
+# Of some simplifiers, Gemm is what others have as MatMul.
+CHAIN_AND_NODE = """g (float[N,8] x) => (float[N,6] z) <float[8,16] w1, float[16,16] w2,
+  float[16,8] w3, float[8,6] w4, float[6,6] w5> {
+    [one] h1 = MatMul (x, w1)
+    r1 = Relu (h1)
+    [two] h2 = MatMul (r1, w2)
+    [three] h3 = Gemm (h2, w3)
+    r3 = Elu (h3)
+    [four] h4 = MatMul (r3, w4)
+    r4 = Softplus (h4)
+    [five] z = MatMul (r4, w5)
+}"""
+CHAINS = """g (float[N,8] x) => (float[N,6] z) <float[8,16] w1, float[16,4] v2, float[4,6] w2,
+  float[6,3] w3, float[3,1] v4, float[1,2] w4, float[2,6] w5> {
+    [one] h1 = MatMul (x, w1)
+    r1 = Relu (h1)
+    [inner_2] i2 = MatMul (r1, v2)
+    [two] h2 = MatMul (i2, w2)
+    [three] h3 = MatMul (h2, w3)
+    r3 = Elu (h3)
+    [inner_4] i4 = MatMul (r3, v4)
+    [four] h4 = Gemm (i4, w4)
+    r4 = Softplus (h4)
+    [five] z = MatMul (r4, w5)
+}"""
+
+
+def test_a_chain_in_front_of_another_activation_is_another_one() -> None:
+    """Both networks have one chain of two nodes, not the same, and weights that tell nothing."""
+    found = teachers(nameless(build(CHAIN_AND_NODE), build(CHAINS, seed=1)))
+    inner = dict.fromkeys(("inner_2", "two", "inner_4"))
+    assert found == {"one": "h1", **inner, "three": "h3", "four": "h4", "five": "z"}
