@@ -149,9 +149,8 @@ class _Reader:
         self._gram, self._seen, self._both = (
             matrix[both_ways] for matrix in (self._gram, self._seen, self._both)
         )
-        self._known, self._pivots, self._energy = (
-            values[left] for values in (self._known, self._pivots, self._energy)
-        )
+        self._known = self._known[left]
+        self._pivots, self._energy = self._pivots[left], self._energy[left]
         self._taken = np.zeros(len(left), dtype=bool)
         self._gone = np.empty((3, _PICKS_BETWEEN, len(left)))
 
