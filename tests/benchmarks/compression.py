@@ -196,9 +196,10 @@ def table(rows: Iterable[Row]) -> str:
         cells += [row.bare, row.fitted, gap, row.macs, row.parameters, row.latency]
         shown = ["-" if cell is None else cell for cell in [*cells, row.cpu_seconds]]
         lines.append("| " + " | ".join(map(str, shown)) + " |")
-    refused = [
+    reasons = (
         f"- {row.network}, {row.reduce}, {row.method}: {row.refused}" for row in rows if row.refused
-    ]
+    )
+    refused = list(dict.fromkeys(reasons))
     return "\n".join([*lines, "", *refused, ""]) if refused else "\n".join([*lines, ""])
 
 
