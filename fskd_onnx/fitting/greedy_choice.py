@@ -133,9 +133,9 @@ class _Reader:
         """Form the matrices anew, without what has gone."""
         columns, felt, missed = self._gone
         missed -= 0.5 * (felt @ columns.T) @ columns
-        _subtract_product(self._gram, columns, columns)
-        _subtract_product(self._seen, columns, felt)
-        _subtract_product(
+        self._gram = _less_product(self._gram, columns, columns)
+        self._seen = _less_product(self._seen, columns, felt)
+        self._both = _less_product(
             self._both, np.concatenate([columns, missed]), np.concatenate([missed, columns])
         )
         self._count = 0
@@ -155,9 +155,10 @@ class _Reader:
         self._gone = np.empty((3, _PICKS_BETWEEN, len(left)))
 
 
-def _subtract_product(matrix: Array, left: Array, right: Array) -> None:
-    """Subtract ``left.T @ right`` from a matrix in place, without a copy of its size."""
+def _less_product(matrix: Array, left: Array, right: Array) -> Array:
+    """Return ``matrix - left.T @ right`` in the place of the matrix, without a copy of its size."""
     # What is in rows here is in columns there.
-    scipy.linalg.blas.dgemm(
+    changed: Array = scipy.linalg.blas.dgemm(
         -1.0, right.T, left.T, beta=1.0, c=matrix.T, trans_b=True, overwrite_c=True
     )
+    return changed.T
