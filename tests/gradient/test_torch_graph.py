@@ -29,8 +29,9 @@ REFUSED = {
 }
 # The largest graph has no operator that no other has.
 TAKEN = [name for name in FORMS if name not in REFUSED and name != "densenet121"]
-# Of the largest value; half precision is computed in single precision.
-TOLERANCE = {"float16": 1e-3}
+# Of the largest value; half precision is computed in single precision. The order of sums depends on
+# how many threads are free.
+TOLERANCE, OF_SINGLE = {"float16": 1e-3}, 1e-5
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_a_form_gives_what_the_runtime_gives(name: str) -> None:
     for key, expected in run(model, feeds).items():
         assert found[key].shape == expected.shape
         difference = np.abs(found[key].astype(float) - expected.astype(float)).max()
-        limit = TOLERANCE.get(name, 3e-6) * np.abs(expected.astype(float)).max()
+        limit = TOLERANCE.get(name, OF_SINGLE) * np.abs(expected.astype(float)).max()
         assert difference <= limit, key
 
 
