@@ -122,6 +122,28 @@ def joined(apart: Separated) -> onnx.ModelProto:
     return model
 
 
+def at_least(model: onnx.ModelProto, kind: onnx.TensorProto.DataType) -> onnx.ModelProto:
+    """Give the same network, floats of a lower precision replaced."""
+    precisions = [onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE]
+    lower = precisions[: precisions.index(kind)]
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    for tensor in (*graph.initializer, *(a.t for a in attributes if a.name == "value")):
+        if tensor.data_type in lower:
+            values = onnx.numpy_helper.to_array(tensor)
+            values = values.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type in lower:
+            value.type.tensor_type.elem_type = kind
+    for attribute in attributes:
+        if attribute.name == "to" and attribute.i in lower:
+            attribute.i = kind
+    return copy
+
+
 def run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run the graph as it is written, without ONNX Runtime's own rewrites.
 

@@ -25,7 +25,7 @@ from fskd_onnx import FitResult, NoImprovementError, fit, match
 from fskd_onnx.errors import FskdError
 from fskd_onnx.passes import Canonicalize
 from fskd_onnx.results import BlockPair, BlockReport, Evidence
-from tests.helpers import assert_close, insert_and_fuse, linears, random_adapters
+from tests.helpers import assert_close, at_least, insert_and_fuse, linears, random_adapters
 from tests.random_graphs.case import Case, draw
 from tests.random_graphs.judging import (
     FRESH,
@@ -158,8 +158,8 @@ def _judge_fusing(case: Case, outcome: Outcome) -> None:
         # An adapter of its own rounds once more in half precision, so that runs in single. What is
         # left of a tensor that a Relu cuts may be no more than the rounding of that; double tells.
         single, double = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
-        if not _fuses(case, _at_least(case.student.model, single)):
-            assert _fuses(case, _at_least(case.student.model, double))
+        if not _fuses(case, at_least(case.student.model, single)):
+            assert _fuses(case, at_least(case.student.model, double))
     except Exception:
         outcome.faults.append(("fuse != explicit", traceback.format_exc()[-600:]))
 
@@ -208,28 +208,6 @@ def _judge_untouched(case: Case, result: FitResult, outcome: Outcome) -> None:
     biases = sum(view.width for view in fitted)
     if sizes[1] > sizes[0] + biases:
         outcome.faults.append(("more parameters", f"{sizes[0]} -> {sizes[1]}"))
-
-
-def _at_least(model: onnx.ModelProto, kind: onnx.TensorProto.DataType) -> onnx.ModelProto:
-    """Give the same network, floats of a lower precision replaced."""
-    precisions = [onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE]
-    lower = precisions[: precisions.index(kind)]
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    graph = copy.graph
-    attributes = [attribute for node in graph.node for attribute in node.attribute]
-    for tensor in (*graph.initializer, *(a.t for a in attributes if a.name == "value")):
-        if tensor.data_type in lower:
-            values = onnx.numpy_helper.to_array(tensor)
-            values = values.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        if value.type.tensor_type.elem_type in lower:
-            value.type.tensor_type.elem_type = kind
-    for attribute in attributes:
-        if attribute.name == "to" and attribute.i in lower:
-            attribute.i = kind
-    return copy
 
 
 def _parameters(model: onnx.ModelProto) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from fskd_onnx.passes import Canonicalize
 from fskd_onnx.serialization.interface import fixed_batch_size, input_specs
 from tests.forms import GROUPS
 from tests.gradient.agree import in_torch
-from tests.helpers import build, run
+from tests.helpers import at_least, build, run
 
 FORMS = {name: form for forms in GROUPS.values() for name, form in forms.items() if not form.fails}
 # Each is refused by the operator that does not run.
@@ -29,9 +30,8 @@ REFUSED = {
 }
 # The largest graph has no operator that no other has.
 TAKEN = [name for name in FORMS if name not in REFUSED and name != "densenet121"]
-# Of the largest value; half precision is computed in single precision. The order of sums depends on
-# how many threads are free.
-TOLERANCE, OF_SINGLE = {"float16": 1e-3}, 1e-5
+# Of the largest value; half precision is computed in single precision.
+TOLERANCE = {"float16": 1e-3}
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,17 @@ def test_a_form_gives_what_the_runtime_gives(name: str) -> None:
     model = Canonicalize()(FORMS[name].pair()[1]).model
     size = fixed_batch_size(input_specs(model)) or 3
     feeds = {key: value[:size] for key, value in FORMS[name].samples(seed=5).items()}
-    found = in_torch(model, feeds)
+    precise, given = model, feeds
+    if name not in TOLERANCE:
+        # How PyTorch rounds depends on the processor and its threads, and Softmax enlarges that: so
+        # in double precision, which leaves the rounding of the runtime alone.
+        precise = at_least(model, onnx.TensorProto.DOUBLE)
+        given = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in feeds.items()}
+    found = in_torch(precise, given)
     for key, expected in run(model, feeds).items():
         assert found[key].shape == expected.shape
         difference = np.abs(found[key].astype(float) - expected.astype(float)).max()
-        limit = TOLERANCE.get(name, OF_SINGLE) * np.abs(expected.astype(float)).max()
+        limit = TOLERANCE.get(name, 3e-6) * np.abs(expected.astype(float)).max()
         assert difference <= limit, key
 
 
