@@ -31,6 +31,9 @@ from fskd_onnx.passes.linear_chain import leading_eigenvectors, leading_vectors
 
 # Relative to the mean diagonal; keeps systems of dead channels regular.
 _JITTER = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-6}
+# What a node in front gives varies by one where what it sees varies, and by less than this where
+# that does not: its rows are large there, and what they give would be rounding.
+_VARIES = 1e-3
 
 Floats = NDArray[np.floating[Any]]
 
@@ -154,6 +157,7 @@ def _in_front(by_inputs: Floats, gram: Floats, rank: int) -> tuple[Floats, Float
     whitened = lower.T @ by_inputs
     basis = leading_vectors(whitened, rank)
     rows = scipy.linalg.solve_triangular(lower, basis, lower=True, trans="T", check_finite=False)
+    rows[:, np.einsum("xr,xr->r", rows, gram @ rows) < _VARIES] = 0.0
     return rows.T, basis.T @ whitened
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fskd_onnx.compression import rank_errors
@@ -177,6 +177,8 @@ def test_nodes_in_front_that_know_the_patches_leave_less_than_those_of_the_kerne
 
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(STATIC), st.integers(1, 60), st.integers(0, 99), st.floats(1e-6, 1e6))
+@example((Form.SPATIAL_SVD, "3 x 3"), 2, 0, 3.0)
+@example((Form.DECOUPLE, "3 x 3"), 3, 0, 3.0)
 def test_errors_fall_with_the_rank_and_do_not_depend_on_scale(
     form_and_case: tuple[Form, str], columns: int, seed: int, scale: float
 ) -> None:
