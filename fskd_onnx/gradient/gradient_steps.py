@@ -1,9 +1,10 @@
 """Gradient steps: all that is trained of a student together, towards the teacher.
 
 The loss is the mean relative error of the network's outputs plus `_BLOCKS` times that of the block
-outputs (hints at every block, Romero et al. 2015), of those that are aimed at. Adam (Kingma and Ba
-2015), whose step is the same part of the size of each tensor, whatever the scale of a network is;
-the length rises over the first steps and falls by a cosine to zero.
+outputs (hints at every block, Romero et al. 2015), of those that are aimed at. Matrices of weights
+take steps along their orthogonalized momentum, all else those of Adam (Kingma and Ba 2015). Both
+are the same part of the size of each tensor, whatever the scale of a network is; the length rises
+over the first steps and falls by a cosine to zero.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
+from fskd_onnx.gradient.orthogonal_steps import OrthogonalSteps
 from fskd_onnx.gradient.targets import Target, TeacherRunner, as_tensor, joined
 from fskd_onnx.gradient.torch_graph import TorchGraph
 from fskd_onnx.gradient.trainable import TrainableWeights
@@ -32,6 +35,7 @@ _BLOCKS = 1.0  # weight of the block outputs beside the outputs
 # Fewer steps than these do not make up for the noise of long ones, so they are shorter.
 _LONG = 200
 _WARM_UP = 0.05  # of all steps
+_OF_MATRICES = 0.5  # length of their steps beside that of Adam's
 _BATCH = 32  # samples of a step
 _MEASURED = 128  # samples that errors are relative to the variance of
 _POINTS = 4  # states that are looked at
@@ -109,27 +113,18 @@ class GradientSteps:
         if not targets:
             return
         masks = [None if one.mask is None else one.mask.to(device) for one in tensors]
-        length = self.length * min(1.0, steps / _LONG) ** 0.5
-        optimizer = torch.optim.Adam(
-            [
-                {"params": [values], "lr": length * one.scale}
-                for values, one in zip(parameters, tensors, strict=True)
-            ],
-        )
-        warm = max(1, round(_WARM_UP * steps))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: min(1, (step + 1) / warm) * (1 + math.cos(math.pi * step / steps)) / 2,
-        )
+        schedules = self._schedules(parameters, steps)
         observer().start("gradient steps", (last or steps) * _BATCH)
         for step in range(1, (last or steps) + 1):
-            optimizer.zero_grad()
+            for schedule in schedules:
+                schedule.optimizer.zero_grad()
             finite = self._backward(graph, parameters, targets, step, device)
             for values, mask in zip(parameters, masks, strict=True):
                 if mask is not None and values.grad is not None:
                     values.grad *= mask
-            optimizer.step()
-            schedule.step()
+            for schedule in schedules:
+                schedule.optimizer.step()
+                schedule.step()
             if not finite:
                 return
             if step in looked_at(steps):
@@ -137,6 +132,25 @@ class GradientSteps:
                 if model is None:
                     return
                 yield Point(step, model)
+
+    def _schedules(self, parameters: Sequence[Tensor], steps: int) -> list[LambdaLR]:
+        """Return what makes so many steps of all parameters, each kind with its optimizer."""
+        length = self.length * min(1.0, steps / _LONG) ** 0.5
+        alone: list[dict[str, Any]] = []
+        matrices: list[dict[str, Any]] = []
+        for values, one in zip(parameters, self.trained.tensors, strict=True):
+            if one.matrices is None:
+                alone.append({"params": [values], "lr": length * one.scale})
+            else:
+                size = _OF_MATRICES * length * one.scale
+                matrices.append({"params": [values], "lr": size, "shape": one.matrices})
+        warm = max(1, round(_WARM_UP * steps))
+
+        def part(step: int) -> float:
+            return min(1.0, (step + 1) / warm) * (1 + math.cos(math.pi * step / steps)) / 2
+
+        kinds = (torch.optim.Adam, alone), (OrthogonalSteps, matrices)
+        return [LambdaLR(kind(groups), part) for kind, groups in kinds if groups]
 
     def _usable(
         self, graph: TorchGraph, parameters: Sequence[Tensor], targets: Sequence[Target]

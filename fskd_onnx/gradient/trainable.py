@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fskd_onnx.fitting.adapters import is_sparse
+from fskd_onnx.gradient.orthogonal_steps import Shape, as_matrices
 from fskd_onnx.gradient.torch_graph import Slot
 from fskd_onnx.passes import AffineMap, ReplaceWeights, export
 from fskd_onnx.passes.analysis import constants
@@ -38,11 +39,13 @@ class Trainable:
         values: where it starts.
         scale: size of its typical value, which a step is a part of.
         mask: where it may change; None: everywhere.
+        matrices: shape as which its steps are orthogonalized; None: they are not.
     """
 
     values: Tensor
     scale: float
     mask: Tensor | None = None
+    matrices: Shape | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ class TrainableWeights:
             return
         mask = stored != 0 if is_sparse(linear.native) else None
         self.slots.append(tuple(Slot(use.node.outputs[0].name, 1) for use in uses))
-        self.tensors.append(Trainable(stored, size, mask))
+        matrices = as_matrices(stored, linear.shape[0]) if mask is None else None
+        self.tensors.append(Trainable(stored, size, mask, matrices))
         places = [use.bias_slot for use in uses]
         without = linear.bias_constant is None and linear.name in self._factors
         if None not in places and not without and self._factor(linear):
