@@ -33,7 +33,7 @@ _USELESS = 0.95
 _NAMED = 3  # blocks
 # A number of samples, by those that there are, and to how many per cent its gain is said.
 _TIMES, _STEP = 4, 5
-_REFINE = 200  # gradient steps, of which docs/accuracy.md tells
+_REFINE = 1000  # gradient steps, of which docs/accuracy.md tells
 
 
 def why_no_gain(

@@ -38,9 +38,8 @@ from tests.benchmarks.methods import measure, teacher_accuracy
 from tests.benchmarks.probes import outcome
 from tests.benchmarks.table import Table
 
-DEFAULT_METHODS = tuple(
-    method for method in METHODS if method not in ("factors", "select", "refine", "augment", "sgd")
-)
+_ON_REQUEST = ("factors", "select", "refine", "refine-1000", "augment", "sgd")
+DEFAULT_METHODS = tuple(method for method in METHODS if method not in _ON_REQUEST)
 DECOMPOSED_METHODS = ("untouched", "kernel", "factors", "auto", "gradient")
 DECOMPOSED_SAMPLES = (50, 500)
 DEFAULT_SAMPLES = (10, 50, 100, 500, 3000)

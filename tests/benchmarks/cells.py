@@ -70,6 +70,7 @@ METHODS = (
     "augment",
     "sgd",
     "refine",
+    "refine-1000",
     "gradient",
     "fine-tune",
 )

@@ -12,6 +12,7 @@ auto         the package as it comes, no option given
 augment      the same with moved copies of the samples (``--augment flip,shift``)
 sgd          the paper's other way: all 1x1 adapters at once, by gradient (``--optimizer sgd``)
 refine       the same with 200 gradient steps behind it (``--refine 200``)
+refine-1000  the same with 1,000 of them
 gradient     training on the same samples, `tests.benchmarks.gradient`
 fine-tune    training on all 60,000 labels, `tests.benchmarks.gradient`
 ===========  =====================================================================================
@@ -47,6 +48,7 @@ FITS = {
     "augment": FitOptions(augment=("flip", "shift")),
     "sgd": FitOptions(optimizer="sgd"),
     "refine": FitOptions(refine=200),
+    "refine-1000": FitOptions(refine=1000),
 }
 """What the package is called with."""
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fskd_onnx import FitOptions, FitReport, compare, fit
-from fskd_onnx.gradient import gradient_steps, targets, trainable
+from fskd_onnx.gradient import gradient_steps, orthogonal_steps, targets, trainable
 from fskd_onnx.pipeline import adapter_steps, gradient_setup, refinement
 from fskd_onnx.samples import fresh
 from models import train
@@ -54,7 +54,15 @@ WITHIN_PAPER = 1e-3
 """The same for the paper's algorithm, whose least squares in float32 have no ridge: with those
 kernels errors move by 2e-4."""
 
-_OF_STEPS = (gradient_steps, targets, trainable, fresh, gradient_setup, refinement)
+_OF_STEPS = (
+    gradient_steps,
+    orthogonal_steps,
+    targets,
+    trainable,
+    fresh,
+    gradient_setup,
+    refinement,
+)
 _OF_ADAPTERS = (gradient_steps, targets, trainable, gradient_setup, adapter_steps)
 """What gradient steps are made of; how operators run is no choice."""
 
@@ -107,7 +115,7 @@ def outcome(method: str) -> Outcome:
         case "sgd":
             text = "".join(code_of(_source(module.__file__)) for module in _OF_ADAPTERS)
             return {"code": _digest(text.encode())}
-        case "refine":
+        case "refine" | "refine-1000":
             # The steps start from what ``auto`` comes to, and round their way to other numbers.
             text = "".join(code_of(_source(module.__file__)) for module in _OF_STEPS)
             steps = {"code": _digest(text.encode()), "steps": FITS[method].refine}

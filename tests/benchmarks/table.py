@@ -19,7 +19,7 @@ NAMES = {
 }
 
 FAMILIES = ("pointwise", "kernel")
-FITS = (*FAMILIES, "factors", "select", "auto", "augment", "sgd", "refine")
+FITS = (*FAMILIES, "factors", "select", "auto", "augment", "sgd", "refine", "refine-1000")
 WORSE_THAN_A_FAMILY = 0.3
 """How many points ``auto`` may be worse than the better family, in any row."""
 
@@ -52,9 +52,15 @@ GOALS = (
     Goal("auto", Student("resnet20", "inner50"), 500, 1.1),
     Goal("auto", Student("resnet20", "inner75"), 500, 2.8),
     Goal("auto", Student("resnet20", "stream50"), 500, 2.5),
-    Goal("refine", Student("resnet20", "inner50"), 500, 0.6),
-    Goal("refine", Student("resnet20", "inner75"), 500, 1.6),
-    Goal("refine", Student("resnet20", "stream50"), 500, 1.4),
+    Goal("refine-1000", Student("vgg16", "D"), 500, 0.8),
+    Goal("refine-1000", Student("vgg16", "C"), 500, 0.9),
+    Goal("refine-1000", Student("resnet20", "inner50"), 500, 0.6),
+    Goal("refine-1000", Student("resnet20", "inner75"), 500, 1.6),
+    Goal("refine-1000", Student("resnet20", "stream50"), 500, 1.4),
+    Goal("refine-1000", Student("densenet22", "growth50"), 500, 0.8),
+    Goal("refine-1000", Student("mobilenetv2", "expansion50"), 500, 0.6),
+    Goal("refine", Student("vgg16", "D"), 50, 1.5),
+    Goal("refine", Student("vgg16", "C"), 50, 1.8),
     Goal("refine", Student("resnet20", "inner50"), 50, 1.1),
     Goal("refine", Student("resnet20", "inner75"), 50, 3.6),
     Goal("refine", Student("resnet20", "stream50"), 50, 3.8),

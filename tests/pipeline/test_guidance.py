@@ -44,7 +44,7 @@ def why(
         ({"counts": (20, 20)}, "20 independent samples are few: give more"),
         ({"closer": True}, "give more independent samples"),
         ({"options": POINTWISE}, "will hardly help: try --adapter auto"),
-        ({}, "will hardly help: try --refine 200, or take a student that has lost less"),
+        ({}, "will hardly help: try --refine 1000, or take a student that has lost less"),
         ({"options": STEPS}, "will hardly help: take a student that has lost less"),
     ],
 )
