@@ -31,7 +31,7 @@ from fskd_onnx.samples.fresh import FreshSamples
 from fskd_onnx.samples.reader import SampleReader
 from fskd_onnx.serialization.interface import InputSpec
 
-_BLOCKS = 1.0  # weight of the block outputs beside the outputs
+_BLOCKS = 3.0  # weight of the block outputs beside the outputs
 # Fewer steps than these do not make up for the noise of long ones, so they are shorter.
 _LONG = 200
 _WARM_UP = 0.05  # of all steps
