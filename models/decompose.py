@@ -1,9 +1,10 @@
 """Decomposed students: teachers whose convolutions became several, from their weights alone.
 
 Every recipe takes one form of decomposition and leaves a part of each layer's multiply-adds; that
-gives the rank. What is factorized is the kernel with batch normalisation folded in, as its channels
-weigh in the network; nothing is retrained. Convolutions of a kernel of one position, or of a single
-input channel, and depthwise ones stay.
+gives the rank. What is factorized is the kernel with the batch normalisation behind it folded in,
+as its channels weigh in the network; nothing is retrained. Convolutions of a kernel of one
+position, or of a single input channel, and depthwise ones stay. But in MobileNetV2, which has no
+others, two pointwise convolutions take the place of one.
 
 =============  =====================================================================================
 ``spatial``    k x 1, then 1 x k: Jaderberg et al., "Speeding up Convolutional Neural Networks with
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.networks import MobileNetV2, Network, ResNet20, Vgg16
+from models.networks import DenseLayer, MobileNetV2, Network
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ RECIPES = {
 }
 """The recipes by name."""
 
+OF_POINTWISE = ("channel2", "channel4")
+"""Those for networks whose kernels of several positions are all depthwise."""
 
 Chain = list[nn.Conv2d]
 """Convolutions, the first one first."""
@@ -84,7 +87,7 @@ class Branches(nn.Module):
 
 def recipes(network: Network) -> tuple[str, ...]:
     """Name the recipes for a network."""
-    return tuple(RECIPES) if isinstance(network, Vgg16 | ResNet20 | MobileNetV2) else ()
+    return OF_POINTWISE if isinstance(network, MobileNetV2) else tuple(RECIPES)
 
 
 def decompose(network: Network, recipe: str) -> Network:
@@ -92,21 +95,24 @@ def decompose(network: Network, recipe: str) -> Network:
 
     Args:
         network: the teacher in eval mode; it stays as it is.
-        recipe: one of `RECIPES`.
+        recipe: one of `recipes`.
 
     Returns:
         A network of the same class in eval mode, some of its convolutions being several.
     """
     student = copy.deepcopy(network)
+    pointwise = isinstance(network, MobileNetV2)
     for parent in list(student.modules()):
-        norms = {
-            name.replace("conv", "bn"): name
+        convs = {
+            name: child
             for name, child in parent.named_children()
-            if isinstance(child, nn.Conv2d) and _is_wanted(child)
+            if isinstance(child, nn.Conv2d) and _is_wanted(child, pointwise)
         }
-        for norm, name in norms.items():
-            scale = _scale(getattr(parent, norm, None))
-            setattr(parent, name, split(getattr(parent, name), RECIPES[recipe], scale))
+        for name, conv in convs.items():
+            # The normalisation of a DenseNet is in front of its convolution.
+            behind = not isinstance(parent, DenseLayer)
+            norm = getattr(parent, name.replace("conv", "bn"), None) if behind else None
+            setattr(parent, name, split(conv, RECIPES[recipe], _scale(norm)))
     return student.eval()
 
 
@@ -129,8 +135,9 @@ def split(conv: nn.Conv2d, recipe: Decomposition, scale: Tensor | None = None) -
     return made[0] if len(made) == 1 else Branches(made)
 
 
-def _is_wanted(conv: nn.Conv2d) -> bool:
-    return conv.kernel_size[0] > 1 and conv.groups == 1 and conv.in_channels > 1
+def _is_wanted(conv: nn.Conv2d, pointwise: bool) -> bool:
+    dense = conv.groups == 1 and conv.in_channels > 1
+    return dense and (conv.kernel_size[0] == 1) == pointwise
 
 
 def _scale(norm: nn.Module | None) -> Tensor | None:

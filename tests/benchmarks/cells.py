@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.decompose import RECIPES
+from models.decompose import OF_POINTWISE, RECIPES
 
 FILE = Path(__file__).parents[2] / "docs" / "accuracy.json"
 
@@ -56,7 +56,10 @@ STUDENTS = (
     Student("mobilenetv2", "expansion50"),
 )
 
-DECOMPOSED = tuple(Student("resnet20", recipe) for recipe in RECIPES)
+DECOMPOSED = (
+    *(Student(n, recipe) for n in ("vgg16", "resnet20", "densenet22") for recipe in RECIPES),
+    *(Student("mobilenetv2", recipe) for recipe in OF_POINTWISE),
+)
 """Students whose convolutions are several, a table of their own."""
 
 METHODS = (

@@ -34,6 +34,7 @@ class Goal(NamedTuple):
 
 
 GOALS = (
+    Goal("auto", Student("vgg16", "channel4"), 500, 1.5),
     Goal("auto", Student("resnet20", "spatial4"), 500, 1.2),
     Goal("auto", Student("resnet20", "channel4"), 500, 2.9),
     Goal("auto", Student("resnet20", "channel4"), 50, 5.4),

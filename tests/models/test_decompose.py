@@ -6,8 +6,23 @@ import pytest
 import torch
 from torch import nn
 
-from models.decompose import RECIPES, Branches, Decomposition, decompose, split
-from models.networks import ResNet20, resnet20
+from models.decompose import (
+    OF_POINTWISE,
+    RECIPES,
+    Branches,
+    Decomposition,
+    decompose,
+    recipes,
+    split,
+)
+from models.networks import (
+    DenseLayer,
+    InvertedResidual,
+    ResNet20,
+    densenet22,
+    mobilenetv2,
+    resnet20,
+)
 
 
 def convolution(outputs: int = 10, inputs: int = 6, stride: int = 2) -> nn.Conv2d:
@@ -52,4 +67,30 @@ def test_a_student_keeps_what_is_no_dense_kernel_of_several_positions() -> None:
     assert isinstance(student.stem.conv, nn.Conv2d)
     assert sum(isinstance(module, Branches) for module in student.modules()) == 18
     assert all(not isinstance(module, Branches) for module in teacher.modules())
+    assert student(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+
+
+def test_a_normalisation_in_front_of_a_convolution_is_not_folded_in() -> None:
+    torch.manual_seed(0)
+    teacher = densenet22().eval()
+    layer = next(m for m in teacher.modules() if isinstance(m, DenseLayer))
+    torch.nn.init.uniform_(layer.bn.weight)
+    same = split(layer.conv, RECIPES["spatial4"])
+    student = decompose(teacher, "spatial4")
+    found = next(m for m in student.modules() if isinstance(m, DenseLayer)).conv
+    for one, other in zip(found.parameters(), same.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert student(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", OF_POINTWISE)
+def test_pointwise_convolutions_become_two_where_there_are_no_others(name: str) -> None:
+    torch.manual_seed(0)
+    teacher = mobilenetv2().eval()
+    assert recipes(teacher) == OF_POINTWISE
+    student = decompose(teacher, name)
+    block = next(m for m in student.modules() if isinstance(m, InvertedResidual))
+    parts = [m for m in block.conv1.modules() if isinstance(m, nn.Conv2d)]
+    assert [part.kernel_size for part in parts] == [(1, 1), (1, 1)]
+    assert block.conv2.groups > 1
     assert student(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
