@@ -40,7 +40,7 @@ from tests.benchmarks.table import Table
 
 _ON_REQUEST = ("factors", "select", "refine", "refine-1000", "augment", "sgd")
 DEFAULT_METHODS = tuple(method for method in METHODS if method not in _ON_REQUEST)
-DECOMPOSED_METHODS = ("untouched", "kernel", "factors", "auto", "gradient")
+DECOMPOSED_METHODS = ("untouched", "kernel", "factors", "auto", "refine", "gradient")
 DECOMPOSED_SAMPLES = (50, 500)
 DEFAULT_SAMPLES = (10, 50, 100, 500, 3000)
 DEFAULT_DRAWS = 3
@@ -118,12 +118,27 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--write", type=Path, metavar="FILE", help="write the table between its markers, results"
     )
     parser.add_argument(
+        "--section",
+        metavar="NAME",
+        help="markers to write between instead, for a part of the table",
+    )
+    parser.add_argument(
         "--summary",
         type=Path,
         metavar="FILE",
         help=f"write the rows of {SUMMARY_SAMPLES} samples between the markers, summary",
     )
     return parser.parse_args(arguments)
+
+
+def _asked_for(given: argparse.Namespace) -> str:
+    """Give the options that say which part of the table is shown, as they are typed."""
+    names = ("networks", "samples", "methods")
+    lists = {name: ",".join(map(str, getattr(given, name) or ())) for name in names}
+    words = [f"--{name} {text}" for name, text in lists.items() if text]
+    words += ["--decomposed"] if given.decomposed else []
+    words += [f"--section {given.section}"] if given.section else []
+    return "".join(f" {word}" for word in words)
 
 
 def _chosen(networks: Sequence[str] | None, students: tuple[Student, ...]) -> tuple[Student, ...]:
@@ -156,9 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(["Goals:", "", *table.verdicts(), *table.promises()]))
     command = "python -m tests.benchmarks.accuracy --known"
     if given.write is not None:
-        which = " --decomposed" if given.decomposed else ""
-        printed = f"{text}\nPrinted by `{command}{which} --write {given.write}`.\n"
-        write_between(given.write, "decomposed" if given.decomposed else "results", printed)
+        asked = f"{command}{_asked_for(given)} --write {given.write}"
+        section = given.section or ("decomposed" if given.decomposed else "results")
+        write_between(given.write, section, f"{text}\nPrinted by `{asked}`.\n")
     if given.summary is not None:
         short = Table(STUDENTS, (SUMMARY_SAMPLES,), SUMMARY_METHODS, cells, stale)
         printed = f"{short.summary()}\nPrinted by `{command} --summary {given.summary}`.\n"

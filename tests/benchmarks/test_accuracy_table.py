@@ -301,6 +301,13 @@ def test_what_has_only_means_is_compared_by_them(shown: Table) -> None:
     assert "rows" not in next(shown.promises())
 
 
+def test_a_part_of_the_table_is_printed_with_its_command() -> None:
+    text = "--networks resnet20,vgg16-D --samples 50,500 --methods auto,refine --section gradient"
+    assert accuracy._asked_for(accuracy._arguments(["--known", *text.split()])) == f" {text}"
+    assert accuracy._asked_for(accuracy._arguments(["--decomposed"])) == " --decomposed"
+    assert accuracy._asked_for(accuracy._arguments([])) == ""
+
+
 def test_only_what_is_between_the_markers_is_replaced(tmp_path: Path) -> None:
     file = tmp_path / "README.md"
     file.write_text("before\n<!-- speed -->\nold\n<!-- /speed -->\nafter\n", encoding="utf-8")
