@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from models.data import SIDE, Split, normalise
 
 _EVALUATION_BATCH = 500
+# Of what is learnt from a teacher, as is common: how far its scores are softened, and their part of
+# the loss beside the labels.
+_TEMPERATURE, _TAUGHT = 4.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,13 @@ The rate was the best of 0.01, 0.03 and 0.1 for one epoch of 40,000 training ima
 """
 
 
-def train(network: nn.Module, data: Split, recipe: Recipe, seed: int = 0) -> None:
+def train(
+    network: nn.Module,
+    data: Split,
+    recipe: Recipe,
+    seed: int = 0,
+    teacher: nn.Module | None = None,
+) -> None:
     """Train a network in place, from whatever parameters it has, and leave it in eval mode.
 
     A fresh network is trained with this, and a pruned one is fine-tuned with it: the conventional
@@ -59,6 +68,8 @@ def train(network: nn.Module, data: Split, recipe: Recipe, seed: int = 0) -> Non
         data: the training images and labels; grey levels, uint8, N x 28 x 28.
         recipe: how to train.
         seed: of the order of the images and of their augmentation.
+        teacher: in eval mode; its softened scores are learnt beside the labels (Hinton et al.,
+            "Distilling the Knowledge in a Neural Network", 2015).
     """
     generator = torch.Generator().manual_seed(seed)
     # np.array copies: the arrays of `data` may be read-only, which torch does not support.
@@ -88,12 +99,25 @@ def train(network: nn.Module, data: Split, recipe: Recipe, seed: int = 0) -> Non
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
                 logits = network(batch.contiguous(memory_format=torch.channels_last))
             loss = nn.functional.cross_entropy(logits.float(), labels[chosen])
+            if teacher is not None:
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                    scores = teacher(batch)
+                loss = (1 - _TAUGHT) * loss + _TAUGHT * _divergence(logits, scores)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     network.eval()
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def _divergence(logits: Tensor, scores: Tensor) -> Tensor:
+    """Give the divergence from softened scores, at the scale of a loss that is not softened."""
+    mine, theirs = (
+        nn.functional.log_softmax(part.float() / _TEMPERATURE, 1) for part in (logits, scores)
+    )
+    found = nn.functional.kl_div(mine, theirs, reduction="batchmean", log_target=True)
+    return _TEMPERATURE**2 * found
 
 
 def accuracy(network: nn.Module, data: Split) -> float:

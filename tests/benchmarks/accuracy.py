@@ -38,7 +38,10 @@ from tests.benchmarks.methods import measure, teacher_accuracy
 from tests.benchmarks.probes import outcome
 from tests.benchmarks.table import Table
 
-_ON_REQUEST = ("factors", "select", "refine", "refine-1000", "augment", "sgd")
+_ON_REQUEST = (
+    *("factors", "select", "refine", "refine-1000", "augment", "sgd"),
+    *("fine-tune-10", "distil-10"),
+)
 DEFAULT_METHODS = tuple(method for method in METHODS if method not in _ON_REQUEST)
 DECOMPOSED_METHODS = ("untouched", "kernel", "factors", "auto", "refine", "gradient")
 DECOMPOSED_SAMPLES = (50, 500)

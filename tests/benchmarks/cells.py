@@ -76,9 +76,11 @@ METHODS = (
     "refine-1000",
     "gradient",
     "fine-tune",
+    "fine-tune-10",
+    "distil-10",
 )
 
-WITHOUT_SAMPLES = ("untouched", "fine-tune")
+WITHOUT_SAMPLES = ("untouched", "fine-tune", "fine-tune-10", "distil-10")
 """Methods that see no samples, so that one entry stands for every number of them."""
 
 

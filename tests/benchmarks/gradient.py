@@ -14,8 +14,9 @@ since the kept channels are known. Where the settings of `FewSample` come from:
   a part of the steps; the one with the smallest error of the held-out logits trains for all of
   them, and of its states, looked at regularly, the best by the same measure is kept.
 
-**All labels.** Conventional fine-tuning on the 60,000 labelled training images: three epochs of
-`models.train.FINE_TUNE`, whose rate was tuned there.
+**All labels.** Conventional fine-tuning on the 60,000 labelled training images, by
+`models.train.FINE_TUNE`, whose rate was tuned there: for three epochs, for ten, or for ten with the
+teacher's scores beside the labels.
 """
 
 from __future__ import annotations
@@ -35,8 +36,26 @@ from models.data import Split, normalise
 from models.networks import Network
 from models.train import FINE_TUNE, Recipe, augment, train
 
-FINE_TUNE_ALL = replace(FINE_TUNE, epochs=3)
-"""Fine-tuning on all labels; the number of epochs that the prototypes used."""
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How to fine-tune on all labels.
+
+    Attributes:
+        recipe: of `models.train`.
+        taught: whether the teacher's scores are learnt beside the labels.
+    """
+
+    recipe: Recipe
+    taught: bool = False
+
+
+FINE_TUNINGS = {
+    "fine-tune": FineTuning(replace(FINE_TUNE, epochs=3)),
+    "fine-tune-10": FineTuning(replace(FINE_TUNE, epochs=10)),
+    "distil-10": FineTuning(replace(FINE_TUNE, epochs=10), taught=True),
+}
+"""The methods that see all labels; the prototypes fine-tuned for three epochs."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +140,10 @@ def train_few(
     return min(attempt(chosen.rate, settings.steps), chosen, key=lambda trial: trial.error)
 
 
-def fine_tune(student: Network, data: Split, recipe: Recipe = FINE_TUNE_ALL) -> Network:
+def fine_tune(teacher: Network, student: Network, data: Split, how: FineTuning) -> Network:
     """Fine-tune a copy of a pruned student on labelled images."""
     network = copy.deepcopy(student)
-    train(network, data, recipe)
+    train(network, data, how.recipe, teacher=teacher if how.taught else None)
     return network
 
 

@@ -14,7 +14,9 @@ sgd          the paper's other way: all 1x1 adapters at once, by gradient (``--o
 refine       the same with 200 gradient steps behind it (``--refine 200``)
 refine-1000  the same with 1,000 of them
 gradient     training on the same samples, `tests.benchmarks.gradient`
-fine-tune    training on all 60,000 labels, `tests.benchmarks.gradient`
+fine-tune    training on all 60,000 labels for three epochs, `tests.benchmarks.gradient`
+fine-tune-10 the same for ten epochs
+distil-10    the same with the teacher's scores beside the labels
 ===========  =====================================================================================
 """
 
@@ -36,7 +38,7 @@ from models.export import INPUT
 from models.networks import Network
 from models.train import accuracy
 from tests.benchmarks.cells import Entry, Place, Student
-from tests.benchmarks.gradient import fine_tune, train_few
+from tests.benchmarks.gradient import FINE_TUNINGS, fine_tune, train_few
 from tests.benchmarks.paper import paper_fit
 
 FITS = {
@@ -83,8 +85,8 @@ def measure(place: Place, draw: int) -> Entry:
 
 
 def _recover(place: Place, draw: int, teacher: Path, student: Path) -> onnx.ModelProto | Network:
-    if place.method == "fine-tune":
-        return fine_tune(_pair(place.student)[1], _data("train"))
+    if place.method in FINE_TUNINGS:
+        return fine_tune(*_pair(place.student), _data("train"), FINE_TUNINGS[place.method])
     images = draw_samples(_data("train").images, place.samples, draw)
     if place.method == "gradient":
         pair = _pair(place.student)

@@ -109,8 +109,9 @@ def outcome(method: str) -> Outcome:
             channels = _digest(json.dumps(kept).encode())
             settings = dataclasses.asdict(gradient.FewSample())
             return {"code": training_code(), "channels": channels, "settings": _plain(settings)}
-        case "fine-tune":
-            settings = dataclasses.asdict(gradient.FINE_TUNE_ALL)
+        case "fine-tune" | "fine-tune-10" | "distil-10":
+            how = gradient.FINE_TUNINGS[method]
+            settings = dataclasses.asdict(how.recipe) | ({"taught": True} if how.taught else {})
             return {"code": training_code(), "settings": _plain(settings)}
         case "sgd":
             text = "".join(code_of(_source(module.__file__)) for module in _OF_ADAPTERS)
