@@ -30,6 +30,7 @@ SAMPLES = 256
 MOST_REGRESSORS = 4608
 """Values of a patch up to which its moments are kept: 512 channels of 3 x 3 taps."""
 
+_MOST_OUTPUTS = 1024  # of a group, whose covariance is kept
 _LEAST_COLUMNS = 4096
 _COLUMNS_PER_UNKNOWN = 4
 
@@ -45,13 +46,16 @@ class NodeMoments:
         linear: the node.
         patches: (p, p); None where the patch is too large, or the node has groups.
         channels: (width, width) of the channels of each unit that it reads, by the unit's name.
-        response: (groups, n) mean and variance of each of its channels.
+        mean: (groups, n) of what it gives, over both.
+        covariance: (groups, n, n) of that; of very many channels the variance of each,
+            (groups * n, 1, 1).
     """
 
     linear: Linear
     patches: tuple[Array, Array] | None
     channels: Mapping[str, tuple[Array, Array]]
-    response: tuple[Array, Array]
+    mean: Array
+    covariance: Array
 
 
 def analyse(
@@ -102,7 +106,7 @@ class _Sums:
         self.columns = max(_COLUMNS_PER_UNKNOWN * (p if self.has_patches else 0), _LEAST_COLUMNS)
         self._patches: list[GramMoments | None] = [None, None]
         self._channels: dict[str, list[GramMoments | None]] = {u: [None, None] for u in units}
-        self._response: list[tuple[Array, Array, int]] = []
+        self._response: GramMoments | None = None
 
     def add(self, half: int, patches: NDArray[np.floating]) -> None:
         """Add columns, (groups, p, columns)."""
@@ -116,27 +120,26 @@ class _Sums:
                 part = GramMoments.of(parts.reshape(-1, len(places), inputs.shape[2]))
                 self._channels[unit][half] = _sum(self._channels[unit][half], part)
         response = self.linear.matrix @ patches
-        self._response.append((response.sum(axis=2), (response**2).sum(axis=2), patches.shape[2]))
+        if response.shape[1] > _MOST_OUTPUTS:
+            response = response.reshape(-1, 1, response.shape[2])
+        self._response = _sum(self._response, GramMoments.of(response))
 
     def moments(self) -> NodeMoments | None:
         """Return what the sums come to; None where a half has no columns."""
-        count = sum(columns for *_, columns in self._response)
+        response, linear = self._response, self.linear
         patches = _halves(self._patches)
         if patches is not None:
             channels = {u: self._of_channels(patches, at) for u, at in self._units.items()}
         else:
             found = {u: _halves(parts) for u, parts in self._channels.items()}
             channels = {u: halves for u, halves in found.items() if halves is not None}
-            if self.has_patches or len(channels) < len(found) or not count:
+            if self.has_patches or len(channels) < len(found):
                 return None
-        mean = np.sum([total for total, _, _ in self._response], axis=0) / count
-        square = np.sum([total for _, total, _ in self._response], axis=0) / count
-        return NodeMoments(
-            self.linear,
-            patches,
-            channels,
-            (np.asarray(mean + self.linear.bias.reshape(mean.shape)), np.asarray(square - mean**2)),
-        )
+        if response is None:
+            return None
+        mean = (response.mean_x.reshape(-1) + linear.bias).reshape(linear.shape[:2])
+        covariance = response.centered_gram / response.count
+        return NodeMoments(linear, patches, channels, mean, covariance)
 
     def _of_channels(self, patches: tuple[Array, Array], places: Places) -> tuple[Array, Array]:
         """Return the moments of a unit's channels, from those of the patches."""

@@ -1,7 +1,7 @@
 """What each choice unit of a teacher may become, and the error that is left of it.
 
-Errors are relative errors of the network's output: those of the nodes that feel a choice, after
-their refit, times how much the output feels these nodes. Level 0 of a unit leaves it whole.
+Errors are relative errors of the network's output: of those of the nodes that feel a choice, after
+their refit, what the output feels. Level 0 of a unit leaves it whole.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fskd_onnx.compress_options import CompressOptions, MethodName
 from fskd_onnx.compress_results import UnitKind
 from fskd_onnx.compression.factor_ranks import candidate_ranks, chain_costs
 from fskd_onnx.compression.rank_errors import RankErrors
+from fskd_onnx.compression.sensitivity import Sensitivity
 from fskd_onnx.compression.width_errors import Reading
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.passes.analysis.channel_unit import ChannelUnit
@@ -85,7 +86,7 @@ def width_candidates(
     unit: ChannelUnit,
     scores: Mapping[str, Floats],
     readings: Sequence[Reading],
-    sensitivity: Mapping[str, float],
+    sensitivity: Mapping[str, Sensitivity],
     options: CompressOptions,
     reason: str = "",
 ) -> Candidates:
@@ -107,15 +108,16 @@ def width_candidates(
     if reason:
         return whole_width(unit, reason)
     levels: dict[int, Level] = {}
+    felt_by = [(one, sensitivity.get(one.reader, Sensitivity())) for one in readings]
     for method, values in scores.items():
         # What stays of fewer channels stays of more.
         nested = {unit.best(values, width): None for width in _widths(unit, options)}
         nested.pop(tuple(range(unit.width)), None)
         errors = [
-            sensitivity.get(reading.reader, 1.0) * np.array(reading.errors([*nested]))
-            for reading in readings
+            [felt.output_error(error) for error in reading.errors([*nested])]
+            for reading, felt in felt_by
         ]
-        for kept, error in zip(nested, np.sum(errors, axis=0).tolist(), strict=True):
+        for kept, error in zip(nested, map(sum, zip(*errors, strict=True)), strict=True):
             best = levels.get(len(kept))
             if best is None or error < best.error:
                 levels[len(kept)] = Level(method, (len(kept),), kept, error)

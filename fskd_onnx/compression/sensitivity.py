@@ -1,53 +1,140 @@
 """How much a network's output feels an error of each linear node.
 
-A node's response y gets noise that is a random mixture of its own channels, of a relative error e,
-and the network runs on some samples; the relative error of its outputs over e is the node's
-sensitivity. For small errors the error of the output is that of the node times this, whichever
+A node's response y gets one error after another, and the network runs on some samples. A small one,
+noise that is a random mixture of the node's own channels, is felt in proportion to it, whichever
 nodes are in error, as long as they err independently of each other::
 
     y' = y + N (y - mean),   N_ij ~ N(0, e / n),   E ||y' - y||^2 = e ||y - mean||^2
+
+What a refit leaves is not like that where it is large: a part of the response is missing, on all
+samples alike, and what reads it is misled by all of it together. So the response loses the
+directions in which it varies least as well, a part e of its variation, and the error of the output
+is taken for::
+
+    error(e)  =  slope e + curvature e^2
+
+Where a layer loses three quarters of its channels the second term is many times the first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
 from fskd_onnx.compression.analysis import NodeMoments
 from fskd_onnx.compression.output_errors import Change
+from fskd_onnx.linalg.backends import Array
 from fskd_onnx.passes import AffineMap, InsertAdapter
 
-_ERROR = 0.1
+# Relative errors of a response: of the noise, and of what the least directions make up, at most.
+_SMALL, _LARGE = 0.1, 0.25
 
 
-def noises(nodes: Iterable[NodeMoments], seed: int) -> list[Change]:
-    """Return the changes of a network that its sensitivities show in, by the names of its nodes.
+@dataclass(frozen=True)
+class Sensitivity:
+    """The relative error of a network's output, by that of a node's response.
+
+    Attributes:
+        slope: for small errors.
+        curvature: how much more large ones are felt.
+    """
+
+    slope: float = 1.0
+    curvature: float = 0.0
+
+    def output_error(self, error: float) -> float:
+        """Return the error of the output for one of the response."""
+        if not error:
+            return 0.0  # whatever overflows where there is one
+        return self.slope * error + self.curvature * error**2
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What the network is changed by to see what it feels of one node.
+
+    Attributes:
+        node: name of the node.
+        small: noise.
+        large: the response without its least directions; None where these are too much of it.
+        lost: the part of the response that they are.
+    """
+
+    node: str
+    small: Change
+    large: Change | None
+    lost: float
+
+    def sensitivity(self, small: float, large: float) -> Sensitivity:
+        """Return the sensitivity of the node.
+
+        Args:
+            small: error of the output under the noise.
+            large: without the least directions; any number where ``large`` is None.
+        """
+        slope = small / _SMALL
+        if self.large is None or not np.isfinite(slope):
+            return Sensitivity(slope)
+        more = (large - slope * self.lost) / self.lost**2
+        return Sensitivity(slope, max(more, 0.0))
+
+
+def probes(nodes: Iterable[NodeMoments], seed: int) -> list[Probes]:
+    """Return what shows the sensitivity of each of some nodes.
 
     Args:
         nodes: moments of what the nodes give.
         seed: of the noise.
     """
-    return [
-        Change(
-            node.linear.name,
-            node.linear.input.name,
-            InsertAdapter({node.linear.name: _noise(node, (seed, number))}).run,
-        )
-        for number, node in enumerate(nodes)
-    ]
+    found = []
+    for number, node in enumerate(nodes):
+        groups, n = node.mean.shape
+        kept, lost = _largest_directions(node.covariance)
+        if len(kept) != groups:  # channels one by one
+            kept = kept.reshape(groups, n, 1) * np.eye(n)
+        large = _change(node, kept) if lost > 0 else None
+        small = _change(node, np.eye(n) + _noise((groups, n, n), (seed, number)))
+        found.append(Probes(node.linear.name, small, large, lost))
+    return found
 
 
-def sensitivity(output_error: float) -> float:
-    """Return what a node's sensitivity is, from the error of the outputs under its noise."""
-    return output_error / _ERROR
+def _change(node: NodeMoments, matrices: Array) -> Change:
+    """Return the change that maps the deviations of a response from its mean."""
+    shift = node.mean - np.einsum("gij,gj->gi", matrices, node.mean)
+    adapter = InsertAdapter({node.linear.name: AffineMap(matrices, shift)})
+    return Change(node.linear.name, node.linear.input.name, adapter.run)
 
 
-def _noise(node: NodeMoments, seed: tuple[int, int]) -> AffineMap:
-    """Return a map that adds noise to what a node gives."""
-    mean, _ = node.response
-    groups, n = mean.shape
-    noise = np.random.default_rng(seed).standard_normal((groups, n, n))
-    noise *= np.sqrt(_ERROR / np.maximum((noise**2).sum(axis=1, keepdims=True), 1e-12))
-    shift = -np.einsum("gij,gj->gi", noise, mean)
-    return AffineMap(np.eye(n) + noise, shift)
+def _noise(shape: tuple[int, ...], seed: tuple[int, int]) -> Array:
+    noise = np.random.default_rng(seed).standard_normal(shape)
+    noise *= np.sqrt(_SMALL / np.maximum((noise**2).sum(axis=1, keepdims=True), 1e-12))
+    return noise
+
+
+def _largest_directions(covariance: Array) -> tuple[Array, float]:
+    """Return what leaves out the directions of least variation, and the part that these are.
+
+    Args:
+        covariance: (groups, n, n).
+
+    Returns:
+        (groups, n, n) projections, and 0 where a single direction is too much.
+    """
+    try:
+        values, vectors = np.linalg.eigh(covariance)
+    except np.linalg.LinAlgError:  # it does not converge
+        values = vectors = np.full(covariance.shape[:2], np.nan)
+    if not np.isfinite(values).all():  # a sum has overflowed
+        return np.broadcast_to(np.eye(covariance.shape[1]), covariance.shape), 0.0
+    flat = np.maximum(values, 0.0).reshape(-1)
+    order = np.argsort(flat)
+    sums = np.cumsum(flat[order])
+    total = float(sums[-1])
+    out = order[: int(np.searchsorted(sums, _LARGE * total, side="right"))]
+    stays = np.ones(flat.shape)
+    stays[out] = 0.0
+    lost = float(flat[out].sum()) / total if total > 0 and len(out) < len(flat) else 0.0
+    kept = vectors * stays.reshape(values.shape)[:, np.newaxis]
+    return kept @ vectors.swapaxes(1, 2), lost

@@ -28,7 +28,7 @@ from fskd_onnx.compression.channel_scores import (
 )
 from fskd_onnx.compression.costs import NetworkCosts, count_costs, run_shapes
 from fskd_onnx.compression.output_errors import Change, output_errors
-from fskd_onnx.compression.sensitivity import noises, sensitivity
+from fskd_onnx.compression.sensitivity import Sensitivity, probes
 from fskd_onnx.errors import OptionError
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.passes import DropBlocks, FoldExtents
@@ -108,7 +108,7 @@ def study_teacher(
     channels, blocks = outline.channels, outline.blocks
     places = reader_places(channels)
     moments: dict[str, NodeMoments] = {}
-    weights: dict[str, float] = {}
+    felt: dict[str, Sensitivity] = {}
     lost: dict[str, float] = {}
     factors: dict[str, Candidates] = {}
     linears = list(channels.linears.values())
@@ -127,14 +127,21 @@ def study_teacher(
             # Moments of patches are large, and the errors that they tell are not.
             factors[node.linear.name] = candidates_of(node.linear, node.patches)
             moments[node.linear.name] = dataclasses.replace(node, patches=None)
-        felt = noises(moments.values(), options.run.seed)
+        probed = probes(moments.values(), options.run.seed)
         left_out = []
         if options.allows(MethodName.DROP_BLOCK):
             left_out = [_left_out(block, linears) for block in blocks if not block.reason]
-        changes = _in_order([*felt, *left_out], linears)
+        small = [probe.small for probe in probed]
+        large = [probe.large for probe in probed if probe.large is not None]
+        changes = _in_order([*small, *large, *left_out], linears)
         few = _few(batches, outline.costs)
         errors = output_errors(runtime, model.graph, changes, samples.decoded, few)
-        weights = {change.name: sensitivity(errors[change]) for change in felt}
+        felt = {
+            probe.node: probe.sensitivity(
+                errors[probe.small], 0.0 if probe.large is None else errors[probe.large]
+            )
+            for probe in probed
+        }
         lost = {change.name: errors[change] for change in left_out}
     for linear in linears:
         if linear.name not in factors:
@@ -149,13 +156,13 @@ def study_teacher(
             unit, channels, readings, scales, options, known is not None
         )
         reason = next((skipped[name] for name in unit.writers if name in skipped), "")
-        widths.append(width_candidates(unit, scores[unit.name], readings, weights, options, reason))
+        widths.append(width_candidates(unit, scores[unit.name], readings, felt, options, reason))
     dropped = [_block(block, lost, skipped, options) for block in blocks]
     found_factors = [
-        _weighed(factors[linear.name], weights.get(linear.name, 1.0)) for linear in linears
+        _felt(factors[linear.name], felt.get(linear.name, Sensitivity())) for linear in linears
     ]
     everything = (*widths, *found_factors, *dropped)
-    candidates = tuple(_weighed(unit, 1.0) for unit in everything)
+    candidates = tuple(_felt(unit, Sensitivity()) for unit in everything)
     return dataclasses.replace(outline, candidates=candidates, scores=scores)
 
 
@@ -208,11 +215,11 @@ def _block(
     return block_candidate(block.name, lost.get(block.name, 0.0), reason)
 
 
-def _weighed(unit: Candidates, sensitivity: float) -> Candidates:
-    """Return a unit with its errors times a sensitivity, and finite."""
+def _felt(unit: Candidates, sensitivity: Sensitivity) -> Candidates:
+    """Return a unit with what the output feels of its errors, and finite."""
 
-    def weighed(level: Level) -> Level:
-        error = level.error * sensitivity
+    def felt(level: Level) -> Level:
+        error = sensitivity.output_error(level.error)
         return dataclasses.replace(level, error=error if np.isfinite(error) else _HOPELESS)
 
-    return dataclasses.replace(unit, levels=tuple(map(weighed, unit.levels)))
+    return dataclasses.replace(unit, levels=tuple(map(felt, unit.levels)))

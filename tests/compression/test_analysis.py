@@ -83,10 +83,21 @@ def test_moments_of_patches_and_responses() -> None:
     assert node.patches is not None
     for half, own in zip(node.patches, halves(batches), strict=True):
         close(half, gram(patches(r1[own], 3, 0, 2)))
-    mean, variance = node.response
-    used = np.concatenate(halves(batches))
-    close(mean, y2[used].mean(axis=(0, 2, 3))[np.newaxis])
-    close(variance, y2[used].var(axis=(0, 2, 3))[np.newaxis])
+    given = np.moveaxis(y2[np.concatenate(halves(batches))], 1, 0).reshape(y2.shape[1], -1)
+    close(node.mean, given.mean(axis=1)[np.newaxis])
+    close(node.covariance, np.cov(given, bias=True)[np.newaxis])
+
+
+def test_of_very_many_channels_the_variance_of_each_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = teacher("chain")
+    samples = samples_of(model, COUNT)
+    whole = analysed(model, samples)[0]["c2"]
+    monkeypatch.setattr(analysis, "_MOST_OUTPUTS", 3)
+    node = analysed(model, samples)[0]["c2"]
+    close(node.mean, whole.mean)
+    close(node.covariance.reshape(-1), np.diagonal(whole.covariance[0]))
 
 
 def test_moments_of_channels_are_summed_over_taps() -> None:

@@ -16,6 +16,7 @@ from fskd_onnx.compression.candidates import (
 )
 from fskd_onnx.compression.channel_scores import greedy_scores
 from fskd_onnx.compression.factor_ranks import chain_costs
+from fskd_onnx.compression.sensitivity import Sensitivity
 from fskd_onnx.compression.width_errors import Reading
 from fskd_onnx.passes.analysis.channel_unit import ChannelUnit
 from fskd_onnx.passes.analysis.factorizable import Form, LinearShape
@@ -75,19 +76,20 @@ def test_wide_units_have_few_levels() -> None:
 def test_each_width_takes_the_method_of_the_least_error() -> None:
     seen = reading(8)
     scores = {"l1": np.arange(8.0), "thinet": np.arange(8.0)[::-1]}
-    found = width_candidates(unit(8), scores, [seen], {"r": 0.25}, options())
+    found = width_candidates(unit(8), scores, [seen], {"r": Sensitivity(0.25, 3.0)}, options())
     for level in found.levels[1:]:
         count = level.after[0]
         kept = {"l1": range(8 - count, 8), "thinet": range(count)}
         errors = {method: seen.errors([channels])[0] for method, channels in kept.items()}
-        assert level.error == pytest.approx(0.25 * min(errors.values()))
+        least = min(errors.values())
+        assert level.error == pytest.approx(0.25 * least + 3 * least**2)
         assert level.method == min(errors, key=lambda method: errors[method])
 
 
 def test_errors_of_all_readers_add_up() -> None:
     one, other = reading(6), Reading("q", *[np.eye(6)] * 3)
     scores = {"l1": np.arange(6.0)}
-    weights = {"r": 0.5, "q": 2.0}
+    weights = {"r": Sensitivity(0.5), "q": Sensitivity(2.0)}
     found = width_candidates(unit(6), scores, [one, other], weights, options())
     for level in found.levels[1:]:
         assert level.kept is not None

@@ -68,9 +68,14 @@ def test_channels_of_other_groups_make_up_for_nothing() -> None:
     channels = PrunableChannels(graph)
     unit = channels.units[0]
     every = np.ones((8, 8)) + np.eye(8)
-    nothing = (np.zeros((2, 4)), np.ones((2, 4)))
     moments = {
-        "gr": NodeMoments(channels.linears["gr"], None, {unit.name: (every, every)}, nothing)
+        "gr": NodeMoments(
+            channels.linears["gr"],
+            None,
+            {unit.name: (every, every)},
+            np.zeros((2, 4)),
+            np.ones((2, 4, 4)),
+        )
     }
     (reading,) = unit_readings(unit, channels, reader_places(channels), moments)
     expected = every * np.kron(np.eye(2), np.ones((4, 4)))

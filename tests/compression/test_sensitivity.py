@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
+from fskd_onnx.compression import analysis, sensitivity
 from fskd_onnx.compression.analysis import analyse
 from fskd_onnx.compression.channel_scores import reader_places
 from fskd_onnx.compression.output_errors import output_errors
-from fskd_onnx.compression.sensitivity import noises, sensitivity
+from fskd_onnx.compression.sensitivity import Sensitivity, probes
 from fskd_onnx.passes.analysis.prunable_channels import PrunableChannels
 from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
 from fskd_onnx.runtime.tensor_store import TensorStore
@@ -31,7 +32,7 @@ def white() -> Array:
     return np.linalg.qr(drawn - drawn.mean(axis=0))[0].astype(np.float32)
 
 
-def found(model: onnx.ModelProto, samples: Array, seed: int = 0) -> dict[str, float]:
+def sensitivities(model: onnx.ModelProto, samples: Array, seed: int = 0) -> dict[str, Sensitivity]:
     """Give the sensitivity of each node."""
     own, chosen, runtime = loaded(model), options(), cpu()
     graph = own.graph()
@@ -42,9 +43,18 @@ def found(model: onnx.ModelProto, samples: Array, seed: int = 0) -> dict[str, fl
         divided = divide_samples((own,), read, chosen.fit, store, runtime)
         batches, decoded = divided.splits.final.batches, divided.decoded
         nodes = list(analyse(runtime, graph, views, reader_places(channels), decoded, batches))
-        changes = noises(nodes, seed)
+        probed = probes(nodes, seed)
+        changes = [change for p in probed for change in (p.small, p.large) if change is not None]
         errors = output_errors(runtime, own.graph, changes, decoded, batches)
-    return {change.name: sensitivity(errors[change]) for change in changes}
+    return {
+        p.node: p.sensitivity(errors[p.small], 0.0 if p.large is None else errors[p.large])
+        for p in probed
+    }
+
+
+def found(model: onnx.ModelProto, samples: Array, seed: int = 0) -> dict[str, float]:
+    """Give what small errors of each node are felt by."""
+    return {name: one.slope for name, one in sensitivities(model, samples, seed).items()}
 
 
 def test_an_error_of_a_node_passes_through_rotations_as_it_is() -> None:
@@ -107,3 +117,68 @@ def test_the_seed_decides() -> None:
     )
     assert found(model, white(), 1) == found(model, white(), 1) != found(model, white(), 2)
     assert all(math.isfinite(value) for value in found(model, white()).values())
+
+
+def test_a_linear_network_feels_a_large_error_as_it_feels_a_small_one() -> None:
+    model = build(
+        """g (float[N,4] x) => (float[N,4] z) <float[4,4] a, float[4,4] c> {
+            [one] y = MatMul (x, a)
+            [two] z = MatMul (y, c)
+        }""",
+        {"a": orthogonal(1), "c": orthogonal(2)},
+    )
+    assert [one.curvature for one in sensitivities(model, white()).values()] == pytest.approx(
+        [0, 0], abs=1e-3
+    )
+
+
+def test_what_is_missing_is_felt_more_than_noise_where_it_decides() -> None:
+    """The output is only the product with what varies least."""
+    model = build(
+        """g (float[N,4] x) => (float[N,1] z) <float[4,4] a, float[4,1] c> {
+            [one] y = MatMul (x, a)
+            [two] z = MatMul (y, c)
+        }""",
+        {"a": np.diag([4.0, 4.0, 4.0, 1.0]), "c": [[0], [0], [0], [1]]},
+    )
+    felt = sensitivities(model, white())["one"]
+    # Without it, a 49th of the variation, nothing of the output is left.
+    assert felt.output_error(1 / 49) == pytest.approx(1, rel=1e-3)
+
+
+def test_what_overflows_is_felt_without_end_and_no_error_not_at_all() -> None:
+    felt = Sensitivity(math.inf, math.inf)
+    assert felt.output_error(0.0) == 0
+    assert felt.output_error(0.1) == math.inf
+    nothing = sensitivity._largest_directions(np.full((1, 2, 2), np.nan))
+    np.testing.assert_array_equal(nothing[0], np.eye(2)[np.newaxis])
+    assert nothing[1] == 0
+
+
+def test_errors_of_a_response_of_one_direction_are_small_ones() -> None:
+    model = build(
+        """g (float[N,4] x) => (float[N,1] z) <float[4,1] a> {
+            [one] y = MatMul (x, a)
+            z = Relu (y)
+        }"""
+    )
+    assert sensitivities(model, white())["one"].curvature == 0
+
+
+@pytest.mark.parametrize("most", [1024, 2])
+def test_channels_of_groups_and_of_wide_nodes_are_left_out_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(analysis, "_MOST_OUTPUTS", most)
+    model = build(
+        """g (float[N,4,1,1] x) => (float[N,4,1,1] z) <float[4,2,1,1] a, float[4,4,1,1] c> {
+            [one] y = Conv <group = 2> (x, a)
+            [two] z = Conv (y, c)
+        }""",
+        {
+            "a": np.array([[4, 0], [0, 4], [4, 0], [0, 1]])[..., np.newaxis, np.newaxis],
+            "c": np.diag([0.0, 0.0, 0.0, 1.0])[..., np.newaxis, np.newaxis],
+        },
+    )
+    felt = sensitivities(model, white()[..., np.newaxis, np.newaxis])["one"]
+    assert felt.output_error(1 / 49) == pytest.approx(1, rel=1e-3)
