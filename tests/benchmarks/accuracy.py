@@ -163,7 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods = tuple(given.methods or usual)
     samples = tuple(given.samples or (DECOMPOSED_SAMPLES if given.decomposed else DEFAULT_SAMPLES))
     cells = Cells.load()
-    if not given.known:
+    if given.known:
+        measured = {place.student for place in cells.entries}
+        students = tuple(student for student in students if student in measured)
+    else:
         # Method by method, the cheap ones first.
         for one in itertools.product(sorted(methods, key=METHODS.index), students, samples):
             bring_up_to_date(cells, Place.of(*one), given.draws)
