@@ -3,8 +3,7 @@
 The momentum of a matrix, U S V', is mostly of few directions. Where a step is U V' instead, rare
 directions move as far as common ones (Muon: Jordan et al. 2024, "Muon: an optimizer for hidden
 layers in neural networks"; Bernstein and Newhouse 2024, "Old optimizer, new norm"). What is left of
-a student's error after its closed form is of many directions and small in each, and steps of this
-kind find them several times faster than those of Adam (docs/accuracy.md).
+a student's error after its closed form is of many directions and small in each.
 
 ``torch.optim.Muon`` takes matrices alone, and multiplies them in bfloat16, which most processors
 do slowly and none to the digits that a fit is repeated to.
