@@ -18,7 +18,7 @@ Where a layer loses three quarters of its channels the second term is many times
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,17 +67,21 @@ class Probes:
     large: Change | None
     lost: float
 
-    def sensitivity(self, small: float, large: float) -> Sensitivity:
+    @property
+    def changes(self) -> list[Change]:
+        """What to see the errors of the output under."""
+        return [self.small] if self.large is None else [self.small, self.large]
+
+    def sensitivity(self, errors: Mapping[Change, float]) -> Sensitivity:
         """Return the sensitivity of the node.
 
         Args:
-            small: error of the output under the noise.
-            large: without the least directions; any number where ``large`` is None.
+            errors: of the output, under each of the changes.
         """
-        slope = small / _SMALL
+        slope = errors[self.small] / _SMALL
         if self.large is None or not np.isfinite(slope):
             return Sensitivity(slope)
-        more = (large - slope * self.lost) / self.lost**2
+        more = (errors[self.large] - slope * self.lost) / self.lost**2
         return Sensitivity(slope, max(more, 0.0))
 
 

@@ -131,17 +131,11 @@ def study_teacher(
         left_out = []
         if options.allows(MethodName.DROP_BLOCK):
             left_out = [_left_out(block, linears) for block in blocks if not block.reason]
-        small = [probe.small for probe in probed]
-        large = [probe.large for probe in probed if probe.large is not None]
-        changes = _in_order([*small, *large, *left_out], linears)
+        seen = [change for probe in probed for change in probe.changes]
+        changes = _in_order([*seen, *left_out], linears)
         few = _few(batches, outline.costs)
         errors = output_errors(runtime, model.graph, changes, samples.decoded, few)
-        felt = {
-            probe.node: probe.sensitivity(
-                errors[probe.small], 0.0 if probe.large is None else errors[probe.large]
-            )
-            for probe in probed
-        }
+        felt = {probe.node: probe.sensitivity(errors) for probe in probed}
         lost = {change.name: errors[change] for change in left_out}
     for linear in linears:
         if linear.name not in factors:

@@ -44,12 +44,9 @@ def sensitivities(model: onnx.ModelProto, samples: Array, seed: int = 0) -> dict
         batches, decoded = divided.splits.final.batches, divided.decoded
         nodes = list(analyse(runtime, graph, views, reader_places(channels), decoded, batches))
         probed = probes(nodes, seed)
-        changes = [change for p in probed for change in (p.small, p.large) if change is not None]
+        changes = [change for probe in probed for change in probe.changes]
         errors = output_errors(runtime, own.graph, changes, decoded, batches)
-    return {
-        p.node: p.sensitivity(errors[p.small], 0.0 if p.large is None else errors[p.large])
-        for p in probed
-    }
+    return {probe.node: probe.sensitivity(errors) for probe in probed}
 
 
 def found(model: onnx.ModelProto, samples: Array, seed: int = 0) -> dict[str, float]:
