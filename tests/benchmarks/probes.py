@@ -45,14 +45,15 @@ from tests.students import decomposed, is_spatial, separable
 EXACT = 1e-9
 """Relative errors of blocks below it are rounding: the epsilon of float32, squared, is 1e-14."""
 
-WITHIN = 1e-5
+WITHIN = 5e-4
 """Errors that differ by less, relative, are the same. With other kernels of BLAS (those for
-processors without AVX2) all files of `PROBES` get other bytes, and errors move by 7e-7 at most; a
-fit that differs in anything but rounding, a fold drawn otherwise, moves them by 1e-3 and more."""
+processors without AVX2) all files of `PROBES` get other bytes, and errors move by 7e-7. On another
+processor they moved by 2e-4 where channels are chosen, since two choices are next to equally good.
+A fit that differs in anything but rounding, a fold drawn otherwise, moves them by 1e-3 and more."""
 
-WITHIN_PAPER = 1e-3
-"""The same for the paper's algorithm, whose least squares in float32 have no ridge: with those
-kernels errors move by 2e-4."""
+WITHIN_PAPER = 5e-3
+"""The same for the paper's algorithm, whose least squares in float32 have no ridge: on that
+processor errors moved by 1.4e-3."""
 
 _OF_STEPS = (
     gradient_steps,
