@@ -32,10 +32,11 @@ from fskd_onnx.samples.reader import SampleReader
 from fskd_onnx.serialization.interface import InputSpec
 
 _BLOCKS = 3.0  # weight of the block outputs beside the outputs
-# Fewer steps than these do not make up for the noise of long ones, so they are shorter.
+# Fewer steps than these do not make up for the noise of long ones, so they are shorter. More get
+# as far by shorter ones along orthogonalized momentum, which has noise in all directions.
 _LONG = 200
 _WARM_UP = 0.05  # of all steps
-_OF_MATRICES = 0.5  # length of their steps beside that of Adam's
+_OF_MATRICES = 0.5  # length of `_LONG` of their steps, beside that of Adam's
 _BATCH = 32  # samples of a step
 _MEASURED = 128  # samples that errors are relative to the variance of
 _POINTS = 4  # states that are looked at
@@ -57,6 +58,17 @@ class Point:
 def looked_at(steps: int) -> list[int]:
     """Return after how many of so many steps the student is looked at."""
     return sorted({math.ceil(steps * part / _POINTS) for part in range(1, _POINTS + 1)})
+
+
+def lengths(length: float, steps: int) -> tuple[float, float]:
+    """Return how long the longest of so many steps is, of matrices and of all else.
+
+    Args:
+        length: of `_LONG` steps of all else, as a part of the size of a tensor.
+        steps: how many.
+    """
+    of_others = length * min(1.0, steps / _LONG) ** 0.5
+    return _OF_MATRICES * of_others * min(1.0, _LONG / steps) ** 0.5, of_others
 
 
 @dataclass(frozen=True)
@@ -135,14 +147,14 @@ class GradientSteps:
 
     def _schedules(self, parameters: Sequence[Tensor], steps: int) -> list[LambdaLR]:
         """Return what makes so many steps of all parameters, each kind with its optimizer."""
-        length = self.length * min(1.0, steps / _LONG) ** 0.5
+        of_matrices, of_others = lengths(self.length, steps)
         alone: list[dict[str, Any]] = []
         matrices: list[dict[str, Any]] = []
         for values, one in zip(parameters, self.trained.tensors, strict=True):
             if one.matrices is None:
-                alone.append({"params": [values], "lr": length * one.scale})
+                alone.append({"params": [values], "lr": of_others * one.scale})
             else:
-                size = _OF_MATRICES * length * one.scale
+                size = of_matrices * one.scale
                 matrices.append({"params": [values], "lr": size, "shape": one.matrices})
         warm = max(1, round(_WARM_UP * steps))
 
