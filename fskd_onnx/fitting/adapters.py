@@ -202,21 +202,28 @@ class Factors(Family):
     def cross_validate(
         self, folds: Sequence[Moments], rows: Indices, tested: int | None
     ) -> CrossValidation:
-        """Choose the ridge, and fit factors with it without each of the tested folds."""
+        """Choose the ridge, and fit factors with it without each of the tested folds.
+
+        All targets have a say in the factors. The errors are of those that all families are
+        compared by.
+        """
         choice = self.choose_ridge(folds, rows, tested)
         parts = [self.moments(fold) for fold in folds]
         everything = sum_moments(parts)
-        held_out = parts[:tested]
         fits = []
-        for part in held_out:
+        for part in parts[:tested]:
             rest = everything - part
             fits.append(self.solver(rest.of_x, choice.ridge)(rest))
+        some = tested_targets(len(rows))
+        held_out = [part.of_targets(some) for part in parts[:tested]]
+        unchanged = self.unchanged.of_targets(some)
         return CrossValidation(
             folds=parts,
             choice=choice,
-            error_before=sum(part.error(self.unchanged) for part in held_out),
+            error_before=sum(part.error(unchanged) for part in held_out),
             error_after=sum(
-                part.error(fitted) for part, fitted in zip(held_out, fits, strict=True)
+                part.error(fitted.of_targets(some))
+                for part, fitted in zip(held_out, fits, strict=True)
             ),
             energy=sum(part.target_energy for part in held_out),
             without_first=fits[0],

@@ -23,6 +23,7 @@ from fskd_onnx.fitting.adapters import (
 )
 from fskd_onnx.fitting.family import BlockRegressors, Family
 from fskd_onnx.linalg.backends import solved_by
+from fskd_onnx.linalg.factorization import Factor, Factorization
 from fskd_onnx.linalg.moments import Moments, sum_moments
 from fskd_onnx.linalg.ridge import CrossValidation, Ridge, span
 from fskd_onnx.options import AdapterName
@@ -69,6 +70,28 @@ def test_some_targets_of_a_family_are_tested_for_all() -> None:
             fitted = family.solver(rest.of_x, found.ridge)(rest)
             error += part.of_targets(rows).error(fitted.of_targets(rows))
         assert found.error_after == pytest.approx(error)
+
+
+@pytest.mark.parametrize("targets", [5, 130])
+def test_all_families_are_compared_by_the_same_targets(targets: int) -> None:
+    drawn = [draw(seed, count=40, n=targets) for seed in range(3)]
+    folds = [Moments.of(x[:1], y[:1]) for x, y in drawn]
+    m = folds[0].of_x.gram.shape[1]
+    rng = np.random.default_rng(5)
+    none = np.zeros((1, 0), np.intp)
+    pair = (
+        Factor(rng.standard_normal((2, m, 1)), none),
+        Factor(rng.standard_normal((targets, 2, 1)), none),
+    )
+    factors = Factorization((pair,), ((),), ())
+    block = BlockRegressors(
+        factors.kernel[np.newaxis], rng.standard_normal((1, targets)), factors=factors
+    )
+    found = [family.of(block) for family in families_of("auto")]
+    before = [validate(folds, family) for family in found]
+    assert len({type(family) for family in found}) == 3
+    assert [one.error_before for one in before] == pytest.approx([before[0].error_before] * 3)
+    assert [one.energy for one in before] == pytest.approx([before[0].energy] * 3)
 
 
 @pytest.mark.parametrize("targets", [1, 2, 63, 64, 65, 500])
