@@ -110,12 +110,12 @@ class Kernel(Family):
     def of(cls, block: BlockRegressors) -> Kernel:
         """Return the adapters of a block."""
         if block.factors is not None:
-            factors, seen = block.factors, block.factors.last_patches
-            mask = factors.last_mask
+            factors, mask = block.factors, block.factors.last_mask
+            basis = np.eye(factors.kernel.shape[1]) if block.basis is None else block.basis[0]
             return cls(
                 prior=factors.last_matrix[np.newaxis],
                 bias=block.bias,
-                regressor_map=(seen if block.basis is None else seen @ block.basis[0])[np.newaxis],
+                regressor_map=factors.last_patches.of(basis)[np.newaxis],
                 support=None if mask is None else mask[np.newaxis],
             )
         support = block.block_map != 0 if block.keep_zeros else None

@@ -119,11 +119,10 @@ def _seen(block: Factorization, number: int, index: int, target: Target) -> Targ
 
 def _with_best_last(block: Factorization, target: Target) -> Factorization:
     """Solve for the last factors, each channel on what it sees."""
-    patches, mask = block.last_patches, block.last_mask
+    whole, mask = target.seen_by(block.last_patches), block.last_mask
     if mask is None:
-        whole = target.seen_by(patches)
         return block.with_last(inverse_of(regular(whole.gram))(whole.cross))
-    matrix, seen = np.zeros(mask.shape), patches @ target.gram
+    matrix = np.zeros(mask.shape)
     channels: defaultdict[bytes, list[int]] = defaultdict(list)
     for channel, seen_by_it in enumerate(mask):
         channels[seen_by_it.tobytes()].append(channel)
@@ -132,10 +131,9 @@ def _with_best_last(block: Factorization, target: Target) -> Factorization:
     for members in channels.values():
         sizes[len(members), int(mask[members[0]].sum())].append(members)
     for alike in sizes.values():
-        rows = np.array(alike)
-        places = np.array([np.flatnonzero(mask[members[0]]) for members in alike])
-        grams = regular_all(seen[places] @ patches[places].swapaxes(1, 2))
-        cross = patches[places] @ target.cross[rows].swapaxes(1, 2)
-        solved = np.linalg.solve(grams, cross).swapaxes(1, 2)
-        matrix[rows[:, :, np.newaxis], places[:, np.newaxis]] = solved
+        rows = np.array(alike)[:, :, np.newaxis]
+        places = np.array([np.flatnonzero(mask[members[0]]) for members in alike])[:, np.newaxis]
+        grams = regular_all(whole.gram[places.swapaxes(1, 2), places])
+        solved = np.linalg.solve(grams, whole.cross[rows, places].swapaxes(1, 2))
+        matrix[rows, places] = solved.swapaxes(1, 2)
     return block.with_last(matrix)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fskd_onnx.linalg.backends import Array, backend
-from fskd_onnx.linalg.factorization import Factor, Indices, meeting
+from fskd_onnx.linalg.factorization import Factor, Indices, PatchMap, meeting
 
 _STEPS = 10
 # Conjugate gradients stop where the residual is this part of what it was.
@@ -52,9 +52,10 @@ class Target:
         """Return the error of a kernel, (n, p)."""
         return self.energy + float(np.sum((kernel @ self.gram - 2.0 * self.cross) * kernel))
 
-    def seen_by(self, patches: Array) -> Target:
-        """Return the same for a map of what is seen of the patches."""
-        return Target(patches @ self.gram @ patches.T, self.cross @ patches.T, self.energy)
+    def seen_by(self, patches: PatchMap) -> Target:
+        """Return the same for what is seen of the patches."""
+        gram = patches.of(patches.of(self.gram).T)
+        return Target(gram, patches.of(self.cross.T).T, self.energy)
 
 
 def solve_factor(factor: Factor, behind: Factor, seen: Target) -> Factor:
@@ -65,40 +66,32 @@ def solve_factor(factor: Factor, behind: Factor, seen: Target) -> Factor:
         behind: R of the module's docstring.
         seen: moments of its input, (q * taps of the product, the same), and of targets with it.
     """
-    (n, m, r), (_, q, a) = behind.weights.shape, factor.weights.shape
+    (_, m, r), (_, q, a) = behind.weights.shape, factor.weights.shape
     offsets, scatter = meeting(behind.offsets, factor.offsets)
-    rows = behind.weights.transpose(0, 2, 1).reshape(n * r, m)
     inner = np.einsum("nmr,nkr->mk", behind.weights, behind.weights, optimize=True)
     gram = regular(seen.gram)
     if r == 1 and factor.groups == 1:
-        right = inverse_of(regular(inner))((rows.T @ seen.cross).T).T
+        right = inverse_of(regular(inner))((behind.weights[..., 0].T @ seen.cross).T).T
         return replace(factor, weights=inverse_of(gram)(right).reshape(m, q, a))
     places = scatter.reshape(r, a, len(offsets)).argmax(axis=2)
-    apart = gram.reshape(q, len(offsets), q, len(offsets))
-
-    def forward(f: Array) -> Array:
-        parts = (rows @ f.reshape(m, q * a)).reshape(n, r, q, a).swapaxes(1, 2)
-        return np.asarray(parts.reshape(n * q, r * a) @ scatter).reshape(n, -1)
-
-    def adjoint(k: Array) -> Array:
-        parts = (k.reshape(n * q, -1) @ scatter.T).reshape(n, q, r, a).swapaxes(1, 2)
-        return (rows.T @ parts.reshape(n * r, q * a)).reshape(m, q, a)
-
-    mask = factor.mask[..., np.newaxis]
-    right = adjoint(seen.cross) * mask
+    inputs = (np.arange(q)[:, np.newaxis] * len(offsets) + places[:, np.newaxis]).reshape(r, q * a)
+    right = np.einsum("nmr,nrk->mk", behind.weights, seen.cross[:, inputs], optimize=True)
+    right = right.reshape(m, q, a)
     if factor.groups == 1 and behind.groups == m:
+        apart = gram.reshape(q, len(offsets), q, len(offsets))
         return replace(factor, weights=_channel_by_channel(behind.weights, apart, places, right))
     if r == 1 and m * q * a <= factor.groups * _FEW:
         return replace(factor, weights=_at_once(factor, inner, gram, right))
-    mean = sum(apart[:, taps][:, :, :, taps] for taps in places) / r
-    precondition = _preconditioner(factor.groups, regular(inner), np.asarray(mean))
-    solution = _conjugate_gradients(
-        lambda f: adjoint(forward(f) @ gram) * mask,
-        right,
-        factor.weights,
-        precondition,
+    by_tap = gram[inputs]
+    mean = sum(part[:, read] for part, read in zip(by_tap, inputs, strict=True)) / r
+    return factor.with_matrix(
+        _conjugate_gradients(
+            _multiplication(factor.groups, behind.weights, by_tap, inputs),
+            replace(factor, weights=right).matrix,
+            factor.matrix,
+            _preconditioner(factor.groups, regular(inner), mean),
+        )
     )
-    return replace(factor, weights=solution)
 
 
 def _channel_by_channel(behind: Array, gram: Array, places: Indices, right: Array) -> Array:
@@ -136,30 +129,49 @@ def _at_once(factor: Factor, inner: Array, gram: Array, right: Array) -> Array:
     return solution
 
 
+def _multiplication(
+    groups: int, behind: Array, by_tap: Array, inputs: Indices
+) -> Callable[[Array], Array]:
+    """Return the product of H and weights, of either as ``Factor.matrix`` gives them.
+
+    Nothing is as wide as the block's output: what f makes of G is brought together by R_s' R_t.
+
+    Args:
+        groups: of the factor.
+        behind: R, (n, m, r).
+        by_tap: (r, q * a, p) the rows of G that f reads for each tap of R.
+        inputs: (r, q * a) which ones these are.
+    """
+    _, m, r = behind.shape
+    pairs = np.einsum("njt,nis->stji", behind, behind, optimize=True)
+    pairs = pairs.reshape(r, r * m, groups, m // groups).swapaxes(1, 2)
+    grams = by_tap.reshape(r, groups, -1, by_tap.shape[2]).swapaxes(2, 3)
+
+    def apply(f: Array) -> Array:
+        made = grams @ f.swapaxes(1, 2)  # (r, groups, p, m / groups)
+        made = made.transpose(2, 0, 1, 3).reshape(len(grams[0, 0]), r * m)
+        parts = (
+            made[read].reshape(groups, -1, r * m) @ pair
+            for read, pair in zip(inputs, pairs, strict=True)
+        )
+        return np.asarray(sum(parts)).swapaxes(1, 2)
+
+    return apply
+
+
 def _preconditioner(groups: int, inner: Array, gram: Array) -> Callable[[Array], Array]:
-    """Return the inverse of (inner x gram), group by group.
+    """Return the inverse of (inner x gram), group by group, of weights as ``Factor.matrix``.
 
     Args:
         groups: of the factor.
         inner: (m, m).
-        gram: (q, taps, q, taps).
+        gram: (q * taps, the same).
     """
-    m, (q, taps, _, _) = len(inner), gram.shape
-    rows, columns = m // groups, q // groups * taps
-    blocks = np.einsum("gqtgps->gqtps", gram.reshape(groups, q // groups, taps, groups, -1, taps))
-    of_inputs = regular_all(blocks.reshape(groups, columns, columns))
-    of_outputs = np.einsum("gmgk->gmk", inner.reshape(groups, rows, groups, rows))
-    inverses = np.linalg.inv(of_outputs), np.linalg.inv(of_inputs)
-
-    def apply(f: Array) -> Array:
-        own = np.arange(groups)
-        parts = f.reshape(groups, rows, groups, q // groups, taps)[own, :, own]
-        solved = inverses[0] @ parts.reshape(groups, rows, columns) @ inverses[1]
-        result = np.zeros((groups, rows, groups, q // groups, taps))
-        result[own, :, own] = solved.reshape(groups, rows, -1, taps)
-        return result.reshape(m, q, taps)
-
-    return apply
+    rows, columns = len(inner) // groups, len(gram) // groups
+    of_inputs = np.einsum("gigj->gij", gram.reshape(groups, columns, groups, columns))
+    of_outputs = np.einsum("gigj->gij", inner.reshape(groups, rows, groups, rows))
+    left, right = np.linalg.inv(of_outputs), np.linalg.inv(regular_all(of_inputs))
+    return lambda f: np.asarray(left @ f @ right)
 
 
 def _conjugate_gradients(
@@ -198,9 +210,9 @@ def regular_all(grams: Array) -> Array:
     """Return (groups, m, m) matrices that have an inverse."""
     size = grams.shape[1]
     mean = np.einsum("gii->g", grams) / size
-    shift = np.where(mean > 0, _JITTER * mean, 1.0)
-    found: Array = grams + shift[:, np.newaxis, np.newaxis] * np.eye(size)
-    return found
+    shifted = grams.copy()  # matrices may be large: no third one
+    np.einsum("gii->gi", shifted)[:] += np.where(mean > 0, _JITTER * mean, 1.0)[:, np.newaxis]
+    return shifted
 
 
 def inverse_of(gram: Array) -> Callable[[Array], Array]:

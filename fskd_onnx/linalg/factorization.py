@@ -88,6 +88,38 @@ def meeting(one: Indices, other: Indices) -> tuple[Indices, Array]:
     return np.stack(np.unravel_index(found, extents), axis=1) + least, scatter
 
 
+@dataclass(frozen=True)
+class PatchMap:
+    """What factors see of their inputs, as a map T of patches of which nearly all is zeros.
+
+    Attributes:
+        parts: of each factor, the product of what is in front of it, and, for each tap that it and
+            all behind it see, (taps seen, taps of the product) which taps of a patch that reads.
+        taps: of a patch.
+    """
+
+    parts: tuple[tuple[Factor, Indices], ...]
+    taps: int
+
+    def of(self, patches: Array) -> Array:
+        """Return T P, (channels seen * taps seen, columns) of all factors.
+
+        Args:
+            patches: P, (inputs * taps, columns).
+        """
+        by_tap = patches.reshape(-1, self.taps, patches.shape[1])
+        return np.concatenate([self._seen(*part, by_tap) for part in self.parts])
+
+    @staticmethod
+    def _seen(before: Factor, reads: Indices, by_tap: Array) -> Array:
+        columns = by_tap.shape[2]
+        found = np.empty((len(before.weights), len(reads), columns))
+        for at, read in enumerate(reads):
+            values = by_tap[:, read].reshape(before.groups, -1, columns)
+            found[:, at] = (before.matrix @ values).reshape(-1, columns)
+        return found.reshape(-1, columns)
+
+
 Chain = tuple[Factor, ...]
 
 
@@ -137,22 +169,15 @@ class Factorization:
         at = (offsets + np.array(self.starts[number])).T
         return np.asarray(np.ravel_multi_index(tuple(at), self.window), np.intp)
 
-    def patches(self, number: int, index: int) -> Array:
-        """Return T: what a factor, and all behind it, see of its input, as a map of patches.
+    def patches(self, number: int, index: int) -> PatchMap:
+        """Return what a factor, and all behind it, see of its input, as a map of patches."""
+        return PatchMap((self._seen(number, index),), self.taps)
 
-        Returns:
-            (q * taps of the product of the factor and all behind it, p).
-        """
-        if not index:
-            return np.eye(self.inputs * self.taps)[self.places(number)]
+    def _seen(self, number: int, index: int) -> tuple[Factor, Indices]:
         chain = self.chains[number]
-        seen, before = product_of(chain[index:]).offsets, product_of(chain[:index])
-        q, c, _ = before.weights.shape
-        found = np.zeros((q, len(seen), c, self.taps))
-        for at, offset in enumerate(seen):
-            flat = self.flat(number, before.offsets + offset)
-            found[:, at, :, flat] += before.weights.transpose(2, 0, 1)
-        return found.reshape(q * len(seen), c * self.taps)
+        seen = product_of(chain[index:]).offsets
+        before = product_of(chain[:index]) if index else _identity(chain[0])
+        return before, np.stack([self.flat(number, before.offsets + offset) for offset in seen])
 
     def places(self, number: int) -> Indices:
         """Return which values of a patch the first factor of a chain, and all behind it, see."""
@@ -184,10 +209,10 @@ class Factorization:
         return np.concatenate(masks, axis=1)
 
     @property
-    def last_patches(self) -> Array:
-        """What the last factors see, side by side, as a map of patches, (r, p)."""
-        parts = [self.patches(number, len(chain) - 1) for number, chain in enumerate(self.chains)]
-        return np.concatenate(parts)
+    def last_patches(self) -> PatchMap:
+        """What the last factors see, side by side, as a map of patches."""
+        parts = (self._seen(number, len(chain) - 1) for number, chain in enumerate(self.chains))
+        return PatchMap(tuple(parts), self.taps)
 
     def with_last(self, matrix: Array) -> Factorization:
         """Return the same with other last factors, as of ``last_matrix``."""
@@ -252,6 +277,12 @@ def _by_group(weights: Array, groups: int, axis: int) -> Array:
     """Return weights with one axis divided into groups and the channels of each."""
     shape = weights.shape
     return weights.reshape(*shape[:axis], groups, -1, *shape[axis + 1 :])
+
+
+def _identity(factor: Factor) -> Factor:
+    """Return the factor that gives what another one reads as it is."""
+    _, q, _ = factor.weights.shape
+    return Factor(np.eye(q)[..., np.newaxis], np.zeros((1, factor.offsets.shape[1]), np.intp), q)
 
 
 def product_of(factors: Sequence[Factor]) -> Factor:

@@ -91,7 +91,7 @@ def informed(form: Form, linear: Linear, factors: Factorization, gram: Array) ->
 
 def left_by_regression(linear: Linear, factors: Factorization, columns: Array) -> float:
     response = linear.matrix[0] @ columns
-    seen = factors.last_patches @ columns
+    seen = factors.last_patches.of(columns)
     solution, *_ = np.linalg.lstsq(seen.T, response.T, rcond=None)
     return float(np.sum((response - solution.T @ seen) ** 2) / np.sum(response**2))
 
@@ -153,7 +153,7 @@ def test_held_out_errors_are_those_of_the_same_solution_on_other_samples(
         vectors = np.linalg.eigh(weights @ ridged @ weights.T)[1][:, -rank[0] :]
         kernel = vectors @ vectors.T @ weights
     else:
-        seen = informed(form, linear, factors, ridged).last_patches
+        seen = informed(form, linear, factors, ridged).last_patches.of(np.eye(len(gram)))
         last = np.linalg.solve(seen @ ridged @ seen.T, seen @ ridged @ weights.T).T
         kernel = last @ seen
     expected = np.sum(((weights - kernel) @ others) ** 2) / np.sum((weights @ others) ** 2)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fskd_onnx.linalg import factor_step
 from fskd_onnx.linalg.factor_step import Target, solve_factor
 from tests.factors import drawn
 
@@ -24,6 +25,18 @@ from tests.factors import drawn
     ],
 )
 def test_no_weight_of_a_solved_factor_can_gain(form: str, slack: float) -> None:
+    assert_no_weight_can_gain(form, slack)
+
+
+@pytest.mark.parametrize("form", ["depthwise, pointwise", "grouped"])
+def test_factors_of_many_groups_come_near_to_the_best(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factor_step, "_FEW", 0)
+    assert_no_weight_can_gain(form, 1e-3)
+
+
+def assert_no_weight_can_gain(form: str, slack: float) -> None:
     rng = np.random.default_rng(0)
     block = drawn(form, 1)
     n, p = block.kernel.shape
