@@ -29,7 +29,7 @@ import onnx_graphsurgeon as gs
 
 from fskd_onnx.errors import MatchError
 from fskd_onnx.fitting import block_reports
-from fskd_onnx.fitting.adapters import families_for, families_of, need_patches
+from fskd_onnx.fitting.adapters import Families, families_for, need_patches
 from fskd_onnx.fitting.block_columns import BlockColumns
 from fskd_onnx.fitting.block_data import BlockData
 from fskd_onnx.fitting.block_fit import error_of, fit_block
@@ -43,7 +43,6 @@ from fskd_onnx.linalg.moments import sum_moments
 from fskd_onnx.linalg.threads import threads_for
 from fskd_onnx.matching.assignment import Channels
 from fskd_onnx.matching.channel_correlation import channels_from_moments
-from fskd_onnx.options import FitOptions
 from fskd_onnx.passes import AffineMap
 from fskd_onnx.passes.analysis.epilogue import Epilogue
 from fskd_onnx.passes.analysis.factored_blocks import FactoredBlock
@@ -93,7 +92,8 @@ class CoordinateDescent:
         student: Callable[[], gs.Graph],
         matching: Matching,
         teacher: TeacherPass,
-        options: FitOptions,
+        families: Families,
+        solver: str,
         timer: StageTimer,
         match_again: MatchAgain,
         weights: Mapping[str, AffineMap] | None = None,
@@ -107,7 +107,8 @@ class CoordinateDescent:
             student: gives a graph of the compressed network, another one each time.
             matching: the targets.
             teacher: the columns to fit to; several descents may use them, one after another.
-            options: how to fit.
+            families: of adapters to try on each block.
+            solver: where small systems are solved, a ``SolverName``.
             timer: counts the time of each stage.
             match_again: follows channels that activations have decided to other blocks.
             weights: to start from instead of the student's, by the name of its nodes.
@@ -119,8 +120,7 @@ class CoordinateDescent:
         """
         self.matching = matching
         self._teacher = teacher
-        self._options = options
-        self._families = families_of(options.adapter)
+        self._families, self._solver = families, solver
         self._timer = timer
         self._match_again = match_again
         self._settled: dict[str, tuple[Channels, float]] = {}
@@ -143,7 +143,7 @@ class CoordinateDescent:
         plans = self._teacher.plans
         runner = self._teacher.runner_of(self._student.graph)
         blocks: Rows = {}
-        with self._timer("capture"), solved_by(self._options.solver):
+        with self._timer("capture"), solved_by(self._solver):
             for number, plan in enumerate(plans):
                 with share(number / len(plans), (number + 1) / len(plans)):
                     with threads_for(plan.unknowns):

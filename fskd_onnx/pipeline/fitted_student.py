@@ -9,6 +9,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
+from fskd_onnx.pipeline.starts import Start
 from fskd_onnx.pipeline.weight_growth import stored_tensors
 from fskd_onnx.results import BlockReport, BlockStatus
 
@@ -18,7 +19,7 @@ class FittedStudent:
     """A student fitted to the samples of one split.
 
     Attributes:
-        targets: "kept" or "select", where it set out from.
+        start: how it was fitted.
         model: the fused student.
         blocks: what became of each.
         parameters: names of the constants that each of these nodes reads, by its name.
@@ -26,7 +27,7 @@ class FittedStudent:
             asked for.
     """
 
-    targets: str
+    start: Start
     model: onnx.ModelProto
     blocks: tuple[BlockReport, ...]
     parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

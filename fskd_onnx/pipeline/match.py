@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from fskd_onnx.fitting.adapters import families_of
 from fskd_onnx.fitting.coordinate_descent import CoordinateDescent
 from fskd_onnx.matching.channels import match_channels
 from fskd_onnx.matching.map_file import read_map
@@ -78,7 +79,8 @@ def _match(networks: Networks, samples: Samples, settings: FitOptions) -> Matchi
             problem.student.graph,
             problem.matching,
             teacher_pass(problem, problem.splits.final, settings),
-            settings,
+            families_of(settings.adapter),
+            settings.solver,
             StageTimer(),
             problem.match_again,
         )

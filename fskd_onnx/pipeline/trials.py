@@ -27,6 +27,7 @@ from fskd_onnx.pipeline.adapter_steps import AdapterSteps
 from fskd_onnx.pipeline.fitted_student import FittedStudent
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
+from fskd_onnx.pipeline.starts import Start, starts_of
 from fskd_onnx.pipeline.verdict import judge
 from fskd_onnx.pipeline.weight_growth import Sizes, sizes_of
 from fskd_onnx.progress import share, with_prefix
@@ -94,12 +95,12 @@ def judged_by_own_fits(
     That takes a fit per trial. The students that one descent gives beside the one that is given out
     err more than that, the more blocks follow each other; and all of them are in memory.
     """
-    chosen, trials = replace(options, targets=fitted.targets), problem.splits.trials
+    trials = problem.splits.trials
 
     def own(number: int) -> FittedStudent:
         text = f"trial {number + 1} of {len(trials)}, "
         with with_prefix(text), share(number / len(trials), (number + 1) / len(trials)):
-            return next(fits(problem, trials[number], chosen, timer))
+            return next(fits(problem, trials[number], options, timer, starts=[fitted.start]))
 
     without = tuple(partial(own, number) for number in range(len(trials)))
     return _judged(problem, replace(fitted, without=without), timer)
@@ -143,8 +144,9 @@ def fits(
     options: FitOptions,
     timer: StageTimer,
     without_folds: bool = False,
+    starts: Sequence[Start] | None = None,
 ) -> Iterator[FittedStudent]:
-    """Yield a student from each start, fitted to the samples of a split.
+    """Yield a student from each start that there is, fitted to the samples of a split.
 
     Args:
         problem: what the fits start from.
@@ -152,13 +154,15 @@ def fits(
         options: how to fit.
         timer: counts the time of each stage.
         without_folds: whether to fit without each fold as well.
+        starts: those to fit from; None: all that the options leave open.
     """
     folds = sorted({batch.fold for batch in split.batches}) if without_folds else []
-    starts = 2 if options.targets == TargetsName.AUTO else 1  # at most
-    for number, (targets, descent) in enumerate(_starts(problem, split, options, timer, folds)):
-        with share(number / starts, (number + 1) / starts):
+    starts = starts_of(problem, options) if starts is None else starts
+    descents = _descents(problem, split, options, timer, starts, folds)
+    for number, (start, descent) in enumerate(descents):
+        with share(number / len(starts), (number + 1) / len(starts)):
             found = descent.run()
-        student = partial(_exported, problem, targets, found, timer)
+        student = partial(_exported, problem, start, found, timer)
         without = tuple(partial(student, found.without[fold]) for fold in folds)
         fitted = student(found.student)
         with timer("verify"):  # those without a fold have the same nodes
@@ -168,7 +172,7 @@ def fits(
 
 def _exported(
     problem: FitProblem,
-    targets: str,
+    start: Start,
     found: Descent,
     timer: StageTimer,
     corrected: CorrectedStudent,
@@ -176,7 +180,7 @@ def _exported(
     """Return one of the students of a descent as a model."""
     with timer("fuse"):
         model = problem.student.export(corrected.graph, corrected.decomposed.factors)
-        student = FittedStudent(targets, model, found.blocks, found.parameters)
+        student = FittedStudent(start, model, found.blocks, found.parameters)
         return student.with_model(model, problem.student.given)
 
 
@@ -205,40 +209,42 @@ def _selection(problem: FitProblem) -> TargetSelection:
     return TargetSelection(problem.student.graph(), problem.teacher.graph(), problem.matching)
 
 
-def _starts(
+def _descents(
     problem: FitProblem,
     split: SampleSplit,
     options: FitOptions,
     timer: StageTimer,
+    starts: Sequence[Start],
     folds: Collection[int],
-) -> Iterator[tuple[str, CoordinateDescent | AdapterSteps]]:
-    """Yield the fits to try: to the channels that were kept, and to channels chosen anew."""
+) -> Iterator[tuple[Start, CoordinateDescent | AdapterSteps]]:
+    """Yield what fits from each start; none towards chosen channels where there is no choice."""
     if options.optimizer == OptimizerName.SGD:
-        yield TargetsName.KEPT.value, AdapterSteps(problem, split, timer, folds)
+        yield from ((start, AdapterSteps(problem, split, timer, folds)) for start in starts)
         return
+    kept = [start for start in starts if start.targets == TargetsName.KEPT]
+    selecting = [start for start in starts if start.targets == TargetsName.SELECT]
     grams: InputGrams | None = None
-    able = any(family.can_change_targets for family in families_of(options.adapter))
-    if options.targets == TargetsName.SELECT or (options.targets == TargetsName.AUTO and able):
+    if selecting:
         with timer("solve"):
             grams = InputGrams(_selection(problem).readers, split.batches)
     teacher = teacher_pass(problem, split, options, grams)
     decomposed = problem.student.factored_blocks()
-    if options.targets != TargetsName.SELECT:
+    descent = partial(
+        CoordinateDescent,
+        problem.student.graph,
+        teacher=teacher,
+        solver=options.solver,
+        timer=timer,
+        match_again=problem.match_again,
+        decomposed=decomposed,
+        folds=folds,
+    )
+    if kept:
         kernels = teacher_kernels(
             problem.student.graph(), problem.teacher.graph(), problem.matching, decomposed
         )
-        descent = CoordinateDescent(
-            problem.student.graph,
-            problem.matching,
-            teacher,
-            options,
-            timer,
-            problem.match_again,
-            decomposed=decomposed,
-            kernels=kernels,
-            folds=folds,
-        )
-        yield TargetsName.KEPT.value, descent
+        for start in kept:
+            yield start, descent(problem.matching, families=start.families, kernels=kernels)
     if grams is None or not grams.requests:
         return
     with timer("capture"):
@@ -246,27 +252,17 @@ def _starts(
     with timer("solve"):
         chosen = _selection(problem).choose(grams.centered())
     if chosen is not None:
-        descent = CoordinateDescent(
-            problem.student.graph,
-            chosen.matching,
-            teacher,
-            options,
-            timer,
-            problem.match_again,
-            chosen.weights,
-            decomposed,
-            folds=folds,
-        )
-        yield TargetsName.SELECT.value, descent
+        for start in selecting:
+            yield start, descent(chosen.matching, families=start.families, weights=chosen.weights)
 
 
 def choose(candidates: Sequence[Candidate], before: Agreement) -> Candidate:
-    """Take channels chosen anew, unless the kept ones are closer to the teacher beyond chance.
+    """Take the fit from the last start, unless another is closer to the teacher beyond chance.
 
-    Chosen channels were the better start in all that was measured, and a handful of held-out
-    samples can say otherwise by accident: so the kept ones have to be closer by more than the
-    standard error of the mean difference over independent samples. What does not bring the student
-    closer beyond doubt is out either way.
+    That of chosen channels and of all factors was the better one in nearly all that was measured,
+    and a handful of held-out samples can say otherwise by accident: so the others have to be closer
+    by more than the standard error of the mean difference over independent samples. What does not
+    bring the student closer beyond doubt is out either way.
     """
     closer = [
         candidate

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from fskd_onnx import FitOptions, RunOptions
 from fskd_onnx.pipeline.problem import FitProblem
+from fskd_onnx.pipeline.starts import Start
 from fskd_onnx.pipeline.trials import Candidate, choose, error_of, fits, try_out
 from fskd_onnx.pipeline.verdict import judge
 from fskd_onnx.reporting.agreement import squared_errors
@@ -81,7 +82,7 @@ def _compare(seed: int) -> tuple[tuple[bool, bool, bool], list[tuple[float, floa
     target = run(teacher, fresh)
     alone, ratios = [], []
     for candidate in found:
-        models = _fit_per_fold(problem, options, candidate.fitted.targets)
+        models = _fit_per_fold(problem, options, candidate.fitted.start)
         alone.append(_judged(problem, candidate, models))
         judged = [candidate.fitted.of_trial(number).model for number in range(len(models))]
         errors = [sum(_error(model, target, fresh) for model in them) for them in (judged, models)]
@@ -93,10 +94,10 @@ def _compare(seed: int) -> tuple[tuple[bool, bool, bool], list[tuple[float, floa
     return (_is_given_out(problem, best), _is_given_out(problem, other), after < before), ratios
 
 
-def _fit_per_fold(problem: FitProblem, options: FitOptions, targets: str) -> list[onnx.ModelProto]:
+def _fit_per_fold(problem: FitProblem, options: FitOptions, start: Start) -> list[onnx.ModelProto]:
     """Return descents of their own to the samples of each trial."""
-    start = replace(options, targets=targets)
-    found = (fits(problem, trial, start, StageTimer()) for trial in problem.splits.trials)
+    trials = problem.splits.trials
+    found = (fits(problem, trial, options, StageTimer(), starts=[start]) for trial in trials)
     return [next(fitted).model for fitted in found]
 
 

@@ -11,13 +11,16 @@ import onnx
 import pytest
 
 from fskd_onnx import FitOptions, NoImprovementError, RunOptions
+from fskd_onnx.fitting.adapters import Kernel
 from fskd_onnx.linalg.moments import Moments
 from fskd_onnx.linalg.ridge import RIDGES, Ridge
+from fskd_onnx.options import TargetsName
 from fskd_onnx.pipeline import fit as fit_story
 from fskd_onnx.pipeline import trials
 from fskd_onnx.pipeline.fit import fit
 from fskd_onnx.pipeline.fitted_student import FittedStudent
 from fskd_onnx.pipeline.problem import FitProblem
+from fskd_onnx.pipeline.starts import Start
 from fskd_onnx.pipeline.trials import (
     Candidate,
     choose,
@@ -38,18 +41,25 @@ BEFORE = Agreement(1.0, 0.1)
 
 
 def candidate(
-    targets: str, errors: list[float], relative: float | None = None, stands: bool = True
+    targets: TargetsName, errors: list[float], relative: float | None = None, stands: bool = True
 ) -> Candidate:
     after = Agreement(float(np.mean(errors)) if relative is None else relative, 0.5)
     verdict = Verdict(len(errors), 0.5, (0.4, 0.6), stands)
     return Candidate(
-        FittedStudent(targets, onnx.ModelProto(), ()), after, np.array(errors), verdict, ()
+        FittedStudent(Start(targets, (Kernel,)), onnx.ModelProto(), ()),
+        after,
+        np.array(errors),
+        verdict,
+        (),
     )
 
 
 def chosen(kept: list[float], selected: list[float], relative: float | None = None) -> str:
-    candidates = [candidate("kept", kept), candidate("select", selected, relative)]
-    return choose(candidates, BEFORE).fitted.targets
+    candidates = [
+        candidate(TargetsName.KEPT, kept),
+        candidate(TargetsName.SELECT, selected, relative),
+    ]
+    return choose(candidates, BEFORE).fitted.start.targets
 
 
 def test_chosen_channels_are_taken_unless_the_kept_ones_are_closer_beyond_chance() -> None:
@@ -66,8 +76,11 @@ def test_what_comes_no_closer_is_out() -> None:
 
 
 def test_what_may_be_chance_is_out() -> None:
-    candidates = [candidate("kept", [0.9, 0.9]), candidate("select", [0.1, 0.1], stands=False)]
-    assert choose(candidates, BEFORE).fitted.targets == "kept"
+    candidates = [
+        candidate(TargetsName.KEPT, [0.9, 0.9]),
+        candidate(TargetsName.SELECT, [0.1, 0.1], stands=False),
+    ]
+    assert choose(candidates, BEFORE).fitted.start.targets == "kept"
 
 
 def problem_of(count: int) -> FitProblem:
