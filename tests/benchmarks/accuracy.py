@@ -53,7 +53,11 @@ SUMMARY_SAMPLES = 500
 
 def stale_places(cells: Cells) -> set[Place]:
     """Give the entries that would not come out like that today."""
-    return {place for place in cells.entries if cells.is_stale(place, outcome(place.method))}
+    return {
+        place
+        for place in cells.entries
+        if cells.is_stale(place, outcome(place.method, place.is_decomposed))
+    }
 
 
 def bring_up_to_date(cells: Cells, place: Place, draws: int) -> None:
@@ -66,7 +70,7 @@ def bring_up_to_date(cells: Cells, place: Place, draws: int) -> None:
     """
     _note_models(cells, place.student)
     wanted = 1 if place.method in WITHOUT_SAMPLES else draws
-    now, known = outcome(place.method), cells.entries.get(place)
+    now, known = outcome(place.method, place.is_decomposed), cells.entries.get(place)
     if known is not None and cells.is_stale(place, now):
         known = None
     if known is not None and known.draws < wanted and not known.known_draws:

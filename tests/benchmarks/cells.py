@@ -9,7 +9,7 @@ The file is part of the repository, so that the table can be made anew anywhere.
 
 An entry is stale if its method does something else by now, or if it was measured on other models.
 Fits to few samples are judged in another way than fits to many, so that entries of either go by the
-probes of their kind.
+probes of their kind; and so do entries of decomposed students and of others.
 """
 
 from __future__ import annotations
@@ -101,6 +101,11 @@ class Place(NamedTuple):
     def of(method: str, student: Student, samples: int) -> Place:
         """Make one; for `WITHOUT_SAMPLES` the samples do not matter."""
         return Place(method, student, 0 if method in WITHOUT_SAMPLES else samples)
+
+    @property
+    def is_decomposed(self) -> bool:
+        """Whether the student is one of `DECOMPOSED`."""
+        return self.student in DECOMPOSED
 
     def __str__(self) -> str:
         """Say it in a line."""

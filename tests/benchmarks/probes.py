@@ -1,7 +1,8 @@
 """What a method does, seen on small networks: the key of its entries in the table of accuracy.
 
 Fits (and the paper's algorithm) are run on the demo's networks, with a few samples, where every
-fold is judged in turn, and with more, where one part is held out. What is kept of each: a digest of
+fold is judged in turn, and with more, where one part is held out; those of decomposed students on
+one of the demo's teacher. What is kept of each: a digest of
 the fitted file, the held-out error of its output, and family, ridge and error of each block. So a
 change of the code that alters no fit changes no key, one that rounds otherwise changes nothing but
 digests, and one that alters fits is seen; `tests.benchmarks.cells.same_outcome` compares. Errors
@@ -76,7 +77,7 @@ class Probe(NamedTuple):
 
     Attributes:
         teacher: a file of the demo, without its suffix.
-        student: likewise.
+        student: likewise, or `SEPARABLE`.
         samples: how many of the demo's, the first ones.
     """
 
@@ -85,19 +86,25 @@ class Probe(NamedTuple):
     samples: int
 
 
+SEPARABLE = "k x 1, 1 x k"
+"""The teacher, each k x k convolution of which is a k x 1 and a 1 x k one."""
+
 PROBES = (
     Probe("vgg16_small", "vgg16_small_D", 10),
     Probe("vgg16_small", "vgg16_small_D", 60),
     Probe("teacher", "student", 60),
 )
+DECOMPOSED_PROBES = (Probe("teacher", SEPARABLE, 10), Probe("teacher", SEPARABLE, 60))
+"""For the methods that fit, where the students of the table are decomposed ones."""
 
 
 @functools.cache
-def outcome(method: str) -> Outcome:
+def outcome(method: str, is_decomposed: bool = False) -> Outcome:
     """Give what a method does; takes seconds.
 
     Args:
         method: one of `tests.benchmarks.cells.METHODS`.
+        is_decomposed: whether to a decomposed student.
     """
     match method:
         case "untouched":
@@ -121,14 +128,10 @@ def outcome(method: str) -> Outcome:
             # The steps start from what ``auto`` comes to, and round their way to other numbers.
             text = "".join(code_of(_source(module.__file__)) for module in _OF_STEPS)
             steps = {"code": _digest(text.encode()), "steps": FITS[method].refine}
-            return outcome("auto") | steps
-        case "factors":
-            student, _ = decomposed(onnx.load(DEMO / "teacher.onnx"), separable, is_spatial)
-            found = {"k x 1, 1 x k, 60 samples": _fit_to("teacher", student, 60, FITS[method])}
-            return {"within": WITHIN, "probes": found}
+            return outcome("auto", is_decomposed) | steps
         case _:
-            options = FITS[method]
-            found = {_name(probe): _fit(probe, options) for probe in PROBES}
+            probes = DECOMPOSED_PROBES if is_decomposed else PROBES
+            found = {_name(probe): _fit(probe, FITS[method]) for probe in probes}
             return {"within": WITHIN, "probes": found}
 
 
@@ -137,19 +140,14 @@ def _name(probe: Probe) -> str:
 
 
 def _fit(probe: Probe, options: FitOptions) -> Outcome:
-    return _fit_to(probe.teacher, DEMO / f"{probe.student}.onnx", probe.samples, options)
-
-
-def _fit_to(
-    teacher: str, student: Path | onnx.ModelProto, samples: int, options: FitOptions
-) -> Outcome:
+    teacher = onnx.load(DEMO / f"{probe.teacher}.onnx")
+    if probe.student == SEPARABLE:
+        student, _ = decomposed(teacher, separable, is_spatial)
+    else:
+        student = onnx.load(DEMO / f"{probe.student}.onnx")
     run = dataclasses.replace(options.run, providers=("cpu",))
-    result = fit(
-        DEMO / f"{teacher}.onnx",
-        student,
-        normalise(_images()[:samples]),
-        dataclasses.replace(options, run=run),
-    )
+    samples = normalise(_images()[: probe.samples])
+    result = fit(teacher, student, samples, dataclasses.replace(options, run=run))
     return {"sha256": _sha(result.model), "numbers": numbers(result.report)}
 
 

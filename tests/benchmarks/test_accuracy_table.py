@@ -15,6 +15,7 @@ from models.networks import resnet20
 from models.prune import ResNetRecipe, prune_resnet20
 from tests.benchmarks import accuracy, methods, probes, table
 from tests.benchmarks.cells import (
+    DECOMPOSED,
     FILE,
     METHODS,
     Cells,
@@ -126,9 +127,24 @@ def cells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cells:
     monkeypatch.setattr(
         accuracy, "measure", lambda place, draw: Entry(90.0 + draw, cpu_seconds=2.0)
     )
-    monkeypatch.setattr(accuracy, "outcome", lambda method: fitted())
+    monkeypatch.setattr(accuracy, "outcome", lambda method, is_decomposed: fitted())
     monkeypatch.setattr(Cells, "save", lambda self: None)
     return Cells()
+
+
+def test_entries_of_decomposed_students_go_by_decomposed_probes(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [Place.of("auto", student, 50) for student in (FIRST, DECOMPOSED[0])]
+    for place in places:
+        accuracy.bring_up_to_date(cells, place, draws=1)
+    assert not accuracy.stale_places(cells)
+    monkeypatch.setattr(
+        accuracy,
+        "outcome",
+        lambda method, is_decomposed: fitted("c", 0.2 if is_decomposed else 0.25),
+    )
+    assert accuracy.stale_places(cells) == {places[1]}
 
 
 def test_what_is_known_is_not_measured_again(
@@ -146,12 +162,12 @@ def test_what_is_known_is_not_measured_again(
 
     # Rounded otherwise: nothing changes.
     monkeypatch.setattr(accuracy, "measure", lambda place, draw: Entry(80.0))
-    monkeypatch.setattr(accuracy, "outcome", lambda method: fitted("b"))
+    monkeypatch.setattr(accuracy, "outcome", lambda method, is_decomposed: fitted("b"))
     accuracy.bring_up_to_date(cells, place, draws=3)
     assert cells.entries[place] is entry
 
     # Fitted otherwise, or other models: all draws are measured anew.
-    monkeypatch.setattr(accuracy, "outcome", lambda method: fitted("c", error=0.2))
+    monkeypatch.setattr(accuracy, "outcome", lambda method, is_decomposed: fitted("c", error=0.2))
     assert accuracy.stale_places(cells) == {place}
     accuracy.bring_up_to_date(cells, place, draws=2)
     assert cells.entries[place].each == (80.0, 80.0)
