@@ -25,8 +25,8 @@ import numpy as np
 from fskd_onnx.linalg.backends import Array, backend
 from fskd_onnx.linalg.factorization import Factor, Indices, PatchMap, meeting
 
-# Of conjugate gradients per factor. Twice as many take half as long again, and the errors on samples
-# that the fit has not seen are no less.
+# Of conjugate gradients per factor. Twice as many take half as long again, and the errors on fresh
+# samples are no less.
 _STEPS = 5
 # Conjugate gradients stop where the residual is this part of what it was.
 _SOLVED = 1e-4

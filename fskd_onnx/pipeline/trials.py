@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import scipy.special
 from numpy.typing import NDArray
 
 from fskd_onnx.fitting.adapters import families_of, need_patches
@@ -71,6 +72,8 @@ class Candidate:
     is_strict: bool = False
 
 
+# That a start is better than the likeliest one.
+_CONFIDENCE = 0.95
 # Weights of the students of all folds that may lie in memory beside each other, in bytes.
 _MOST_BYTES = 2**31
 
@@ -131,11 +134,19 @@ def _judged(problem: FitProblem, fitted: FittedStudent, timer: StageTimer) -> Ca
 
 
 def _is_closer(errors: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
-    """Whether errors are less than others by more than the standard error of their difference."""
-    if len(errors) < 2:
+    """Whether errors are less than others beyond chance, by a t test of their differences.
+
+    Both in their sum, which a few samples may rule, and in their logarithms, in which all count the
+    same.
+    """
+    n = len(errors)
+    if n < 2:
         return False
-    difference = others - errors
-    return bool(difference.mean() > difference.std(ddof=1) / np.sqrt(len(difference)))
+    least = np.finfo(np.float64).tiny
+    logarithms = (np.log(np.maximum(values, least)) for values in (others, errors))
+    quantile = float(scipy.special.stdtrit(n - 1, _CONFIDENCE))
+    differences = (np.subtract(others, errors), np.subtract(*logarithms))
+    return all(d.mean() > quantile * d.std(ddof=1) / np.sqrt(n) for d in differences)
 
 
 def fits(
@@ -260,9 +271,8 @@ def choose(candidates: Sequence[Candidate], before: Agreement) -> Candidate:
     """Take the fit from the last start, unless another is closer to the teacher beyond chance.
 
     That of chosen channels and of all factors was the better one in nearly all that was measured,
-    and a handful of held-out samples can say otherwise by accident: so the others have to be closer
-    by more than the standard error of the mean difference over independent samples. What does not
-    bring the student closer beyond doubt is out either way.
+    and a handful of held-out samples can say otherwise by accident. What does not bring the student
+    closer beyond doubt is out either way.
     """
     closer = [
         candidate

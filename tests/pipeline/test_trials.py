@@ -67,6 +67,10 @@ def test_chosen_channels_are_taken_unless_the_kept_ones_are_closer_beyond_chance
     assert chosen([0.4, 0.5, 0.4], [0.5, 0.4, 0.51]) == "select"  # closer, by accident maybe
     assert chosen([0.40, 0.41, 0.42], [0.5, 0.52, 0.51]) == "kept"
     assert chosen([0.1], [0.9]) == "select"  # one sample says nothing
+    # Most are no closer, and a few rule the sum.
+    few = [0.1] * 20 + [0.5] * 5
+    assert chosen(few, [0.09] * 20 + [0.8] * 5) == "select"
+    assert chosen(few, [0.15] * 20 + [0.8] * 5) == "kept"
 
 
 def test_what_comes_no_closer_is_out() -> None:
