@@ -33,7 +33,8 @@ def test_factors_of_many_groups_come_near_to_the_best(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(factor_step, "_FEW", 0)
-    assert_no_weight_can_gain(form, 5e-3)
+    monkeypatch.setattr(factor_step, "_STEPS", 10)  # a fit takes fewer, sweep after sweep
+    assert_no_weight_can_gain(form, 1e-3)
 
 
 def assert_no_weight_can_gain(form: str, slack: float) -> None:
