@@ -4,12 +4,16 @@ The loss is the mean relative error of the network's outputs plus `_BLOCKS` time
 outputs (hints at every block, Romero et al. 2015), of those that are aimed at. Matrices of weights
 take steps along their orthogonalized momentum, all else those of Adam (Kingma and Ba 2015). Both
 are the same part of the size of each tensor, whatever the scale of a network is; the length rises
-over the first steps and falls by a cosine to zero.
+over the first steps and falls by a cosine to zero. Networks differ in how long steps may be all the
+same: where the first ones lead away from the teacher, all begins anew with steps half as long.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,12 +35,17 @@ from fskd_onnx.samples.fresh import FreshSamples
 from fskd_onnx.samples.reader import SampleReader
 from fskd_onnx.serialization.interface import InputSpec
 
+logger = logging.getLogger(__name__)
+
 _BLOCKS = 3.0  # weight of the block outputs beside the outputs
 # Fewer steps than these do not make up for the noise of long ones, so they are shorter. More get
 # as far by shorter ones along orthogonalized momentum, which has noise in all directions.
 _LONG = 200
 _WARM_UP = 0.05  # of all steps
 _OF_MATRICES = 0.5  # length of `_LONG` of their steps, beside that of Adam's
+# Steps are too long where the mean loss over the first of them is more than so many times that of
+# the student as it was, on the same draws; their length is halved so often at most.
+_FIRST, _GROWTH, _HALVINGS = 0.1, 1.1, 4
 _BATCH = 32  # samples of a step
 _MEASURED = 128  # samples that errors are relative to the variance of
 _POINTS = 4  # states that are looked at
@@ -115,29 +124,31 @@ class GradientSteps:
             OutOfMemoryError: the machine has not enough memory.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        tensors = self.trained.tensors
-        parameters = [one.values.to(device, copy=True).requires_grad_() for one in tensors]
+        start = [one.values.to(device, copy=True).requires_grad_() for one in self.trained.tensors]
         wanted = [target.student for target in self.targets]
         graph = TorchGraph(self.model, self.name, wanted, self.trained.slots, device)
-        targets = self._usable(
-            graph, parameters, self.teacher.measured(self.targets, self._as_they_are())
-        )
+        measured = self.teacher.measured(self.targets, self._as_they_are())
+        targets = self._usable(graph, start, measured)
         if not targets:
             return
-        masks = [None if one.mask is None else one.mask.to(device) for one in tensors]
-        schedules = self._schedules(parameters, steps)
-        observer().start("gradient steps", (last or steps) * _BATCH)
-        for step in range(1, (last or steps) + 1):
-            for schedule in schedules:
-                schedule.optimizer.zero_grad()
-            finite = self._backward(graph, parameters, targets, step, device)
-            for values, mask in zip(parameters, masks, strict=True):
-                if mask is not None and values.grad is not None:
-                    values.grad *= mask
-            for schedule in schedules:
-                schedule.optimizer.step()
-                schedule.step()
-            if not finite:
+        first = math.ceil(_FIRST * steps)  # no later than the first state that is looked at
+        with torch.no_grad():
+            losses = [self._loss(graph, start, targets, step) for step in range(1, first + 1)]
+        most = _GROWTH * statistics.fmean(losses)
+        if not math.isfinite(most):
+            return
+        for halvings in range(_HALVINGS + 1):
+            observer().start("gradient steps", (last or steps) * _BATCH)
+            parameters = [values.detach().clone().requires_grad_() for values in start]
+            moves = self._moves(graph, parameters, targets, self.length / 2**halvings, steps)
+            losses = list(itertools.islice(moves, first))
+            mean = statistics.fmean(losses)
+            logger.info("gradient steps, 1/%d as long: %.4g of %.4g", 2**halvings, mean, most)
+            if mean <= most:
+                break
+        made = range(1, (last or steps) + 1)
+        for step, loss in zip(made, itertools.chain(losses, moves), strict=False):
+            if not math.isfinite(loss):
                 return
             if step in looked_at(steps):
                 model = self.trained.model(parameters)
@@ -145,9 +156,34 @@ class GradientSteps:
                     return
                 yield Point(step, model)
 
-    def _schedules(self, parameters: Sequence[Tensor], steps: int) -> list[LambdaLR]:
+    def _moves(
+        self,
+        graph: TorchGraph,
+        parameters: Sequence[Tensor],
+        targets: Sequence[Target],
+        length: float,
+        steps: int,
+    ) -> Iterator[float]:
+        """Make one step after another; yield the loss that each was made from."""
+        tensors = self.trained.tensors
+        masks = [None if one.mask is None else one.mask.to(graph.device) for one in tensors]
+        schedules = self._schedules(parameters, length, steps)
+        for step in range(1, steps + 1):
+            for schedule in schedules:
+                schedule.optimizer.zero_grad()
+            loss = self._loss(graph, parameters, targets, step)
+            for values, mask in zip(parameters, masks, strict=True):
+                if mask is not None and values.grad is not None:
+                    values.grad *= mask
+            for schedule in schedules:
+                schedule.optimizer.step()
+                schedule.step()
+            observer().advance(_BATCH)
+            yield loss
+
+    def _schedules(self, parameters: Sequence[Tensor], length: float, steps: int) -> list[LambdaLR]:
         """Return what makes so many steps of all parameters, each kind with its optimizer."""
-        of_matrices, of_others = lengths(self.length, steps)
+        of_matrices, of_others = lengths(length, steps)
         alone: list[dict[str, Any]] = []
         matrices: list[dict[str, Any]] = []
         for values, one in zip(parameters, self.trained.tensors, strict=True):
@@ -192,32 +228,35 @@ class GradientSteps:
         for batch in plan_batches([first], size, self.fixed_size):
             yield self.samples.take(batch.samples)
 
-    def _backward(
+    def _loss(
         self,
         graph: TorchGraph,
         parameters: Sequence[Tensor],
         targets: Sequence[Target],
         step: int,
-        device: str,
-    ) -> bool:
-        """Add up the gradients of a step, over as many runs as it takes; whether all is finite."""
+    ) -> float:
+        """Return the loss over the draw of a step, in as many runs as that takes.
+
+        Its gradients are added to those of the parameters, where gradients are enabled.
+        """
         drawn = self.draws.draw(step, _BATCH)
         size = default_batch_size(self.samples.shapes)
         batches = plan_batches([np.arange(_BATCH)], size, self.fixed_size)
         outputs = sum(target.is_output for target in targets)
-        finite = True
+        total = 0.0
         for batch in batches:
             arrays = {name: array[batch.samples] for name, array in drawn.items()}
             theirs = self.teacher.run(arrays)
             found = self._student(graph, parameters, arrays)
-            loss = torch.zeros((), device=device)
+            loss = torch.zeros((), device=graph.device)
             for target in targets:
-                wanted = as_tensor(target.of_teacher(theirs[target.teacher])).to(device)
+                wanted = as_tensor(target.of_teacher(theirs[target.teacher])).to(graph.device)
                 error = target.error(found[target.student], wanted)
                 share = 1 / outputs if target.is_output else _BLOCKS / (len(targets) - outputs)
                 loss = loss + share * error
-            finite = finite and bool(torch.isfinite(loss))
-            with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
-                (loss * (batch.count / _BATCH)).backward()  # type: ignore[no-untyped-call]
-            observer().advance(batch.count)
-        return finite
+            loss = loss * (batch.count / _BATCH)
+            if torch.is_grad_enabled():
+                with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+                    loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return total

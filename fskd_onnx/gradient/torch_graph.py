@@ -65,7 +65,11 @@ class _Step:
 
 
 class TorchGraph:
-    """A model as PyTorch runs it; half precision is computed in single precision."""
+    """A model as PyTorch runs it; half precision is computed in single precision.
+
+    Attributes:
+        device: where it runs.
+    """
 
     def __init__(
         self,
@@ -87,7 +91,7 @@ class TorchGraph:
         Raises:
             ModelError: a node that these tensors depend on cannot be run; its name is in it.
         """
-        self._name, self._wanted, self._device = name, tuple(dict.fromkeys(wanted)), device
+        self._name, self._wanted, self.device = name, tuple(dict.fromkeys(wanted)), device
         by_slot = {slot: at for at, of_value in enumerate(slots) for slot in of_value}
         self._steps = _steps(model, name, self._wanted, by_slot)
         read = {one for step in self._steps for one in step.inputs} | {*self._wanted}
@@ -113,7 +117,7 @@ class TorchGraph:
             ModelError: a node cannot be run on such inputs.
         """
         tensors = self._constants | {
-            key: (value.float() if value.dtype == torch.half else value).to(self._device)
+            key: (value.float() if value.dtype == torch.half else value).to(self.device)
             for key, value in feeds.items()
         }
         for step in self._steps:
@@ -134,7 +138,7 @@ class TorchGraph:
             if not isinstance(found, tuple | list):
                 found = (found,)
             tensors |= {
-                key: value.to(self._device)
+                key: value.to(self.device)
                 for key, value in zip(step.outputs, found, strict=False)
                 if key
             }

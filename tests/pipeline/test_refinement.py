@@ -12,6 +12,7 @@ import pytest
 
 from fskd_onnx import FitOptions, FitResult, RunOptions, fit
 from fskd_onnx.errors import FskdError, ModelError
+from fskd_onnx.gradient import gradient_steps as gradient_steps_module
 from fskd_onnx.passes import Canonicalize
 from fskd_onnx.pipeline import refinement
 from fskd_onnx.pipeline.gradient_setup import check_trainable
@@ -124,6 +125,28 @@ def after_steps(
     fitted = next(fits(problem, problem.splits.final, options, StageTimer()))
     *_, point = gradient_steps(problem, problem.splits.final, fitted, options).points(4)
     return fitted.model, point.model
+
+
+def test_steps_that_lead_away_begin_anew_half_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = NETWORKS["residual"]
+    options = FitOptions(CPU, targets="kept", refine=40)
+    samples = network.samples(70)
+    problem = prepared(network.teacher(), network.student(), samples, options)
+    fitted = next(fits(problem, problem.splits.final, options, StageTimer()))
+    steps = gradient_steps(problem, problem.splits.final, fitted, options)
+
+    def last(length: float) -> onnx.ModelProto:
+        *_, point = replace(steps, length=length).points(40)
+        return point.model
+
+    short, long = last(steps.length), last(64 * steps.length)
+    assert long == last(32 * steps.length)
+    monkeypatch.setattr(gradient_steps_module, "_HALVINGS", 0)
+    assert short == last(steps.length)
+    errors = [
+        error(network, model, samples) for model in (long, fitted.model, last(64 * steps.length))
+    ]
+    assert errors == sorted(errors)
 
 
 def test_zeros_of_sparse_kernels_stay() -> None:
