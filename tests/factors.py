@@ -29,6 +29,7 @@ FORMS: dict[str, tuple[list[list[Factor]], tuple[int, ...]]] = {
     ),
     "depthwise, pointwise": ([[factor(6, 6, (3, 3), 6), factor(9, 6, (1, 1))]], (3, 3)),
     "pointwise, depthwise": ([[factor(9, 6, (1, 1)), factor(9, 9, (3, 3), 9)]], (3, 3)),
+    "pointwise, grouped": ([[factor(6, 6, (1, 1)), factor(9, 6, (3, 3), 3)]], (3, 3)),
     "two branches": (
         [
             [factor(6, 6, (3, 3), 6), factor(9, 6, (1, 1))],

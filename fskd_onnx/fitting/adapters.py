@@ -47,6 +47,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,14 +176,16 @@ class Factors(Family):
         towards, found = self.towards[0], self.factors
         gram = moments.centered_gram
         strength = relative_strength(gram, ridge)
-        inverse = regular_solver(gram[0], strength)
         regular, warm = gram[0] + strength * np.eye(len(gram[0])), self.is_warm
+        # Of no use to most forms, and as dear as a part of their sweep.
+        inverse = cache(lambda: regular_solver(gram[0], strength))
 
         def solve(moments: Moments) -> FactoredMap:
             nonlocal found, warm
             cross = moments.centered_cross[0] + strength * towards
             energy = moments.target_energy + strength * float(np.sum(towards**2))
-            found = fit_factors(found, Target(regular, cross, energy), inverse, warm=warm)
+            target = Target(regular, cross, energy)
+            found = fit_factors(found, target, lambda right: inverse()(right), warm=warm)
             warm = True
             kernel = found.kernel[np.newaxis]
             shift = moments.mean_y - np.einsum("gij,gj->gi", kernel, moments.of_x.mean_x)
@@ -195,9 +198,12 @@ class Factors(Family):
     ) -> RidgeChoice:
         """Choose the ridge as for any kernel."""
         some = tested_targets(len(rows))
+        return self._choose([self.moments(fold.of_targets(some)) for fold in folds], some, tested)
+
+    def _choose(self, parts: Sequence[Moments], rows: Indices, tested: int | None) -> RidgeChoice:
+        """Choose the ridge by moments of the family's regressors, and of some targets."""
         prior = AffineMap(self.prior if self.towards is None else self.towards, self.bias)
-        parts = [self.moments(fold.of_targets(some)) for fold in folds]
-        return cross_validate(parts, prior.of_targets(some), tested).choice
+        return cross_validate(parts, prior.of_targets(rows), tested).choice
 
     def cross_validate(
         self, folds: Sequence[Moments], rows: Indices, tested: int | None
@@ -207,14 +213,14 @@ class Factors(Family):
         All targets have a say in the factors. The errors are of those that all families are
         compared by.
         """
-        choice = self.choose_ridge(folds, rows, tested)
+        some = tested_targets(len(rows))
         parts = [self.moments(fold) for fold in folds]
+        choice = self._choose([part.of_targets(some) for part in parts], some, tested)
         everything = sum_moments(parts)
         fits = []
         for part in parts[:tested]:
             rest = everything - part
             fits.append(self.solver(rest.of_x, choice.ridge)(rest))
-        some = tested_targets(len(rows))
         held_out = [part.of_targets(some) for part in parts[:tested]]
         unchanged = self.unchanged.of_targets(some)
         return CrossValidation(

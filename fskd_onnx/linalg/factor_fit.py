@@ -9,24 +9,25 @@ C' the centred moments of P and of the targets, the ridge towards a prior W0 inc
 The ridge acts on W, so that how a product is scaled between its factors makes no difference. The
 objective is quadratic in each factor alone. What is before a factor, L, turns patches into what the
 factor and all behind it see of its input, z = T P, with moments T G T' and C T'. The last factors
-of all chains are one ordinary regression on z; for others see ``linalg.factor_step``. Sweeps over
-all factors go on as long as they gain. Like pairs that are summed are one pair with the inner
-channels of all. Of two factors of which the last has one tap, as two matrices have, the best pair
-is known at once: with B = C' G'^-1 the solution without a limit of rank and U the first
-eigenvectors of B C'', it is W = U U' B (reduced-rank regression, Izenman 1975).
+of all chains are one ordinary regression on z (``linalg.last_factors``); for others see
+``linalg.factor_step``. Sweeps over all factors go on as long as they gain. Like pairs that are
+summed are one pair with the inner channels of all. Of two factors of which the last has one tap, as
+two matrices have, the best pair is known at once: with B = C' G'^-1 the solution without a limit of
+rank and U the first eigenvectors of B C'', it is W = U U' B (reduced-rank regression, Izenman
+1975).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from fskd_onnx.linalg.backends import Array
-from fskd_onnx.linalg.factor_step import Target, inverse_of, regular, regular_all, solve_factor
+from fskd_onnx.linalg.factor_step import Target, solve_factor
 from fskd_onnx.linalg.factorization import Factorization, apart, product_of, side_by_side
+from fskd_onnx.linalg.last_factors import LastFactors
 
 _SWEEPS, _FIRST_SWEEPS = 1, 6
 # A sweep that takes off less than this part of what is left is the last one.
@@ -50,14 +51,15 @@ def fit_factors(
         return apart(fit_factors(wide, target, solve, warm=warm), start)
     if _is_low_rank(start):
         return _reduced_rank(start, target.cross, solve)
-    found, error = start, target.error(start.kernel)
-    last = _with_best_last(start, target)
+    problem = LastFactors(start, target)
+    found, error, last = start, problem.error(start), problem.best()
     for _ in range(_SWEEPS if warm else _FIRST_SWEEPS):
-        new = last = _sweep(last, target)
-        before, error = error, target.error(new.kernel)
+        problem = LastFactors(_sweep(last, target), target)
+        last = problem.best()
+        before, error = error, problem.error(last)
         if not error < before:
             break
-        found = new
+        found = last
         if before - error < _WORTH_A_SWEEP * before:
             break
     return found
@@ -94,7 +96,7 @@ def _reduced_rank(
 
 
 def _sweep(block: Factorization, target: Target) -> Factorization:
-    """Solve for every factor, where the last ones are solved for; these once more at the end."""
+    """Solve for every factor but the last ones, where these are solved for."""
     for number, chain in enumerate(block.chains):
         for index in reversed(range(len(chain) - 1)):
             others = block.kernel - block.of_chain(number) if len(block.chains) > 1 else None
@@ -103,7 +105,7 @@ def _sweep(block: Factorization, target: Target) -> Factorization:
             behind = product_of(block.chains[number][index + 1 :])
             new = solve_factor(block.chains[number][index], behind, seen)
             block = block.replaced(number, index, new)
-    return _with_best_last(block, target)
+    return block
 
 
 def _seen(block: Factorization, number: int, index: int, target: Target) -> Target:
@@ -115,25 +117,3 @@ def _seen(block: Factorization, number: int, index: int, target: Target) -> Targ
         return target
     gram, cross = target.gram[np.ix_(places, places)], target.cross[:, places]
     return replace(target, gram=gram, cross=cross)
-
-
-def _with_best_last(block: Factorization, target: Target) -> Factorization:
-    """Solve for the last factors, each channel on what it sees."""
-    whole, mask = target.seen_by(block.last_patches), block.last_mask
-    if mask is None:
-        return block.with_last(inverse_of(regular(whole.gram))(whole.cross))
-    matrix = np.zeros(mask.shape)
-    channels: defaultdict[bytes, list[int]] = defaultdict(list)
-    for channel, seen_by_it in enumerate(mask):
-        channels[seen_by_it.tobytes()].append(channel)
-    # Systems of one size are solved together.
-    sizes: defaultdict[tuple[int, int], list[list[int]]] = defaultdict(list)
-    for members in channels.values():
-        sizes[len(members), int(mask[members[0]].sum())].append(members)
-    for alike in sizes.values():
-        rows = np.array(alike)[:, :, np.newaxis]
-        places = np.array([np.flatnonzero(mask[members[0]]) for members in alike])[:, np.newaxis]
-        grams = regular_all(whole.gram[places.swapaxes(1, 2), places])
-        solved = np.linalg.solve(grams, whole.cross[rows, places].swapaxes(1, 2))
-        matrix[rows, places] = solved.swapaxes(1, 2)
-    return block.with_last(matrix)

@@ -107,10 +107,15 @@ def _channel_by_channel(behind: Array, gram: Array, places: Indices, right: Arra
     """
     (m, q, a), r = right.shape, len(places)
     inner = np.einsum("nms,nmt->mst", behind, behind, optimize=True)
-    parts = gram[:, places][..., places]  # (q, r, a, q, r, a)
-    flat = parts.transpose(1, 4, 0, 2, 3, 5).reshape(r * r, -1)
-    systems = regular_all((inner.reshape(m, r * r) @ flat).reshape(m, q * a, q * a))
-    return np.asarray(np.linalg.solve(systems, right.reshape(m, q * a, 1)).reshape(m, q, a))
+    # The pair (s, t) has the weight of (t, s).
+    pairs = [(s, t) for s in range(r) for t in range(s + 1)]
+    parts = [gram[:, places[s]][..., places[t]].reshape(q * a, q * a) for s, t in pairs]
+    both = [part if s == t else part + part.T for part, (s, t) in zip(parts, pairs, strict=True)]
+    weights = inner[:, *np.transpose(pairs)]
+    systems = np.tensordot(weights, both, axes=1)
+    rights = right.reshape(m, 1, q * a)
+    solved = [inverse_of(regular(one))(b) for one, b in zip(systems, rights, strict=True)]
+    return np.concatenate(solved).reshape(m, q, a)
 
 
 def _at_once(factor: Factor, inner: Array, gram: Array, right: Array) -> Array:

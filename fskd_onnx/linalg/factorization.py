@@ -110,6 +110,18 @@ class PatchMap:
         by_tap = patches.reshape(-1, self.taps, patches.shape[1])
         return np.concatenate([self._seen(*part, by_tap) for part in self.parts])
 
+    @property
+    def matrix(self) -> Array:
+        """T itself, (channels seen * taps seen, inputs * taps)."""
+        return np.concatenate([self._placed(*part) for part in self.parts])
+
+    def _placed(self, before: Factor, reads: Indices) -> Array:
+        m, q, _ = before.weights.shape
+        found = np.zeros((m, len(reads), q, self.taps))
+        for at, read in enumerate(reads):
+            found[:, at][..., read] = before.weights
+        return found.reshape(m * len(reads), q * self.taps)
+
     @staticmethod
     def _seen(before: Factor, reads: Indices, by_tap: Array) -> Array:
         columns = by_tap.shape[2]

@@ -17,6 +17,7 @@ def test_a_kernel_is_what_its_last_factors_make_of_what_they_see(form: str) -> N
     block = drawn(form, 0)
     assert block.kernel.shape == (WIDTH, CHANNELS * block.taps)
     seen = block.last_patches.of(np.eye(CHANNELS * block.taps))
+    np.testing.assert_allclose(block.last_patches.matrix, seen, atol=1e-12)
     np.testing.assert_allclose(block.last_matrix @ seen, block.kernel, atol=1e-12)
     same = block.with_last(block.last_matrix)
     np.testing.assert_array_equal(same.kernel, block.kernel)
