@@ -62,7 +62,8 @@ class WidthCost:
         groups: number of groups.
         taps: number of positions that the kernel sees; 1 for Gemm and MatMul.
         positions: how many times the kernel is applied for one sample: output positions, of a
-            transposed convolution input positions.
+            transposed convolution input positions. What all samples share counts as the share of
+            one, rounded up; 0 where it depends on the data.
         has_bias: whether there is a bias.
     """
 
@@ -96,8 +97,8 @@ class NetworkCosts:
     Attributes:
         linears: of each linear node that can be viewed, by its name.
         others: of each other node that costs anything, by the name of its first output.
-        by_width: of each linear node whose extents do not depend on the data, what it costs by the
-            numbers of its channels, by its name.
+        by_width: what each linear node that can be viewed costs by the numbers of its channels, by
+            its name.
         not_counted: nodes whose multiply-adds are not in the sum, with the reason, by name.
         total: of the network.
     """
@@ -161,13 +162,13 @@ def count_costs(
             continue
         nodes = [view.node] if view.bias_node is None else [view.node, view.bias_node]
         parts.update(map(id, nodes))
-        macs = 0
+        positions = 0
         try:
-            by_width[view.name] = _width_cost(view, extents, samples)
-            macs = by_width[view.name].cost().macs
+            positions = -(-_positions(view, extents) // samples)
         except _OpenError:
             not_counted[view.name] = _OPEN
-        linears[view.name] = NodeCost(macs, _parameters(nodes))
+        by_width[view.name] = _width_cost(view, positions)
+        linears[view.name] = NodeCost(by_width[view.name].cost().macs, _parameters(nodes))
     for node in graph.nodes:
         if id(node) in parts or any(map(constants.cast_of, node.outputs)):
             continue
@@ -188,20 +189,20 @@ def count_costs(
     )
 
 
-def _width_cost(view: Linear, extents: _Extents, samples: int) -> WidthCost:
-    """Return what a linear node costs by the numbers of its channels.
-
-    Positions that all samples share count for one of them as their share, rounded up.
-    """
+def _width_cost(view: Linear, positions: int) -> WidthCost:
+    """Return what a linear node costs by the numbers of its channels."""
     taps = math.prod(view.kernel_shape)
     groups, n, p = view.shape
-    inputs, outputs = groups * p // taps, groups * n
-    if view.operator.transposed:
-        positions = extents.elements(view.input) // inputs
-    else:
-        positions = extents.elements(view.node.outputs[0]) // outputs
     has_bias = view.bias_constant is not None
-    return WidthCost(inputs, outputs, groups, taps, -(-positions // samples), has_bias)
+    return WidthCost(groups * p // taps, groups * n, groups, taps, positions, has_bias)
+
+
+def _positions(view: Linear, extents: _Extents) -> int:
+    """Return how many times a linear node applies its kernel in a run."""
+    groups, n, p = view.shape
+    if view.operator.transposed:
+        return extents.elements(view.input) * math.prod(view.kernel_shape) // (groups * p)
+    return extents.elements(view.node.outputs[0]) // (groups * n)
 
 
 def _parameters(nodes: Sequence[gs.Node]) -> int:

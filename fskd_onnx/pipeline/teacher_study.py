@@ -195,7 +195,7 @@ class TeacherStudy:
 
     def _record(self, unit: Candidates, level: Level, levels: Sequence[int]) -> UnitPlan:
         whole = [0] * len(levels)
-        nodes = [name for name in self._nodes(unit) if name in self.costs.by_width]
+        nodes = self._nodes(unit)
         zero = NodeCost(0, 0)
         before = sum((self.cost_model.node(name, whole) for name in nodes), zero)
         after = sum((self.cost_model.node(name, levels) for name in nodes), zero)

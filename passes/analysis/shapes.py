@@ -2,7 +2,8 @@
 
 Shape inference in ONNX works on a serialized model, and most of that would be weights, of which it
 needs the shapes alone. So weights go in as inputs of their shape; what may hold a shape itself (the
-target of a Reshape, the axes of a Squeeze) stays a constant.
+target of a Reshape, the axes of a Squeeze) stays a constant, and where the shapes of the inputs are
+given, what is computed from them becomes one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from fskd_onnx.passes.analysis.computed_extents import ComputedExtents, Values
 from fskd_onnx.passes.analysis.nodes import is_dense
 
 # Shapes, axes and sizes have a value per dimension; weights of interest have more.
@@ -58,6 +60,33 @@ def infer_named_shapes(
         if (shape := (inputs or {}).get(value.name)) is not None:
             kind = value.type.tensor_type.elem_type
             value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, shape))
+    dims, known = _inferred(model), 0
+    if inputs is None or not ComputedExtents.may_be_in(graph):
+        return dims
+    made = [tensor.name for node in graph.nodes for tensor in node.outputs if tensor.name]
+    # ONNX's inference follows few operators from extents to extents. What is computed makes more
+    # shapes known, and these more of what is computed.
+    values: dict[str, Values] = {}
+    while not all(isinstance(extent, int) for name in made for extent in dims.get(name, (None,))):
+        values = ComputedExtents(graph, dims, values).values
+        if len(values) == known:
+            break
+        known = len(values)
+        _write_out(model.graph, values)
+        dims |= _inferred(model)
+    return dims
+
+
+def _write_out(graph: onnx.GraphProto, values: Mapping[str, Values]) -> None:
+    """Make initializers of outputs of nodes whose values are known."""
+    computed = [node for node in graph.node if set(node.output) & values.keys()]
+    for node in computed:
+        [name] = node.output
+        graph.node.remove(node)
+        graph.initializer.append(onnx.numpy_helper.from_array(values[name], name))
+
+
+def _inferred(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     values = (*inferred.input, *inferred.value_info, *inferred.output)
     return {

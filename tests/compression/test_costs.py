@@ -100,7 +100,7 @@ def test_what_cannot_be_counted_is_named() -> None:
     )
     assert costs.not_counted == {"c": "its extents depend on the data"}
     assert costs.linears["c"] == NodeCost(0, 12)
-    assert not costs.by_width
+    assert costs.by_width["c"].cost(outputs=2) == NodeCost(0, 8)
 
 
 def test_open_extents_come_from_the_samples() -> None:
@@ -111,6 +111,31 @@ def test_open_extents_come_from_the_samples() -> None:
     assert (shapes, samples) == ({"x": (1, 3, 9, 7)}, 1)
     costs = count_costs(gs.import_onnx(model), shapes, samples)
     assert [shape.positions for shape in costs.by_width.values()] == [5 * 7, 4 * 6]
+
+
+def test_extents_that_are_computed_from_those_of_the_samples_are_followed() -> None:
+    # As front ends of sound networks pad: to whole frames, at least one.
+    model = build(
+        """g (float[1,n] x) => (float[A,B,C] y)
+          <int64[1] one, int64[1] four, int64[1] zero, int64[3] frames, float[3,4] w> {
+            extent = Shape <start = 1> (x)
+            least = Max (extent, one)
+            more = Sub (four, one)
+            filled = Add (least, more)
+            whole = Div (filled, four)
+            end = Mul (whole, four)
+            behind = Sub (end, extent)
+            ends = Concat <axis = 0> (zero, zero, zero, behind)
+            padded = Pad (x, ends)
+            windows = Reshape (padded, frames)
+            last = Transpose <perm = [0, 2, 1]> (windows)
+            [c] y = MatMul (w, last)
+        }""",
+        {"one": [1], "four": [4], "zero": [0], "frames": [1, -1, 4]},
+    )
+    costs = count_costs(gs.import_onnx(model), {"x": (1, 18)})
+    assert not costs.not_counted
+    assert costs.total == NodeCost(5 * 12, 12)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
