@@ -142,7 +142,7 @@ def export(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
         if tensor.name not in dropped:
             constant = constants.get(tensor.name)
             now = tensor if constant is None else OnnxExporter.export_tensor_proto(constant)
-            model.graph.initializer.append(tensor if _same_values(now, tensor) else now)
+            model.graph.initializer.append(tensor if same_values(now, tensor) else now)
     new = [OnnxExporter.export_tensor_proto(t) for t in constants.values() if t.name not in given]
     model.graph.initializer.extend(new)
     model.graph.input.extend(
@@ -266,7 +266,8 @@ def _names_read(graph: onnx.GraphProto) -> Iterator[str]:
                 yield from _names_read(body)
 
 
-def _same_values(now: onnx.TensorProto, before: onnx.TensorProto) -> bool:
+def same_values(now: onnx.TensorProto, before: onnx.TensorProto) -> bool:
+    """Whether two tensors of a model hold the same, however they store it."""
     if now is before or now == before:
         return True
     if now.data_type != before.data_type or list(now.dims) != list(before.dims):

@@ -31,6 +31,7 @@ from fskd_onnx.errors import NoImprovementError, TargetError
 from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.option_checks import given
 from fskd_onnx.passes import Canonicalize, export
+from fskd_onnx.passes.restore_parameters import restore_parameters
 from fskd_onnx.pipeline.compress_report import latency_feeds, latency_ratio, report_of
 from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
 from fskd_onnx.pipeline.fit import fit_networks
@@ -224,7 +225,7 @@ class _Compression:
         with self._timer("rewrite"):
             graph = study.model.graph()
             carry_out(plan, graph)
-            model = export(graph, like=study.model.canonical)
+            model = restore_parameters(export(graph, like=study.model.canonical), study.model.given)
             checked(model, self._student_name)
         return _Student(plan, model)
 

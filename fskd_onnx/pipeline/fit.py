@@ -17,6 +17,7 @@ from fskd_onnx.errors import MatchError, NoImprovementError
 from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.option_checks import given as given_options
 from fskd_onnx.options import FitOptions
+from fskd_onnx.passes.restore_parameters import restore_parameters
 from fskd_onnx.pipeline.fitted_student import FittedStudent
 from fskd_onnx.pipeline.gradient_setup import check_torch, check_trainable
 from fskd_onnx.pipeline.guidance import advise, is_large, why_no_gain
@@ -131,6 +132,7 @@ def _fit(
                 outcome = _Outcome(final_fit(problem, closed, timer), closed)
         refusal = _refusal(problem, outcome.judged, options)
         need = None if refusal or options.refine else _sample_need(problem, outcome, timer)
+        outcome = _with_parameters_as_given(problem, outcome, timer)
     report = _report(problem, outcome, options, timer, need)
     if refusal:
         problem.check_student()
@@ -227,6 +229,19 @@ def _is_finite(problem: FitProblem, fitted: FittedStudent, timer: StageTimer) ->
         name = f"fused {problem.student.name}"
         outputs = problem.outputs(fitted.model, name, problem.held_out[problem.judged])
     return all(finite_rows(values).all() for values in outputs)
+
+
+def _with_parameters_as_given(
+    problem: FitProblem, outcome: _Outcome, timer: StageTimer
+) -> _Outcome:
+    """Let the student compute the parameters that no fit has changed, as it came."""
+    with timer("fuse"):
+        model = restore_parameters(outcome.fitted.model, problem.student.given)
+    if model is outcome.fitted.model:
+        return outcome
+    with timer("verify"):
+        checked(model, f"fused {problem.student.name}")
+    return dataclasses.replace(outcome, fitted=dataclasses.replace(outcome.fitted, model=model))
 
 
 def _sample_need(problem: FitProblem, outcome: _Outcome, timer: StageTimer) -> SampleNeed | None:

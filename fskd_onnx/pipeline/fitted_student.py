@@ -9,6 +9,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
+from fskd_onnx.passes.restore_parameters import restore_parameters
 from fskd_onnx.pipeline.starts import Start
 from fskd_onnx.pipeline.weight_growth import stored_tensors
 from fskd_onnx.results import BlockReport, BlockStatus
@@ -51,7 +52,7 @@ def _with_true_status(
     fitted: FittedStudent, model: onnx.ModelProto, student: onnx.ModelProto
 ) -> tuple[BlockReport, ...]:
     """Say of blocks that are not fitted whether their bytes are those of the student's file."""
-    new, old = stored_tensors(model), stored_tensors(student)
+    new, old = stored_tensors(restore_parameters(model, student)), stored_tensors(student)
 
     def same(name: str) -> bool:
         one, other = new.get(name), old.get(name)

@@ -115,6 +115,27 @@ def test_the_target_is_met(what: str, count: int) -> None:
         assert "without samples" in " ".join(result.report.notes)
 
 
+def test_matrices_that_nothing_goes_from_stay_computed() -> None:
+    model = build(
+        """g (float[N,64] x) => (float[N,3] y)
+          <int64[1] size, int64[2] at, float[2] values, int64[2] shape,
+           float[40,80] v, float[80,3] w> {
+            empty = ConstantOfShape (size)
+            row = ScatterElements (empty, at, values)
+            bands = Reshape (row, shape)
+            [front] f = MatMul (x, bands)
+            h = MatMul (f, v)
+            r = Relu (h)
+            y = MatMul (r, w)
+        }""",
+        {"size": [2560], "at": [0, 2559], "values": [1.0, 3.0], "shape": [64, 40]},
+    )
+    given = options(reduce="macs=30%", methods=("l1",), skip=("front",))
+    result = compress(model, None, given)
+    check(result.model)
+    assert result.model.ByteSize() < model.ByteSize()
+
+
 def test_biases_that_a_fit_adds_count() -> None:
     result = made("parts", reduce="params=40%", round_to=1, methods=("l1", "channel-svd"))
     assert result.model is not None and result.report.fit is not None

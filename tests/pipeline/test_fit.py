@@ -698,6 +698,34 @@ ROOT = """net (float[N,4] x) => (float[N,3] y) <float[4,6] w, float[6,3] v> {
 }"""
 
 
+BANDS = """net (float[N,64] x) => (float[N,3] y)
+    <int64[1] size, int64[4] at, float[4] values, int64[2] shape, float[40,8] v, float[8,3] w> {
+    empty = ConstantOfShape (size)
+    row = ScatterElements (empty, at, values)
+    bands = Reshape (row, shape)
+    [front] f = MatMul (x, bands)
+    a = Abs (f)
+    [one] h = MatMul (a, v)
+    r = Relu (h)
+    [two] y = MatMul (r, w)
+}"""
+"""As front ends of sound networks: a matrix of which nearly all is zero, computed from the rest."""
+
+
+def test_matrices_that_no_fit_changes_stay_computed() -> None:
+    values = {"size": [2560], "at": [0, 41, 82, 2559], "values": [1, 2, 1, 3], "shape": [64, 40]}
+    teacher, student = (build(BANDS, values, seed=seed) for seed in (0, 1))
+    samples = {"x": np.random.default_rng(2).standard_normal((200, 64)).astype(np.float32)}
+    result = fit(teacher, student, samples, FitOptions(CPU))
+    blocks = {block.student: block for block in result.report.blocks}
+    assert blocks["front"].status == "kept"
+    assert blocks["two"].status == "fitted"
+    assert ops(result.model).items() >= {"ScatterElements": 1, "Reshape": 1}.items()
+    assert result.model.ByteSize() < student.ByteSize() + 1000
+    new = {"x": np.random.default_rng(3).standard_normal((50, 64)).astype(np.float32)}
+    assert error(teacher, result.model, new) < 0.1 * error(teacher, student, new)
+
+
 def test_samples_with_outputs_that_are_not_finite_are_left_out_and_named() -> None:
     # The root of a negative sum is NaN.
     teacher, student = (build(ROOT, seed=seed) for seed in (0, 1))
