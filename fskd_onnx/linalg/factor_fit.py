@@ -23,9 +23,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import scipy.linalg
 
 from fskd_onnx.linalg.backends import Array
-from fskd_onnx.linalg.factor_step import Target, solve_factor
+from fskd_onnx.linalg.factor_step import Target, regular, solve_factor
 from fskd_onnx.linalg.factorization import Factorization, apart, product_of, side_by_side
 from fskd_onnx.linalg.last_factors import LastFactors
 
@@ -50,7 +51,7 @@ def fit_factors(
     if (wide := side_by_side(start)) is not None:
         return apart(fit_factors(wide, target, solve, warm=warm), start)
     if _is_low_rank(start):
-        return _reduced_rank(start, target.cross, solve)
+        return _reduced_rank(start, target, solve)
     problem = LastFactors(start, target)
     found, error, last = start, problem.error(start), problem.best()
     for _ in range(_SWEEPS if warm else _FIRST_SWEEPS):
@@ -75,24 +76,40 @@ def _is_low_rank(block: Factorization) -> bool:
 
 
 def _reduced_rank(
-    block: Factorization, cross: Array, solve: Callable[[Array], Array]
+    block: Factorization, target: Target, solve: Callable[[Array], Array]
 ) -> Factorization:
     """Return the best pair of factors of the block's rank."""
     first, last = block.chains[0]
-    unlimited = solve(cross)
-    values, vectors = np.linalg.eigh(unlimited @ cross.T)
-    rank = len(first.weights)
-    chosen = np.argsort(values)[::-1][:rank]
-    scale = np.sqrt(np.sqrt(np.maximum(values[chosen], 0.0)))
-    scale = np.where(scale > _NOTHING * scale.max(initial=0.0), scale, 1.0)
-    left, right = vectors[:, chosen] * scale, vectors[:, chosen].T / scale[:, np.newaxis]
-    weights = (right @ unlimited).reshape(len(right), -1, block.taps)
-    placed = np.zeros((rank, *first.weights.shape[1:]))
+    left, right = _best_of_rank(len(first.weights), target, solve)
+    weights = right.reshape(len(right), -1, block.taps)
+    placed = np.zeros((len(first.weights), *first.weights.shape[1:]))
     placed[: len(weights)] = weights[..., block.flat(0, first.offsets)]
     outer = np.zeros(last.weights.shape)
     outer[:, : left.shape[1], 0] = left
     pair = replace(first, weights=placed), replace(last, weights=outer)
     return replace(block, chains=(pair,))
+
+
+def _best_of_rank(
+    rank: int, target: Target, solve: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    """Return the best map of patches of a rank as two, of outputs and of patches."""
+    n, p = target.cross.shape
+    if n <= p:
+        unlimited = solve(target.cross)
+        values, vectors = np.linalg.eigh(unlimited @ target.cross.T)
+        left, right = vectors, vectors.T @ unlimited
+    else:
+        # As of a classifier of thousands of classes. C'' C' v = s G' v has the eigenvalues s of
+        # B C''; with v' G' v = 1 the eigenvectors are C' v, and W is the sum of (C' v) v'.
+        values, vectors = scipy.linalg.eigh(target.cross.T @ target.cross, regular(target.gram))
+        sizes = np.sqrt(np.maximum(values, 0.0))
+        sizes = np.where(sizes > _NOTHING * sizes.max(initial=0.0), sizes, 1.0)
+        left, right = target.cross @ vectors / sizes, (vectors * sizes).T
+    chosen = np.argsort(values)[::-1][:rank]
+    scale = np.sqrt(np.sqrt(np.maximum(values[chosen], 0.0)))
+    scale = np.where(scale > _NOTHING * scale.max(initial=0.0), scale, 1.0)
+    return left[:, chosen] * scale, right[chosen] / scale[:, np.newaxis]
 
 
 def _sweep(block: Factorization, target: Target) -> Factorization:
