@@ -30,7 +30,9 @@ SAMPLES = 256
 MOST_REGRESSORS = 4608
 """Values of a patch up to which its moments are kept: 512 channels of 3 x 3 taps."""
 
-_MOST_OUTPUTS = 1024  # of a group, whose covariance is kept
+MOST_OUTPUTS = 1024
+"""Outputs of a group up to which their covariance is kept."""
+
 _LEAST_COLUMNS = 4096
 _COLUMNS_PER_UNKNOWN = 4
 
@@ -120,7 +122,7 @@ class _Sums:
                 part = GramMoments.of(parts.reshape(-1, len(places), inputs.shape[2]))
                 self._channels[unit][half] = _sum(self._channels[unit][half], part)
         response = self.linear.matrix @ patches
-        if response.shape[1] > _MOST_OUTPUTS:
+        if response.shape[1] > MOST_OUTPUTS:
             response = response.reshape(-1, 1, response.shape[2])
         self._response = _sum(self._response, GramMoments.of(response))
 

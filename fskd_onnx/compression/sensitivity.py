@@ -18,15 +18,19 @@ Where a layer loses three quarters of its channels the second term is many times
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
-from fskd_onnx.compression.analysis import NodeMoments
+from fskd_onnx.compression.analysis import MOST_OUTPUTS, NodeMoments
 from fskd_onnx.compression.output_errors import Change
 from fskd_onnx.linalg.backends import Array
-from fskd_onnx.passes import AffineMap, InsertAdapter
+from fskd_onnx.passes import AffineMap
+from fskd_onnx.passes.analysis.linear import Linear, find_linear
+from fskd_onnx.passes.write_weights import write_weights
 
 # Relative errors of a response: of the noise, and of what the least directions make up, at most.
 _SMALL, _LARGE = 0.1, 0.25
@@ -94,27 +98,49 @@ def probes(nodes: Iterable[NodeMoments], seed: int) -> list[Probes]:
     """
     found = []
     for number, node in enumerate(nodes):
-        groups, n = node.mean.shape
         kept, lost = _largest_directions(node.covariance)
-        if len(kept) != groups:  # channels one by one
-            kept = kept.reshape(groups, n, 1) * np.eye(n)
-        large = _change(node, kept) if lost > 0 else None
-        small = _change(node, np.eye(n) + _noise((groups, n, n), (seed, number)))
+        large = _change(node, partial(_projected, kept)) if lost > 0 else None
+        small = _change(node, partial(_with_noise, (seed, number)))
         found.append(Probes(node.linear.name, small, large, lost))
     return found
 
 
-def _change(node: NodeMoments, matrices: Array) -> Change:
-    """Return the change that maps the deviations of a response from its mean."""
-    shift = node.mean - np.einsum("gij,gj->gi", matrices, node.mean)
-    adapter = InsertAdapter({node.linear.name: AffineMap(matrices, shift)})
-    return Change(node.linear.name, node.linear.input.name, adapter.run)
+def _change(node: NodeMoments, deviations: Callable[[Array], Array]) -> Change:
+    """Return the change that maps the deviations of a response from its mean.
+
+    They are a linear map of the node's patches, so that its weights can hold the change.
+    """
+    name, mean = node.linear.name, node.mean
+
+    def rewrite(graph: gs.Graph) -> None:
+        views = (view for view in find_linear(graph) if isinstance(view, Linear))
+        linear = next(view for view in views if view.name == name)
+        shift = linear.bias.reshape(mean.shape) - mean
+        new = deviations(np.concatenate([linear.matrix, shift[..., np.newaxis]], axis=2))
+        write_weights(graph, linear, AffineMap(new[..., :-1], new[..., -1] + mean))
+
+    return Change(name, node.linear.input.name, rewrite)
 
 
-def _noise(shape: tuple[int, ...], seed: tuple[int, int]) -> Array:
-    noise = np.random.default_rng(seed).standard_normal(shape)
-    noise *= np.sqrt(_SMALL / np.maximum((noise**2).sum(axis=1, keepdims=True), 1e-12))
-    return noise
+def _projected(kept: Array, response: Array) -> Array:
+    """Return a response, (groups, n, columns), without the directions that are not kept."""
+    if len(kept) == len(response):
+        return kept @ response
+    return kept.reshape(len(response), -1, 1) * response  # channels one by one
+
+
+def _with_noise(seed: tuple[int, int], response: Array) -> Array:
+    """Return a response, (groups, n, columns), with noise; of very many channels in parts."""
+    random, (groups, n, _) = np.random.default_rng(seed), response.shape
+    parts = [np.arange(n)]
+    if n > MOST_OUTPUTS:
+        parts = np.array_split(random.permutation(n), -(-n // MOST_OUTPUTS))
+    noisy = response.copy()
+    for part in parts:
+        noise = random.standard_normal((groups, len(part), len(part)))
+        noise *= np.sqrt(_SMALL / np.maximum((noise**2).sum(axis=1, keepdims=True), 1e-12))
+        noisy[:, part] += noise @ response[:, part]
+    return noisy
 
 
 def _largest_directions(covariance: Array) -> tuple[Array, float]:

@@ -54,7 +54,12 @@ def found(model: onnx.ModelProto, samples: Array, seed: int = 0) -> dict[str, fl
     return {name: one.slope for name, one in sensitivities(model, samples, seed).items()}
 
 
-def test_an_error_of_a_node_passes_through_rotations_as_it_is() -> None:
+@pytest.mark.parametrize("most", [1024, 3])
+def test_an_error_of_a_node_passes_through_rotations_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    for module in (analysis, sensitivity):
+        monkeypatch.setattr(module, "MOST_OUTPUTS", most)
     model = build(
         """g (float[N,4] x) => (float[N,4] z) <float[4,4] a, float[4] b, float[4,4] c> {
             [one] y = Gemm (x, a, b)
@@ -166,7 +171,8 @@ def test_errors_of_a_response_of_one_direction_are_small_ones() -> None:
 def test_channels_of_groups_and_of_wide_nodes_are_left_out_one_by_one(
     monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(analysis, "_MOST_OUTPUTS", most)
+    for module in (analysis, sensitivity):
+        monkeypatch.setattr(module, "MOST_OUTPUTS", most)
     model = build(
         """g (float[N,4,1,1] x) => (float[N,4,1,1] z) <float[4,2,1,1] a, float[4,4,1,1] c> {
             [one] y = Conv <group = 2> (x, a)
@@ -179,3 +185,13 @@ def test_channels_of_groups_and_of_wide_nodes_are_left_out_one_by_one(
     )
     felt = sensitivities(model, white()[..., np.newaxis, np.newaxis])["one"]
     assert felt.output_error(1 / 49) == pytest.approx(1, rel=1e-3)
+
+
+def test_the_channels_of_a_wide_node_are_mixed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # All of them together are a matrix of as many columns as rows: 40 GB of 100,000 classes.
+    monkeypatch.setattr(sensitivity, "MOST_OUTPUTS", 100)
+    mixed = sensitivity._with_noise((0, 0), np.eye(350)[np.newaxis])[0] - np.eye(350)
+    np.testing.assert_allclose((mixed**2).sum(axis=0), sensitivity._SMALL)
+    counts = np.count_nonzero(mixed, axis=0)
+    assert set(counts) <= {87, 88}
+    assert np.linalg.matrix_rank(mixed) == 350
