@@ -6,7 +6,7 @@ has it, so nothing in front of a change runs twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,37 +77,54 @@ def output_errors(
         runtime, network, [*([place] for place in places), names], batches, samples
     )
     found: dict[Change, float] = {}
-    target: list[Array] | None = None
+    target: _Target | None = None
     for number, place in enumerate(places):
         text = f"sensitivity, place {number + 1} of {len(places)}"
         with runner.next_stage(text) as stage:
             if target is None:
-                target = _joined(stage.last_tensors(network), names, batches)
+                target = _Target(_parts(stage.last_tensors(network), names, batches))
             for change in changes:
                 if change.behind == place:
                     changed = graph()
                     change.rewrite(changed)
-                    outputs = _joined(stage.last_tensors(changed), names, batches)
-                    found[change] = _relative(outputs, target)
+                    outputs = _parts(stage.last_tensors(changed), names, batches)
+                    found[change] = target.error(outputs)
     return found
 
 
-def _joined(
+def _parts(
     outputs: Iterable[Mapping[str, OrtValue]], names: Sequence[str], batches: Sequence[Batch]
-) -> list[Array]:
-    """Return outputs of all samples, without the padding of batches."""
-    parts = [
-        [download(values[name])[: batch.count].astype(np.float64) for name in names]
-        for values, batch in zip(outputs, batches, strict=True)
-    ]
-    return [np.concatenate(own) for own in zip(*parts, strict=True)]
+) -> Iterator[list[Array]]:
+    """Yield outputs of each batch, without its padding."""
+    for values, batch in zip(outputs, batches, strict=True):
+        yield [download(values[name])[: batch.count].astype(np.float64) for name in names]
 
 
-def _relative(outputs: Sequence[Array], target: Sequence[Array]) -> float:
-    errors = []
-    for output, right in zip(outputs, target, strict=True):
-        finite = np.isfinite(right).all(axis=tuple(range(1, right.ndim)))  # samples
-        energy = float(np.sum((right[finite] - right[finite].mean(axis=0)) ** 2))
-        if energy > 0:
-            errors.append(float(np.sum((output[finite] - right[finite]) ** 2)) / energy)
-    return float(np.mean(errors)) if errors else 0.0
+class _Target:
+    """Outputs of the network as it is, on the samples on which each is finite."""
+
+    def __init__(self, parts: Iterable[list[Array]]) -> None:
+        self._parts = list(parts)
+        self._finite = [
+            [np.isfinite(own).all(axis=tuple(range(1, own.ndim))) for own in part]
+            for part in self._parts
+        ]
+        self._energies = [self._energy(number) for number in range(len(self._parts[0]))]
+
+    def _energy(self, number: int) -> float:
+        """Return how much an output varies over the samples."""
+        pairs = zip(self._parts, self._finite, strict=True)
+        values = np.concatenate([part[number][finite[number]] for part, finite in pairs])
+        return float(np.sum((values - values.mean(axis=0)) ** 2)) if len(values) else 0.0
+
+    def error(self, outputs: Iterable[list[Array]]) -> float:
+        """Return the relative error of the outputs of all batches."""
+        sums = np.zeros(len(self._energies))
+        for part, right, finite in zip(outputs, self._parts, self._finite, strict=True):
+            sums += [
+                np.sum((own[some] - exact[some]) ** 2)
+                for own, exact, some in zip(part, right, finite, strict=True)
+            ]
+        energies = np.array(self._energies)
+        counted = energies > 0
+        return float(np.mean(sums[counted] / energies[counted])) if counted.any() else 0.0
