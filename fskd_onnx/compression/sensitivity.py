@@ -24,8 +24,10 @@ from functools import partial
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from fskd_onnx.compression.analysis import MOST_OUTPUTS, NodeMoments
+from fskd_onnx.compression.chain_moments import cholesky
 from fskd_onnx.compression.output_errors import Change
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.passes import AffineMap
@@ -34,6 +36,8 @@ from fskd_onnx.passes.write_weights import write_weights
 
 # Relative errors of a response: of the noise, and of what the least directions make up, at most.
 _SMALL, _LARGE = 0.1, 0.25
+# Relative to the largest variance; what is less is no direction at all.
+_NOTHING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,8 @@ def probes(nodes: Iterable[NodeMoments], seed: int) -> list[Probes]:
     """
     found = []
     for number, node in enumerate(nodes):
-        kept, lost = _largest_directions(node.covariance)
-        large = _change(node, partial(_projected, kept)) if lost > 0 else None
+        without, lost = _without_least_directions(node)
+        large = _change(node, without) if lost > 0 else None
         small = _change(node, partial(_with_noise, (seed, number)))
         found.append(Probes(node.linear.name, small, large, lost))
     return found
@@ -122,13 +126,6 @@ def _change(node: NodeMoments, deviations: Callable[[Array], Array]) -> Change:
     return Change(name, node.linear.input.name, rewrite)
 
 
-def _projected(kept: Array, response: Array) -> Array:
-    """Return a response, (groups, n, columns), without the directions that are not kept."""
-    if len(kept) == len(response):
-        return kept @ response
-    return kept.reshape(len(response), -1, 1) * response  # channels one by one
-
-
 def _with_noise(seed: tuple[int, int], response: Array) -> Array:
     """Return a response, (groups, n, columns), with noise; of very many channels in parts."""
     random, (groups, n, _) = np.random.default_rng(seed), response.shape
@@ -141,6 +138,26 @@ def _with_noise(seed: tuple[int, int], response: Array) -> Array:
         noise *= np.sqrt(_SMALL / np.maximum((noise**2).sum(axis=1, keepdims=True), 1e-12))
         noisy[:, part] += noise @ response[:, part]
     return noisy
+
+
+def _without_least_directions(node: NodeMoments) -> tuple[Callable[[Array], Array], float]:
+    """Return what leaves the directions of least variation out of a response, and their part of it.
+
+    Of very many channels these are known only where the node's patches are, of which they are a
+    linear map; else channels are left out one by one.
+    """
+    linear = node.linear
+    if linear.width > MOST_OUTPUTS and node.patches is not None:
+        root = linear.matrix[0] @ cholesky(np.add(*node.patches))
+        values, vectors = np.linalg.eigh(root.T @ root)
+        out, lost = _least(values)
+        own = out[values[out] > _NOTHING * values[-1]]
+        directions = root @ vectors[:, own] / np.sqrt(values[own])
+        return lambda response: response - directions @ (directions.T @ response), lost
+    kept, lost = _largest_directions(node.covariance)
+    if len(kept) == linear.groups:
+        return lambda response: kept @ response, lost
+    return lambda response: kept.reshape(len(response), -1, 1) * response, lost
 
 
 def _largest_directions(covariance: Array) -> tuple[Array, float]:
@@ -158,13 +175,19 @@ def _largest_directions(covariance: Array) -> tuple[Array, float]:
         values = vectors = np.full(covariance.shape[:2], np.nan)
     if not np.isfinite(values).all():  # a sum has overflowed
         return np.broadcast_to(np.eye(covariance.shape[1]), covariance.shape), 0.0
-    flat = np.maximum(values, 0.0).reshape(-1)
+    flat = values.reshape(-1)
+    out, lost = _least(flat)
+    stays = np.ones(flat.shape)
+    stays[out] = 0.0
+    kept = vectors * stays.reshape(values.shape)[:, np.newaxis]
+    return kept @ vectors.swapaxes(1, 2), lost
+
+
+def _least(variances: Array) -> tuple[NDArray[np.intp], float]:
+    """Return which of some variances are the least that may go, and what part of all they are."""
+    flat = np.maximum(variances, 0.0)
     order = np.argsort(flat)
     sums = np.cumsum(flat[order])
     total = float(sums[-1])
     out = order[: int(np.searchsorted(sums, _LARGE * total, side="right"))]
-    stays = np.ones(flat.shape)
-    stays[out] = 0.0
-    lost = float(flat[out].sum()) / total if total > 0 and len(out) < len(flat) else 0.0
-    kept = vectors * stays.reshape(values.shape)[:, np.newaxis]
-    return kept @ vectors.swapaxes(1, 2), lost
+    return out, float(flat[out].sum()) / total if total > 0 and len(out) < len(flat) else 0.0

@@ -195,3 +195,22 @@ def test_the_channels_of_a_wide_node_are_mixed_in_parts(monkeypatch: pytest.Monk
     counts = np.count_nonzero(mixed, axis=0)
     assert set(counts) <= {87, 88}
     assert np.linalg.matrix_rank(mixed) == 350
+
+
+def test_least_directions_of_a_wide_node_are_found_from_its_patches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Twelve channels that vary along two directions, the lesser one by a fifth of both.
+    turned = np.linalg.qr(np.random.default_rng(3).standard_normal((12, 2)))[0]
+    model = build(
+        """g (float[N,4] x) => (float[N,1] z) <float[4,12] a, float[12,1] c> {
+            [one] y = Gemm (x, a)
+            [two] z = MatMul (y, c)
+        }""",
+        {"a": np.vstack([2 * turned[:, 0], turned[:, 1], np.zeros((2, 12))]), "c": turned[:, 1:]},
+    )
+    for module in (analysis, sensitivity):
+        monkeypatch.setattr(module, "MOST_OUTPUTS", 8)
+    # The reader sees the lesser direction alone: without it, nothing is left of the output.
+    felt = sensitivities(model, white())["one"]
+    assert felt.output_error(0.2) == pytest.approx(1, rel=0.02)  # the halves have means of their own
