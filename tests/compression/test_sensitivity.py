@@ -213,4 +213,5 @@ def test_least_directions_of_a_wide_node_are_found_from_its_patches(
         monkeypatch.setattr(module, "MOST_OUTPUTS", 8)
     # The reader sees the lesser direction alone: without it, nothing is left of the output.
     felt = sensitivities(model, white())["one"]
-    assert felt.output_error(0.2) == pytest.approx(1, rel=0.02)  # the halves have means of their own
+    # Each half of the samples has a mean of its own.
+    assert felt.output_error(0.2) == pytest.approx(1, rel=0.02)
