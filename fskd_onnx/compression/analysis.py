@@ -13,6 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from fskd_onnx.compression.chain_moments import cholesky
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.linalg.moments import GramMoments, finite_columns
 from fskd_onnx.passes.analysis.geometry import Geometry
@@ -51,6 +52,8 @@ class NodeMoments:
         mean: (groups, n) of what it gives, over both.
         covariance: (groups, n, n) of that; of very many channels the variance of each,
             (groups * n, 1, 1).
+        root: (n, p) of very many channels of a node whose patches' moments are kept: the centred
+            second moments of what it gives are the root times its transpose. None else.
     """
 
     linear: Linear
@@ -58,6 +61,7 @@ class NodeMoments:
     channels: Mapping[str, tuple[Array, Array]]
     mean: Array
     covariance: Array
+    root: Array | None = None
 
 
 def analyse(
@@ -141,7 +145,10 @@ class _Sums:
             return None
         mean = (response.mean_x.reshape(-1) + linear.bias).reshape(linear.shape[:2])
         covariance = response.centered_gram / response.count
-        return NodeMoments(linear, patches, channels, mean, covariance)
+        root = None
+        if patches is not None and linear.width > MOST_OUTPUTS:
+            root = linear.matrix[0] @ cholesky(np.add(*patches))
+        return NodeMoments(linear, patches, channels, mean, covariance, root)
 
     def _of_channels(self, patches: tuple[Array, Array], places: Places) -> tuple[Array, Array]:
         """Return the moments of a unit's channels, from those of the patches."""

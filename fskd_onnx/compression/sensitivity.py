@@ -27,7 +27,6 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.compression.analysis import MOST_OUTPUTS, NodeMoments
-from fskd_onnx.compression.chain_moments import cholesky
 from fskd_onnx.compression.output_errors import Change
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.passes import AffineMap
@@ -143,19 +142,16 @@ def _with_noise(seed: tuple[int, int], response: Array) -> Array:
 def _without_least_directions(node: NodeMoments) -> tuple[Callable[[Array], Array], float]:
     """Return what leaves the directions of least variation out of a response, and their part of it.
 
-    Of very many channels these are known only where the node's patches are, of which they are a
-    linear map; else channels are left out one by one.
+    Where nothing tells these of very many channels, it is the channels that vary least.
     """
-    linear = node.linear
-    if linear.width > MOST_OUTPUTS and node.patches is not None:
-        root = linear.matrix[0] @ cholesky(np.add(*node.patches))
-        values, vectors = np.linalg.eigh(root.T @ root)
+    if node.root is not None:
+        values, vectors = np.linalg.eigh(node.root.T @ node.root)
         out, lost = _least(values)
         own = out[values[out] > _NOTHING * values[-1]]
-        directions = root @ vectors[:, own] / np.sqrt(values[own])
+        directions = node.root @ vectors[:, own] / np.sqrt(values[own])
         return lambda response: response - directions @ (directions.T @ response), lost
     kept, lost = _largest_directions(node.covariance)
-    if len(kept) == linear.groups:
+    if len(kept) == node.linear.groups:
         return lambda response: kept @ response, lost
     return lambda response: kept.reshape(len(response), -1, 1) * response, lost
 
