@@ -146,7 +146,8 @@ class _Sums:
         mean = (response.mean_x.reshape(-1) + linear.bias).reshape(linear.shape[:2])
         covariance = response.centered_gram / response.count
         root = None
-        if patches is not None and linear.width > MOST_OUTPUTS:
+        # Sums of a network in double precision may overflow, and have no factor then.
+        if patches is not None and linear.width > MOST_OUTPUTS and np.isfinite(patches).all():
             root = linear.matrix[0] @ cholesky(np.add(*patches))
         return NodeMoments(linear, patches, channels, mean, covariance, root)
 

@@ -217,3 +217,17 @@ def test_least_directions_of_a_wide_node_are_those_of_its_patches(
     felt = sensitivities(model, white())["one"]
     # Each half of the samples has a mean of its own.
     assert felt.output_error(0.2) == pytest.approx(1, rel=0.02)
+
+
+def test_a_wide_node_whose_sums_overflow_has_no_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(
+        """g (double[N,4] x) => (double[N,1] z) <double[4,12] a, double[12,1] c> {
+            [one] y = Gemm (x, a)
+            [two] z = MatMul (y, c)
+        }"""
+    )
+    for module in (analysis, sensitivity):
+        monkeypatch.setattr(module, "MOST_OUTPUTS", 8)
+    huge = 1e200 * white().astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert sensitivities(model, huge)["one"].curvature == 0
