@@ -278,9 +278,8 @@ class _Blocks:
         best = self._from_weights(view, teacher)
         is_sure = best is not None and best.margin >= LIMIT
         same = np.arange(view.width) if view.width == teacher.width else None
-        if same is not None and self._spaces.of_block(view.output.name) in self._of_outputs:
-            # Whoever reads the network's output counts on its order.
-            agrees = best is not None and is_sure and np.array_equal(best.columns, same)
+        if self._has_order_of_outputs(view, teacher):
+            agrees = best is not None and is_sure and _same(best.columns, same)
             return _Found(same, Evidence.WEIGHTS if agrees else Evidence.OUTPUT, 1.0)
         if best is not None and is_sure:
             return _Found(best.columns, Evidence.WEIGHTS, confidence_of(best.margin))
@@ -292,6 +291,11 @@ class _Blocks:
         ):
             return _Found(same, Evidence.WIDTH, 0.5)
         return _Found(None, Evidence.ACTIVATIONS, 0.0)
+
+    def _has_order_of_outputs(self, view: Linear, teacher: Linear) -> bool:
+        """Whether a block gives all channels of an output, on whose order its readers count."""
+        space = self._spaces.of_block(view.output.name)
+        return view.width == teacher.width and space in self._of_outputs
 
     def _from_weights(self, view: Linear, teacher: Linear) -> Assignment | None:
         """Return what the weights of a block say, and note what they say of its inputs."""
@@ -313,7 +317,8 @@ class _Blocks:
         inputs = self._kept.inputs(view, teacher)
         before = self._compared.get(view.name)
         if before is None or not _same(before.inputs, inputs):
-            rows = compare_rows(view, teacher, inputs)
+            in_doubt = not self._has_order_of_outputs(view, teacher)
+            rows = compare_rows(view, teacher, inputs, with_noise=in_doubt)
             exact = None if rows is not None and rows.is_exact else find_slice(view, teacher)
             before = self._compared[view.name] = _Compared(inputs, rows, exact)
         return before

@@ -42,6 +42,8 @@ _SAME_PLACE = 4.0
 _NOT_EXACT = 1e-9
 # Inputs by which a row is looked up; whether it is the one is seen on all of them.
 _LOOKED_UP_BY = 4
+# Of more rows, a table of costs does not fit into memory, let alone an assignment into an hour.
+_MOST_PAIRS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def confidence_of(margin: float) -> float:
     return 1.0 if math.isinf(margin) else min(math.tanh(max(margin, 0.0) / 2), 1 - _NOT_EXACT)
 
 
-def compare_rows(student: Linear, teacher: Linear, kept: Channels | None) -> RowEvidence | None:
+def compare_rows(
+    student: Linear, teacher: Linear, kept: Channels | None, with_noise: bool = True
+) -> RowEvidence | None:
     """Compare rows of weights, the teacher's cut down to the inputs that the student kept.
 
     Args:
@@ -96,9 +100,10 @@ def compare_rows(student: Linear, teacher: Linear, kept: Channels | None) -> Row
         teacher: its partner.
         kept: (inputs,) the teacher's input that each of the student's is, over all groups; None
             where that is not known, so that they have to be the same.
+        with_noise: also where a row is not the teacher's to the last bit.
 
     Returns:
-        What that says; None where rows cannot be compared.
+        What that says; None where rows cannot be compared, or are too many.
     """
     if student.kernel_shape != teacher.kernel_shape:
         return None
@@ -118,6 +123,8 @@ def compare_rows(student: Linear, teacher: Linear, kept: Channels | None) -> Row
     if parts is not None:
         channels = (origin.groups[:, np.newaxis] * whole.width + parts).reshape(-1)
         return RowEvidence(channels, is_exact)
+    if not with_noise or groups * n * whole.width > _MOST_PAIRS:
+        return None
     everything = np.tile(np.arange(whole.width), (groups, 1))
     columns = whole.some(origin.groups, everything).of_inputs(origin.inputs)
     costs = _equality(own, columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -174,6 +175,33 @@ def test_fresh_weights_of_equal_width_pair_channel_by_channel() -> None:
     assert found["c1"].evidence == "width"
     assert all(p.channels == tuple(range(p.teacher_width or 0)) for p in found.values())
     assert all(pair.reason == "" for pair in found.values())
+
+
+@pytest.mark.parametrize(
+    ("ending", "width", "evidence"),
+    [
+        ("z = Softmax (y)", 6000, "output"),
+        ("r = Relu (y) [last] z = Gemm (r, v)", 3, "width"),
+    ],
+)
+def test_many_noisy_rows_are_not_compared_each_with_each(
+    ending: str, width: int, evidence: str
+) -> None:
+    many = 6000
+    model = build(
+        f"""g (float[N,2] x) => (float[N,{width}] z) <float[2,{many}] w, float[{many},3] v> {{
+            [wide] y = Gemm (x, w) {ending}
+        }}""",
+        seed=0,
+    )
+    noisy = with_values(model, {"w": 1.01 * initializers(model)["w"] + 0.01})
+    tracemalloc.start()
+    try:
+        found = pairs(model, noisy)["wide"]
+        assert tracemalloc.get_traced_memory()[1] < many**2
+    finally:
+        tracemalloc.stop()
+    assert (found.channels, found.evidence) == (tuple(range(many)), evidence)
 
 
 def test_fresh_weights_of_other_width_stay_open_until_activations_decide() -> None:

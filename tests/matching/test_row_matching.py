@@ -265,6 +265,17 @@ def test_rows_in_doubt_add_up() -> None:
     assert together.best().columns.tolist() == rows.tolist()
 
 
+def test_rows_may_be_looked_up_alone() -> None:
+    weight, bias = drawn(0, 8, 6, 3, 3)
+    teacher, student = conv(weight, bias), conv(weight[[2, 5]], bias[[2, 5]])
+    exact = compare_rows(student, teacher, None, with_noise=False)
+    assert exact is not None
+    assert exact.is_exact
+    noisy = conv(1.01 * weight, bias)
+    assert compare_rows(noisy, teacher, None, with_noise=False) is None
+    assert compare_rows(noisy, teacher, None) is not None
+
+
 def test_what_cannot_come_from_there_is_not_found() -> None:
     weight, bias = drawn(0, 8, 6, 3, 3)
     teacher = conv(weight, bias)
