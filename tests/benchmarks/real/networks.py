@@ -22,6 +22,7 @@ from tests.benchmarks.real.wheels import (
     BASIC_PITCH,
     MAGIKA,
     RAPIDOCR,
+    RAPIDOCR_ONNXRUNTIME,
     SILERO_VAD,
     Wheel,
     read_file,
@@ -244,7 +245,7 @@ def _networks() -> Iterator[Network]:
         yield Network(
             name,
             task,
-            RAPIDOCR,
+            RAPIDOCR_ONNXRUNTIME,
             f"rapidocr_onnxruntime/models/{file}",
             metric,
             to_fit,
@@ -253,6 +254,19 @@ def _networks() -> Iterator[Network]:
             alike,
             samples,
         )
+    to_fit, to_judge = _drawn("x", text_images.reading_lines)
+    yield Network(
+        "all scripts",
+        "reads lines of text, of 18,710 characters",
+        RAPIDOCR,
+        "rapidocr/models/PP-OCRv6_rec_small.onnx",
+        "characters alike",
+        to_fit,
+        to_judge,
+        outputs,
+        characters_alike,
+        method="auto",
+    )
     yield Network(
         "voice",
         "in which windows of a recording somebody speaks",

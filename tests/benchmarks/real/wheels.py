@@ -33,7 +33,8 @@ class Wheel(NamedTuple):
 AUDITOK = Wheel("auditok", "0.3.0")
 BASIC_PITCH = Wheel("basic-pitch", "0.4.0")
 MAGIKA = Wheel("magika", "1.0.3")
-RAPIDOCR = Wheel("rapidocr-onnxruntime", "1.4.4")
+RAPIDOCR = Wheel("rapidocr", "3.10.0")
+RAPIDOCR_ONNXRUNTIME = Wheel("rapidocr-onnxruntime", "1.4.4")
 SILERO_VAD = Wheel("silero-vad", "6.2.3")
 
 
