@@ -13,9 +13,11 @@ class OutputAgreement:
     """How close one output of a student is to the teacher's.
 
     Attributes:
-        name: of the output in the teacher.
+        name: of the output in the teacher; behind it, of a part of one, that of the tensor that it
+            is (``fskd_onnx.linalg.output_scales``).
         student: its name in the student.
-        relative_mse: ``||student - teacher||^2 / ||teacher - mean||^2`` of this output.
+        relative_mse: ``||student - teacher||^2 / ||teacher - mean||^2`` of this output; the mean of
+            that of its parts.
         cosine: mean cosine of both outputs of a sample; None where one of them is zero.
         top1_agreement: fraction of the samples for which both rank the same class first; None
             where the output holds no scores of classes.

@@ -94,7 +94,8 @@ class Agreement:
     """How close the outputs of a student are to the teacher's on some samples.
 
     Attributes:
-        relative_mse: ``||student - teacher||^2 / ||teacher - mean||^2``, over all outputs.
+        relative_mse: ``||student - teacher||^2 / ||teacher - mean||^2``; of several outputs, or parts
+            of one, the mean of theirs, see ``fskd_onnx.linalg.output_scales``.
         top1_agreement: fraction of the samples for which both rank the same class first; None
             where no output is a row of class scores.
     """
@@ -109,7 +110,7 @@ class SampleError:
 
     Attributes:
         name: of the sample; of an image, the path of its file.
-        error: ``||student - teacher||^2``, relative to the mean of ``||teacher - mean||^2``.
+        error: its part of the relative error: the mean over all samples is that of `Agreement`.
         error_before: the same of the student before a fit; None without one.
     """
 
@@ -120,10 +121,10 @@ class SampleError:
 
 @dataclass(frozen=True)
 class OutputErrors:
-    """The error of one output on its own scale, on samples that the fit has not seen.
+    """The error of an output, or a part of one, on samples that the fit has not seen.
 
     Attributes:
-        name: of the output in the teacher.
+        name: of the output in the teacher; behind it, of a part, that of the tensor that it is.
         before: ``||student - teacher||^2 / ||teacher - mean||^2`` of the student as it was given.
         after: the same of the fitted student.
     """

@@ -19,6 +19,7 @@ from fskd_onnx.passes.gather_columns import GatherColumns
 from fskd_onnx.passes.insert_adapter import InsertAdapter
 from fskd_onnx.passes.join_layers import JoinLayers, SplitLayers
 from fskd_onnx.passes.merge_branches import MergeBranches
+from fskd_onnx.passes.number_parts import NumberParts
 from fskd_onnx.passes.prune_channels import PruneChannels
 from fskd_onnx.passes.replace_weights import ReplaceWeights
 from fskd_onnx.passes.rewrite_products import RewriteProducts
@@ -41,6 +42,7 @@ __all__ = [
     "InsertAdapter",
     "JoinLayers",
     "MergeBranches",
+    "NumberParts",
     "Pass",
     "PassError",
     "PassResult",

@@ -15,6 +15,8 @@ from onnxruntime import OrtValue
 
 from fskd_onnx.errors import ModelError
 from fskd_onnx.linalg.backends import Array
+from fskd_onnx.linalg.output_scales import Scales
+from fskd_onnx.passes.analysis.output_parts import parts_of
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.runtime.sample_axis import SampleAxis
@@ -48,8 +50,9 @@ def output_errors(
 ) -> dict[Change, float]:
     """Return the relative error of the outputs under each change.
 
-    The error of an output is relative to how much it varies over the samples; that of several, the
-    mean of theirs. Outputs that do not vary, or hold no samples, do not count.
+    The error of a part of an output (``fskd_onnx.passes.analysis.output_parts``) is relative to how
+    much it varies over the samples; that of several, the mean of theirs. Parts that do not vary, or
+    hold no samples, do not count.
 
     Args:
         runtime: where to run.
@@ -65,7 +68,7 @@ def output_errors(
         ModelError: no output holds samples.
     """
     network = graph()
-    names = [tensor.name for tensor in network.outputs]
+    names = [part.name for output in network.outputs for part in parts_of(output) if part.inputs]
     axes = find_axes(runtime, network, samples, batches, names)
     names = [name for name in dict.fromkeys(names) if isinstance(axes[name], SampleAxis)]
     if not names:
@@ -97,7 +100,7 @@ def _parts(
 ) -> Iterator[list[Array]]:
     """Yield outputs of each batch, without its padding."""
     for values, batch in zip(outputs, batches, strict=True):
-        yield [download(values[name])[: batch.count].astype(np.float64) for name in names]
+        yield [download(values[name])[: batch.count] for name in names]
 
 
 class _Target:
@@ -109,22 +112,22 @@ class _Target:
             [np.isfinite(own).all(axis=tuple(range(1, own.ndim))) for own in part]
             for part in self._parts
         ]
-        self._energies = [self._energy(number) for number in range(len(self._parts[0]))]
+        self._scales = [self._scale(number) for number in range(len(self._parts[0]))]
 
-    def _energy(self, number: int) -> float:
-        """Return how much an output varies over the samples."""
+    def _scale(self, number: int) -> Scales | None:
+        """Return how much an output varies over the samples; None where it does not."""
         pairs = zip(self._parts, self._finite, strict=True)
         values = np.concatenate([part[number][finite[number]] for part, finite in pairs])
-        return float(np.sum((values - values.mean(axis=0)) ** 2)) if len(values) else 0.0
+        scales = Scales.of(values) if len(values) else None
+        return scales if scales is not None and scales.varies.any() else None
 
     def error(self, outputs: Iterable[list[Array]]) -> float:
         """Return the relative error of the outputs of all batches."""
-        sums = np.zeros(len(self._energies))
+        counted = [at for at, scales in enumerate(self._scales) if scales is not None]
+        errors = np.zeros(len(self._scales))
         for part, right, finite in zip(outputs, self._parts, self._finite, strict=True):
-            sums += [
-                np.sum((own[some] - exact[some]) ** 2)
-                for own, exact, some in zip(part, right, finite, strict=True)
-            ]
-        energies = np.array(self._energies)
-        counted = energies > 0
-        return float(np.mean(sums[counted] / energies[counted])) if counted.any() else 0.0
+            for at in counted:
+                some, scales = finite[at], self._scales[at]
+                assert scales is not None
+                errors[at] += scales.errors(right[at][some], part[at][some])[0]
+        return float(np.mean(errors[counted])) if counted else 0.0

@@ -37,6 +37,7 @@ class Target:
         channels: those of the teacher's that are aimed at; None for all.
         axis: counts the channels in both; for an output 0, by which the mean is over samples.
         is_output: whether it is an output of the network.
+        part: of an output, the numbers of a sample that are meant, its axes flattened; None: all.
         energy: mean square of the teacher's about its mean, see `TeacherRunner.measured`.
     """
 
@@ -45,14 +46,19 @@ class Target:
     channels: NDArray[np.intp] | None = None
     axis: int = 0
     is_output: bool = False
+    part: NDArray[np.intp] | None = None
     energy: float = 1.0
 
     def of_teacher(self, value: NDArray[Any]) -> NDArray[Any]:
         """Return what is aimed at of the teacher's tensor."""
+        if self.part is not None:
+            return value.reshape(len(value), -1)[:, self.part]
         return value if self.channels is None else value.take(self.channels, self.axis)
 
     def error(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the relative error."""
+        """Return the relative error of the student's tensor, given what it aims at."""
+        if self.part is not None:
+            student = student.reshape(len(student), -1)[:, as_tensor(self.part).to(student.device)]
         return (student - teacher).square().mean() / self.energy
 
 

@@ -25,10 +25,10 @@ from fskd_onnx.pipeline.divided_samples import stated_batch_sizes
 from fskd_onnx.pipeline.networks import load_networks
 from fskd_onnx.reporting.agreement import flat, right, scores_at, worst_samples
 from fskd_onnx.reporting.comparable import Comparable, comparable
-from fskd_onnx.reporting.output_agreement import compare_output
 from fskd_onnx.runtime.forward import forward
 from fskd_onnx.runtime.latency import compare_latency
 from fskd_onnx.runtime.out_of_memory import with_enough_memory
+from fskd_onnx.runtime.output_parts import output_parts
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.samples.proposal import proposing_preset
 from fskd_onnx.samples.reader import Samples
@@ -107,7 +107,13 @@ def compare(
         options.batch_size,
     )
     of_both = list(zip(output_names(models[0]), interface.outputs, strict=True))
-    compared = comparable((results[0], results[1]), of_both, names)
+    parts = with_enough_memory(
+        lambda: output_parts(
+            runtime, models[0], loaded, options.batch_size, names[0], None, results[0].axes
+        ),
+        options.batch_size,
+    )
+    compared = comparable((results[0], results[1]), of_both, names, parts)
     shares = None if truth is None else _accuracies(compared, truth[compared.judged], str(labels))
     errors = compared.sample_errors(compared.student)
     judged = np.flatnonzero(compared.judged).tolist()
@@ -136,12 +142,7 @@ def compare(
         worst_samples=worst_samples(errors, lambda at: loaded.describe(judged[at])),
         error_quantiles=tuple(np.quantile(errors, _PARTS).tolist()),
         versions=versions_used(),
-        outputs=tuple(
-            compare_output(*pair, one, other, rows)
-            for pair, one, other, rows in zip(
-                compared.names, compared.teacher, compared.student, compared.rows, strict=True
-            )
-        ),
+        outputs=tuple(compared.output_agreements()),
         accuracy_errors=None if shares is None else shares[2:],
         blocks=found,
         latency=latency,

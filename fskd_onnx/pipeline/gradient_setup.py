@@ -68,6 +68,19 @@ def check_trainable(teacher: LoadedModel, student: LoadedModel) -> None:
         )
 
 
+def output_targets(problem: FitProblem) -> list[Target]:
+    """Return what outputs are trained towards, each part of them on its own scale."""
+    from fskd_onnx.gradient.targets import Target
+
+    return [
+        Target(other, one, is_output=True, part=part)
+        for (one, other), parts in zip(
+            problem.compared_outputs, problem.parts_by_sample, strict=True
+        )
+        for part in parts
+    ]
+
+
 def block_targets(
     problem: FitProblem, aims: Mapping[str, tuple[str | None, Sequence[int]]]
 ) -> list[Target]:

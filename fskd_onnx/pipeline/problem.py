@@ -30,11 +30,12 @@ from fskd_onnx.pipeline.networks import (
 )
 from fskd_onnx.pipeline.splits import Splits
 from fskd_onnx.pipeline.taken_branches import take_branches
-from fskd_onnx.reporting.agreement import squared_errors, worst_samples
+from fskd_onnx.reporting.agreement import sample_errors, worst_samples
 from fskd_onnx.reporting.comparable import Comparable, check_finite, comparable
 from fskd_onnx.results import Agreement, Matching, OutputErrors, SampleError
 from fskd_onnx.runtime.decoded_samples import DecodedSamples
 from fskd_onnx.runtime.forward import ForwardResult, Outputs, forward
+from fskd_onnx.runtime.output_parts import output_parts
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.reader import Samples
@@ -118,12 +119,13 @@ class FitProblem:
         return self._compared.agreement(outputs)
 
     def output_errors(self, outputs: Outputs) -> tuple[OutputErrors, ...]:
-        """Return the error of each output before and after, of several; none of a single one."""
-        names = [name for name, _ in self._compared.names]
-        if len(names) < 2:
-            return ()
-        errors = map(self._compared.output_errors, (self._compared.student, outputs))
-        return tuple(OutputErrors(*each) for each in zip(names, *errors, strict=True))
+        """Return the error of each part of each output before and after; none of a single one."""
+        before, after = map(self._compared.output_errors, (self._compared.student, outputs))
+        found = [
+            OutputErrors(name, old, new)
+            for (name, old), (_, new) in zip(before, after, strict=True)
+        ]
+        return tuple(found) if len(found) > 1 else ()
 
     def worst_samples(self, outputs: Outputs) -> tuple[SampleError, ...]:
         """Return the samples of the verdict on which such outputs err most, the worst first."""
@@ -133,19 +135,45 @@ class FitProblem:
 
     @cached_property
     def errors_before(self) -> NDArray[np.float64]:
-        """Mean squared error of the untouched student on each independent one of these samples."""
-        return self.by_group(squared_errors(self.target, self._compared.student))
+        """Relative error of the untouched student on each independent one of these samples."""
+        return self.by_group(self.sample_errors(self._compared.student))
 
     @cached_property
     def output_size(self) -> float:
-        """Mean square of the teacher's outputs over the samples of the verdict."""
+        """Mean square of the teacher's outputs over the samples of the verdict, as errors count."""
         nothing = [np.zeros_like(output) for output in self.target]
-        return float(np.mean(squared_errors(self.target, nothing)))
+        return float(np.mean(self.sample_errors(nothing)))
+
+    def sample_errors(self, outputs: Outputs) -> NDArray[np.float64]:
+        """Return the relative error of outputs on each sample of the verdict."""
+        return self._compared.sample_errors(outputs)
+
+    def errors_to(self, target: Outputs, outputs: Outputs) -> NDArray[np.float64]:
+        """Return the same of other samples, whose target is given."""
+        return sample_errors(target, outputs, self._compared.weights)
 
     @property
     def compared_outputs(self) -> list[tuple[str, str]]:
         """Names of the outputs that the verdict compares, in both networks."""
         return self._compared.names
+
+    @property
+    def parts_by_sample(self) -> list[list[NDArray[np.intp] | None]]:
+        """Of each of these outputs, the numbers of a sample that each part has; None for all.
+
+        An output whose samples are not rows along its first axis is given as one part.
+        """
+        axes = self._untouched[0].axes
+        found: list[list[NDArray[np.intp] | None]] = []
+        for (name, _), parts in zip(self._compared.names, self._compared.parts, strict=True):
+            by_sample = axes[name].is_first and axes[name].rows == 1
+            if parts is None or not by_sample:
+                found.append([None])
+            else:
+                found.append(
+                    [np.flatnonzero(parts.numbers == at) for at in range(len(parts.names))]
+                )
+        return found
 
     @property
     def group_numbers(self) -> NDArray[np.intp]:
@@ -197,7 +225,17 @@ class FitProblem:
     def _compared(self) -> Comparable:
         names = list(zip(self.teacher.outputs, self.student.outputs, strict=True))
         models = self.teacher.name, self.student.name
-        return comparable(self._untouched, names, models, fitted_later=True)
+        teacher = self.teacher
+        parts = output_parts(
+            self.runtime,
+            teacher.model,
+            self.samples,
+            self.options.batch_size,
+            teacher.name,
+            teacher.inputs,
+            self._untouched[0].axes,
+        )
+        return comparable(self._untouched, names, models, parts, fitted_later=True)
 
     @cached_property
     def _untouched(self) -> tuple[ForwardResult, ForwardResult]:

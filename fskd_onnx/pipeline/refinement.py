@@ -23,13 +23,12 @@ from numpy.typing import NDArray
 
 from fskd_onnx.options import FitOptions
 from fskd_onnx.pipeline.fitted_student import FittedStudent
-from fskd_onnx.pipeline.gradient_setup import block_targets, steps_towards
+from fskd_onnx.pipeline.gradient_setup import block_targets, output_targets, steps_towards
 from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.splits import SampleSplit
 from fskd_onnx.pipeline.trials import Candidate
 from fskd_onnx.pipeline.verdict import judge
 from fskd_onnx.progress import with_prefix
-from fskd_onnx.reporting.agreement import squared_errors
 from fskd_onnx.results import RefineReport
 from fskd_onnx.runtime.forward import Outputs
 from fskd_onnx.serialization.model_check import checked
@@ -100,8 +99,7 @@ def refine(
         report = RefineReport(options.refine, 0, before, None, False, reason)
         return Refinement(best, None, None, report)
     errors = {
-        steps: problem.by_group(squared_errors(problem.target, values))
-        for steps, values in whole.items()
+        steps: problem.by_group(problem.sample_errors(values)) for steps, values in whole.items()
     }
     chosen, judged_by = _choose(errors)
     crossed = np.array([errors[steps][group] for group, steps in enumerate(judged_by)])
@@ -150,14 +148,13 @@ def gradient_steps(
     problem: FitProblem, split: SampleSplit, fitted: FittedStudent, options: FitOptions
 ) -> GradientSteps:
     """Return the steps that start from a fit to the samples of a split."""
-    from fskd_onnx.gradient.targets import Target
     from fskd_onnx.gradient.trainable import TrainableWeights
 
     student = problem.student
     made = {name for node in fitted.model.graph.node for name in node.output}
     aims = {block.student: (block.teacher, block.channels) for block in fitted.blocks}
     targets = [
-        *(Target(other, one, is_output=True) for one, other in problem.compared_outputs),
+        *output_targets(problem),
         *(target for target in block_targets(problem, aims) if target.student in made),
     ]
     usable = {pair.student for pair in problem.matching.usable}

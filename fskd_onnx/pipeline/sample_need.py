@@ -28,7 +28,6 @@ import scipy.special
 from numpy.typing import NDArray
 
 from fskd_onnx.pipeline.problem import FitProblem
-from fskd_onnx.reporting.agreement import squared_errors
 
 Floats = NDArray[np.float64]
 
@@ -97,7 +96,7 @@ def sample_need(
         target = problem.teacher_outputs(samples)
     outputs = problem.outputs(model, f"fused {problem.student.name}", samples)
     with np.errstate(invalid="ignore", over="ignore"):
-        seen = squared_errors(target, outputs)
+        seen = problem.errors_to(target, outputs)
     if trials > 1:
         seen = problem.by_group(seen)
     ratio = _ratio(seen, unseen, paired=trials > 1)

@@ -32,7 +32,6 @@ from fskd_onnx.pipeline.starts import Start, starts_of
 from fskd_onnx.pipeline.verdict import judge
 from fskd_onnx.pipeline.weight_growth import Sizes, sizes_of
 from fskd_onnx.progress import share, with_prefix
-from fskd_onnx.reporting.agreement import squared_errors
 from fskd_onnx.results import (
     Agreement,
     OutputErrors,
@@ -121,7 +120,7 @@ def _judged(problem: FitProblem, fitted: FittedStudent, timer: StageTimer) -> Ca
         if len(trials) > 1:  # else the fit that is judged is the one that is given out
             sizes.append(sizes_of(model))
     together = [np.concatenate(out)[problem.judged] for out in zip(*outputs, strict=True)]
-    errors = problem.by_group(squared_errors(problem.target, together))
+    errors = problem.by_group(problem.sample_errors(together))
     return Candidate(
         fitted,
         problem.agreement(together),

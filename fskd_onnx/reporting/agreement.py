@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fskd_onnx.errors import ModelError
+from fskd_onnx.linalg.output_scales import Scales, Weights, weights_of
 from fskd_onnx.reporting.output_agreement import are_scores
 from fskd_onnx.results import Agreement, SampleError
 from fskd_onnx.runtime.forward import Outputs
@@ -31,35 +32,31 @@ def agreement(
     teacher: Outputs,
     student: Outputs,
     *,
-    rows: Sequence[int] | None = None,
+    weights: Weights | None = None,
     names: Sequence[str] | None = None,
 ) -> Agreement:
     """Return how close a student's outputs are to the teacher's.
 
-    The error is ||student - teacher||^2 / ||teacher - mean||^2 over all outputs, the mean being
-    the teacher's mean output. Where the teacher does not vary, as over a single sample, it is
-    relative to ||teacher||^2, and where that is zero as well, absolute. The top-1 class is taken
-    from the first output that is a row of scores per sample.
+    The error is the mean of those of all outputs, each on its own scale, see
+    ``fskd_onnx.linalg.output_scales``. The top-1 class is taken from the first output that is a row
+    of scores per sample.
 
     Args:
         teacher: each of the teacher's outputs, (samples, ...).
         student: the student's, in the same order.
-        rows: of each output, how many rows belong to a sample, see
-            ``fskd_onnx.runtime.sample_axis``. The mean is that of all rows then.
+        weights: see `weights_of`; None: those of outputs of one part and one row each.
         names: of the outputs in the teacher; some say that they hold no scores.
 
     Raises:
         ModelError: the outputs differ in their shapes.
     """
-    error = 0.0
     for index, (t, s) in enumerate(zip(teacher, student, strict=True)):
         if t.shape != s.shape:
             raise ModelError(
                 f"output {index + 1} of the student has the shape {s.shape[1:]} per sample and "
                 f"that of the teacher {t.shape[1:]}; give a student whose outputs are the teacher's"
             )
-        error += float(np.sum((s.astype(np.float64) - t.astype(np.float64)) ** 2))
-    relative = error / _spread(teacher, rows)
+    relative = float(np.mean(sample_errors(teacher, student, weights)))
     top1, place = None, scores_at(teacher, names)
     if place is not None:
         one, other = (flat(outputs[place]) for outputs in (teacher, student))
@@ -69,16 +66,22 @@ def agreement(
 
 @_OVERFLOWS
 def sample_errors(
-    teacher: Outputs, student: Outputs, *, rows: Sequence[int] | None = None
+    teacher: Outputs, student: Outputs, weights: Weights | None = None
 ) -> NDArray[np.float64]:
     """Return the relative error of each sample, (samples,); their mean is that of `agreement`.
 
     Args:
         teacher: each of the teacher's outputs, (samples, ...).
         student: the student's, of the same shapes.
-        rows: as of `agreement`.
+        weights: as of `agreement`.
     """
-    return squared_errors(teacher, student) * (len(teacher[0]) / _spread(teacher, rows))
+    errors = np.zeros(len(teacher[0]))
+    if weights is None:
+        weights = weights_of([Scales.of(output) for output in teacher], len(errors))
+    for t, s, weight in zip(teacher, student, weights, strict=True):
+        difference = s.astype(np.float64) - t.astype(np.float64)
+        errors += difference.reshape(len(t), -1) ** 2 @ weight
+    return errors
 
 
 def worst_samples(
@@ -100,27 +103,6 @@ def worst_samples(
         for at in worst
         if ranked[at] > 0
     )
-
-
-def _spread(teacher: Outputs, rows: Sequence[int] | None) -> float:
-    """Return what errors are relative to, over all outputs; see `agreement`."""
-    energy = size = 0.0
-    for output, count in zip(teacher, rows or [1] * len(teacher), strict=True):
-        exact = output.astype(np.float64)
-        over = (0, 1) if count > 1 else 0
-        energy += float(np.sum((exact - exact.mean(axis=over)) ** 2))
-        size += float(np.sum(exact**2))
-    return energy or size or 1.0
-
-
-@_OVERFLOWS
-def squared_errors(teacher: Outputs, student: Outputs) -> NDArray[np.float64]:
-    """Return ||student - teacher||^2 over all outputs, (samples,)."""
-    errors = np.zeros(len(teacher[0]))
-    for t, s in zip(teacher, student, strict=True):
-        difference = s.astype(np.float64) - t.astype(np.float64)
-        errors += np.sum(difference.reshape(len(t), -1) ** 2, axis=1)
-    return errors
 
 
 def flat(output: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fskd_onnx.compare_results import OutputAgreement
 from fskd_onnx.errors import ModelError
-from fskd_onnx.reporting.agreement import agreement, finite_rows, sample_errors
-from fskd_onnx.reporting.output_agreement import spread_of
+from fskd_onnx.linalg.output_scales import Scales, Weights, weights_of
+from fskd_onnx.reporting.agreement import (
+    agreement,
+    finite_rows,
+    flat,
+    sample_errors,
+)
+from fskd_onnx.reporting.output_agreement import compare_output, mean_cosine
 from fskd_onnx.results import Agreement
 from fskd_onnx.runtime.forward import ForwardResult, Outputs, common_outputs
+from fskd_onnx.runtime.output_parts import OutputParts
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class Comparable:
         student: of the student, in the same order.
         names: of these outputs, in both networks.
         rows: of each of them, how many rows belong to a sample.
+        parts: of each of them; None for one of a single part.
         judged: (samples,) whether a sample is judged: its outputs are finite in both networks.
         outputs_left_out: the teacher's name of each other output, and why it is left out.
     """
@@ -32,36 +42,70 @@ class Comparable:
     student: Outputs
     names: list[tuple[str, str]]
     rows: list[int]
+    parts: list[OutputParts | None]
     judged: NDArray[np.bool_]
     outputs_left_out: tuple[tuple[str, str], ...]
+
+    @cached_property
+    def scales(self) -> list[Scales]:
+        """What errors of each output are relative to, part by part."""
+        numbers = [None if parts is None else parts.numbers for parts in self.parts]
+        return [Scales.of(*each) for each in zip(self.teacher, self.rows, numbers, strict=True)]
+
+    @cached_property
+    def weights(self) -> Weights:
+        """What squared errors count, so that each part counts on its own scale."""
+        return weights_of(self.scales, len(self.teacher[0]))
 
     def agreement(self, outputs: Outputs) -> Agreement:
         """Return how close outputs for the samples that are judged are to the teacher's."""
         names = [name for name, _ in self.names]
-        return agreement(self.teacher, outputs, rows=self.rows, names=names)
+        return agreement(self.teacher, outputs, weights=self.weights, names=names)
 
-    def output_errors(self, outputs: Outputs) -> list[float]:
-        """Return the error of each output, for the samples that are judged, on its own scale."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            return [
-                float(np.sum((own.astype(np.float64) - exact) ** 2)) / spread_of(exact, rows)
-                for exact, own, rows in zip(
-                    (values.astype(np.float64) for values in self.teacher),
-                    outputs,
-                    self.rows,
-                    strict=True,
-                )
-            ]
+    def output_errors(self, outputs: Outputs) -> list[tuple[str, float]]:
+        """Return the error of each part of each output, for the samples that are judged."""
+        return [
+            (name, error)
+            for scales, teacher, own, names in zip(
+                self.scales, self.teacher, outputs, self.part_names, strict=True
+            )
+            for name, error in zip(names, scales.errors(teacher, own).tolist(), strict=True)
+        ]
+
+    def output_agreements(self) -> Iterator[OutputAgreement]:
+        """Yield how close each output is; behind one of several parts, how close these are."""
+        for at, (name, own_name) in enumerate(self.names):
+            scales, both = self.scales[at], (self.teacher[at], self.student[at])
+            weights = weights_of([scales], len(both[0]))
+            error = float(np.mean(sample_errors([both[0]], [both[1]], weights)))
+            yield compare_output(name, own_name, *both, error)
+            if self.parts[at] is None:
+                continue
+            flattened = [flat(x).astype(np.float64) for x in both]
+            for part, (of_part, error) in enumerate(
+                zip(self.part_names[at], scales.errors(*both).tolist(), strict=True)
+            ):
+                values = [x[:, scales.numbers == part] for x in flattened]
+                yield OutputAgreement(of_part, own_name, error, mean_cosine(*values))
+
+    @property
+    def part_names(self) -> list[list[str]]:
+        """What to call each part of each output: the output, if it is the only one."""
+        return [
+            [name] if parts is None else [f"{name}: {part}" for part in parts.names]
+            for (name, _), parts in zip(self.names, self.parts, strict=True)
+        ]
 
     def sample_errors(self, outputs: Outputs) -> NDArray[np.float64]:
         """Return the relative error of each sample that is judged, (samples,)."""
-        return sample_errors(self.teacher, outputs, rows=self.rows)
+        return sample_errors(self.teacher, outputs, self.weights)
 
 
 def comparable(
     results: tuple[ForwardResult, ForwardResult],
     names: Sequence[tuple[str, str]],
     models: tuple[str, str],
+    parts: Mapping[str, OutputParts],
     *,
     fitted_later: bool = False,
 ) -> Comparable:
@@ -71,6 +115,7 @@ def comparable(
         results: of teacher and student, for the same samples.
         names: the names of each output in both.
         models: what to call both in an error.
+        parts: of the teacher's outputs that have several, by name.
         fitted_later: whether the student may be finite for no sample, which a fit may mend; then
             the teacher alone decides which samples are judged.
 
@@ -98,6 +143,7 @@ def comparable(
         [values[judged] for values in student],
         compared,
         [results[0].axes[name].rows for name in of_teacher],
+        [parts.get(name) for name in of_teacher],
         judged,
         left_out,
     )

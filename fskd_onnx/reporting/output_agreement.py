@@ -1,4 +1,4 @@
-"""Figures of one output of two networks: relative error, cosine, and those of scores of classes.
+"""Figures of one output of two networks: cosine, and those of scores of classes.
 
 An output holds scores of classes if it is a row of numbers per sample that may be ranked. No graph
 says so, but some outputs say that they are something else: rows of unit length are embeddings, and
@@ -60,7 +60,7 @@ def compare_output(
     own_name: str,
     teacher: NDArray[np.generic],
     student: NDArray[np.generic],
-    rows: int = 1,
+    error: float,
 ) -> OutputAgreement:
     """Return how close one output is to the teacher's.
 
@@ -69,36 +69,19 @@ def compare_output(
         own_name: in the student.
         teacher: its values, (samples, ...).
         student: the same of the student.
-        rows: how many rows of it belong to a sample, see ``fskd_onnx.runtime.sample_axis``.
+        error: relative, see ``fskd_onnx.reporting.agreement``.
     """
+    of_teacher, of_student = (x.reshape(len(x), -1).astype(np.float64) for x in (teacher, student))
     with np.errstate(invalid="ignore", over="ignore"):
-        t, s = teacher.astype(np.float64), student.astype(np.float64)
-        spread = spread_of(t, rows)
-        error = float(np.sum((s - t) ** 2)) / spread
-        cosine = _cosine(t.reshape(len(t), -1), s.reshape(len(s), -1))
+        cosine = mean_cosine(of_teacher, of_student)
         top1 = top5 = divergence = None
         if are_scores(teacher, name):
-            of_teacher, of_student = (x.reshape(len(x), -1) for x in (t, s))
             best = of_teacher.argmax(axis=1)
             top1 = float(np.mean(best == of_student.argmax(axis=1)))
             if of_teacher.shape[1] > _MOST_RANKED:
                 top5 = float(np.mean(ranks(of_student, best) < _MOST_RANKED))
             divergence = _divergence(of_teacher, of_student)
     return OutputAgreement(name, own_name, error, cosine, top1, top5, divergence)
-
-
-def spread_of(teacher: Floats, rows: int = 1) -> float:
-    """Return what errors of an output are relative to: ||teacher - mean||^2.
-
-    Where the teacher does not vary it is ||teacher||^2, and where that is zero as well, 1.
-
-    Args:
-        teacher: its values, (samples, ...).
-        rows: as of `compare_output`; the mean is that of all rows.
-    """
-    over = (0, 1) if rows > 1 else 0
-    energy = float(np.sum((teacher - teacher.mean(axis=over)) ** 2))
-    return energy or float(np.sum(teacher**2)) or 1.0
 
 
 def ranks(scores: Floats, classes: NDArray[np.integer]) -> NDArray[np.intp]:
@@ -113,8 +96,8 @@ def ranks(scores: Floats, classes: NDArray[np.integer]) -> NDArray[np.intp]:
     return found
 
 
-def _cosine(teacher: Floats, student: Floats) -> float | None:
-    """Return the mean cosine of both outputs of a sample; None where one is zero for all."""
+def mean_cosine(teacher: Floats, student: Floats) -> float | None:
+    """Return the mean cosine of outputs, (samples, numbers); None where one is zero for all."""
     lengths = np.linalg.norm(teacher, axis=1) * np.linalg.norm(student, axis=1)
     known = lengths > 0
     if not known.any():

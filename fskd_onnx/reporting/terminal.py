@@ -37,7 +37,7 @@ Node = TypeVar("Node", BlockPair, BlockReport)
 # Samples that are named of those that were left out.
 _NAMED = 3
 # Columns that the name of an output may take in front of its figures.
-_NAME = 24
+_NAME = 40
 
 
 def print_report(report: FitReport, console: Console) -> None:

@@ -23,7 +23,6 @@ from fskd_onnx.pipeline.problem import FitProblem
 from fskd_onnx.pipeline.starts import Start
 from fskd_onnx.pipeline.trials import Candidate, choose, error_of, fits, try_out
 from fskd_onnx.pipeline.verdict import judge
-from fskd_onnx.reporting.agreement import squared_errors
 from fskd_onnx.timing import StageTimer
 from tests.helpers import Array, prepared, run
 from tests.networks import NETWORKS
@@ -110,7 +109,7 @@ def _judged(
         for model, trial in zip(models, problem.splits.trials, strict=True)
     ]
     together = [np.concatenate(parts)[problem.judged] for parts in zip(*outputs, strict=True)]
-    errors = problem.by_group(squared_errors(problem.target, together))
+    errors = problem.by_group(problem.sample_errors(together))
     verdict = judge(problem.errors_before, errors, problem.output_size)
     return replace(candidate, after=problem.agreement(together), errors=errors, verdict=verdict)
 

@@ -77,11 +77,24 @@ def test_branches_are_felt_by_their_share_of_the_output() -> None:
         """g (float[N,4] x) => (float[N,8] z) <float[4,4] a, float[4,4] b> {
             [one] y1 = MatMul (x, a)
             [two] y2 = MatMul (x, b)
-            z = Concat <axis = 1> (y1, y2)
+            k = Concat <axis = 1> (y1, y2)
+            z = Neg (k)
         }""",
         {"a": orthogonal(1), "b": 2 * orthogonal(2)},
     )
     assert found(model, white()) == pytest.approx({"one": 0.2, "two": 0.8}, rel=1e-3)
+
+
+def test_what_is_joined_last_counts_on_its_own_scale() -> None:
+    model = build(
+        """g (float[N,4] x) => (float[N,8] z) <float[4,4] a, float[4,4] b> {
+            [boxes] y1 = MatMul (x, a)
+            [scores] y2 = MatMul (x, b)
+            z = Concat <axis = 1> (y1, y2)
+        }""",
+        {"a": 1000 * orthogonal(1), "b": orthogonal(2)},
+    )
+    assert found(model, white()) == pytest.approx({"boxes": 0.5, "scores": 0.5}, rel=1e-3)
 
 
 def test_what_nothing_reads_is_not_felt() -> None:

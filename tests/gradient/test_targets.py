@@ -68,3 +68,14 @@ def test_an_error_is_relative() -> None:
     np.testing.assert_array_equal(teacher, [[4, 1], [10, 7]])
     student = torch.tensor(teacher + 2)
     assert float(target.error(student, torch.tensor(teacher))) == 1
+
+
+def test_parts_of_an_output_are_targets_of_their_own() -> None:
+    target = Target("z", "y", is_output=True, part=np.array([1, 2]), energy=4.0)
+    output = np.arange(12.0).reshape(2, 3, 2)
+    teacher = target.of_teacher(output)
+    np.testing.assert_array_equal(teacher, [[1, 2], [7, 8]])
+    student = torch.tensor(output)
+    student[:, 0, 1] += 4  # of number 1, and of no other that is meant
+    student[:, 2] += 100
+    assert float(target.error(student, torch.tensor(teacher))) == 2

@@ -165,6 +165,33 @@ def test_ten_samples_do_no_harm(seed: int) -> None:
     assert error(teacher, result.model, new) <= error(teacher, student, new)
 
 
+def test_scores_count_beside_boxes_that_are_joined_with_them() -> None:
+    text = """g (float[N,3,4,4] x) => (float[N,L,6] y) <
+      float[8,3,3,3] w, float[4,8,1,1] wb, float[2,8,1,1] ws, float size = {1000.0},
+      int64[3] flat = {0, 6, -1}> {
+        [h] h = Conv <pads = [1, 1, 1, 1]> (x, w)
+        r = Relu (h)
+        [boxes] l = Conv (r, wb)
+        b = Mul (l, size)
+        [scores] p = Conv (r, ws)
+        s = Sigmoid (p)
+        c = Concat <axis = 1> (b, s)
+        f = Reshape (c, flat)
+        y = Transpose <perm = [0, 2, 1]> (f)
+    }"""
+    teacher = build(text, seed=1)
+    wrong = -initializers(teacher)["ws"]
+    student = build(text, {"ws": wrong}, seed=1)
+    samples = {"x": np.random.default_rng(0).standard_normal((40, 3, 4, 4)).astype(np.float32)}
+    report = fit_to(teacher, student, samples).report
+    boxes, scores = report.outputs
+    assert (boxes.name, scores.name) == ("y: b", "y: s")
+    assert boxes.before == boxes.after == pytest.approx(0, abs=1e-6)
+    assert scores.before > 1
+    assert scores.after < 0.01
+    assert report.before.relative_mse == pytest.approx((boxes.before + scores.before) / 2)
+
+
 def test_each_of_several_outputs_has_its_error() -> None:
     network = NETWORKS["two inputs, two outputs"]
     teacher, student = network.teacher(), network.student()

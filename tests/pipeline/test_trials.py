@@ -29,7 +29,7 @@ from fskd_onnx.pipeline.trials import (
     judged_by_own_fits,
     try_out,
 )
-from fskd_onnx.reporting.agreement import agreement, squared_errors
+from fskd_onnx.reporting.agreement import agreement
 from fskd_onnx.results import Agreement, Verdict
 from fskd_onnx.timing import StageTimer
 from tests.helpers import build, initializers, prepared, run
@@ -105,7 +105,7 @@ def test_few_samples_are_judged_each_by_a_fit_that_has_not_seen_it() -> None:
             problem.outputs(model, name, trial.held_out)
             for model, name in zip(models, names, strict=True)
         )
-        errors.append(squared_errors(target, outputs))
+        errors.append(problem.errors_to(target, outputs))
     np.testing.assert_allclose(found.errors, np.concatenate(errors), rtol=1e-6)
     assert len(found.errors) == 12
     errors_of = dict(zip(problem.held_out.tolist(), np.concatenate(errors), strict=True))
@@ -125,7 +125,7 @@ def test_the_judged_fits_are_nearly_those_to_the_samples_of_their_trial(adapter:
     for trial in problem.splits.trials:
         (alone,) = fits(problem, trial, options, StageTimer())
         target = problem.outputs(problem.teacher.model, "teacher", trial.held_out)
-        errors.append(squared_errors(target, problem.outputs(alone.model, "it", trial.held_out)))
+        errors.append(problem.errors_to(target, problem.outputs(alone.model, "it", trial.held_out)))
     strict = float(np.mean(np.concatenate(errors)))
     assert 0.8 * strict < found.errors.mean() < 1.25 * strict
     assert found.errors.mean() < 0.5 * problem.errors_before.mean()

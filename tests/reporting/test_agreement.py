@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from fskd_onnx.errors import ModelError
+from fskd_onnx.linalg.output_scales import Scales, weights_of
 from fskd_onnx.reporting.agreement import (
     agreement,
     sample_errors,
-    squared_errors,
     worst_samples,
 )
 from fskd_onnx.results import SampleError
@@ -28,25 +28,26 @@ def test_the_error_is_relative_to_the_teachers_variance() -> None:
     t, s = teacher.astype(np.float64), student.astype(np.float64)
     expected = ((t - s) ** 2).sum() / ((t - t.mean(0)) ** 2).sum()
     assert found.relative_mse == pytest.approx(expected, rel=1e-12)
-    assert agreement([teacher], [np.broadcast_to(t.mean(0), t.shape)]).relative_mse == 1.0
+    mean = agreement([teacher], [np.broadcast_to(t.mean(0), t.shape)])
+    assert mean.relative_mse == pytest.approx(1.0, rel=1e-12)
     assert agreement([teacher], [teacher]).relative_mse == 0.0
 
 
-def test_all_outputs_count_by_their_size() -> None:
-    one, other = outputs(0, 6, 4), 10 * outputs(1, 6, 2, 3)
-    found = agreement([one, other], [one, other + 1])
-    energies = [((t.astype(np.float64) - t.mean(0)) ** 2).sum() for t in (one, other)]
-    assert found.relative_mse == pytest.approx(36 / sum(energies), rel=1e-5)
+def test_each_output_counts_on_its_own_scale() -> None:
+    one, other = outputs(0, 6, 4), 100 * outputs(1, 6, 2, 3)
+    found = agreement([one, other], [one + 1, other + 1])
+    errors = [t.size / ((t.astype(np.float64) - t.mean(0)) ** 2).sum() for t in (one, other)]
+    assert found.relative_mse == pytest.approx(sum(errors) / 2, rel=1e-5)
 
 
 def test_without_variance_the_error_is_relative_to_the_size() -> None:
     one = np.array([[3.0, 4.0]])
-    assert agreement([one], [one + np.array([0.0, 5.0])]).relative_mse == 1.0
+    assert agreement([one], [one + np.array([0.0, 5.0])]).relative_mse == pytest.approx(1.0)
     assert agreement([one], [one]).relative_mse == 0.0
     still = np.full((4, 2), 2.0)
-    assert agreement([still], [still + 1]).relative_mse == 0.25
+    assert agreement([still], [still + 1]).relative_mse == pytest.approx(0.25)
     zero = np.zeros((4, 2))
-    assert agreement([zero], [zero + 0.5]).relative_mse == 2.0
+    assert agreement([zero], [zero + 0.5]).relative_mse == pytest.approx(2.0)
     assert agreement([zero], [zero]).relative_mse == 0.0
 
 
@@ -58,7 +59,7 @@ def test_outputs_of_other_shapes_are_refused() -> None:
 
 def test_small_types_do_not_overflow() -> None:
     teacher = np.array([[6e4], [-6e4]], np.float16)
-    assert agreement([teacher], [-teacher]).relative_mse == 4.0
+    assert agreement([teacher], [-teacher]).relative_mse == pytest.approx(4.0)
 
 
 def test_what_is_not_finite_is_not_hidden() -> None:
@@ -92,15 +93,16 @@ def test_an_output_that_overflows_is_an_error_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not np.isfinite(agreement(teacher, student).relative_mse)
-        assert not np.isfinite(squared_errors(teacher, student)).any()
+        assert not np.isfinite(sample_errors(teacher, student)).any()
 
 
 @pytest.mark.parametrize("rows", [1, 8])
 def test_the_mean_of_the_errors_of_samples_is_the_error_of_all(rows: int) -> None:
     teacher, student = outputs(0, 6, 8, 4), outputs(1, 6, 8, 4)
-    errors = sample_errors([teacher], [student], rows=[rows])
+    weights = weights_of([Scales.of(teacher, rows)], 6)
+    errors = sample_errors([teacher], [student], weights)
     assert errors.shape == (6,)
-    expected = agreement([teacher], [student], rows=[rows]).relative_mse
+    expected = agreement([teacher], [student], weights=weights).relative_mse
     assert errors.mean() == pytest.approx(expected, rel=1e-12)
     assert sample_errors([teacher[:1]], [student[:1]]).shape == (1,)
 

@@ -29,7 +29,7 @@ def result(*not_finite: tuple[int, float], **left_out: str) -> ForwardResult:
 
 
 def test_samples_that_are_finite_in_both_are_judged() -> None:
-    found = comparable((result((1, np.nan)), result((3, np.inf))), NAMES, MODELS)
+    found = comparable((result((1, np.nan)), result((3, np.inf))), NAMES, MODELS, {})
     assert found.judged.tolist() == [True, False, True, False]
     assert found.agreement(found.student).relative_mse == 0.0
     np.testing.assert_array_equal(found.teacher[0], [[0, 1, 2], [6, 7, 8]])
@@ -37,15 +37,16 @@ def test_samples_that_are_finite_in_both_are_judged() -> None:
 
 
 def test_each_output_has_its_error_on_its_own_scale() -> None:
-    found = comparable((result(), result()), NAMES, MODELS)
+    found = comparable((result(), result()), NAMES, MODELS, {})
     y, k = found.teacher
     spread = np.sum((y - y.mean(axis=0)) ** 2)
-    assert found.output_errors([y + 1, k]) == pytest.approx([12 / spread, 0])
-    assert found.output_errors([y, 3 * k]) == pytest.approx([0, 4])  # of its size: it is constant
+    assert dict(found.output_errors([y + 1, k])) == pytest.approx({"y": 12 / spread, "k": 0})
+    # Of its size: it is constant.
+    assert dict(found.output_errors([y, 3 * k])) == pytest.approx({"y": 0, "k": 4})
 
 
 def test_outputs_that_one_of_them_leaves_out_are_named() -> None:
-    found = comparable((result(), result(k="a table")), NAMES, MODELS)
+    found = comparable((result(), result(k="a table")), NAMES, MODELS, {})
     assert (found.names, found.outputs_left_out) == ([("y", "y")], (("k", "a table"),))
 
 
@@ -54,14 +55,14 @@ def test_an_output_that_is_never_finite_is_named() -> None:
     with pytest.raises(
         ModelError, match=r"t\.onnx: its output 'y' is NaN or infinite for each of 4"
     ):
-        comparable((never, result()), NAMES, MODELS)
+        comparable((never, result()), NAMES, MODELS, {})
     with pytest.raises(
         ModelError, match=r"s\.onnx: its output 'y' is NaN or infinite for each of 4"
     ):
-        comparable((result(), never), NAMES, MODELS)
+        comparable((result(), never), NAMES, MODELS, {})
 
 
 def test_a_fit_may_bring_a_student_back() -> None:
     never = result(*((sample, np.inf) for sample in range(4)))
-    found = comparable((result((1, np.nan)), never), NAMES, MODELS, fitted_later=True)
+    found = comparable((result((1, np.nan)), never), NAMES, MODELS, {}, fitted_later=True)
     assert found.judged.tolist() == [True, False, True, True]
