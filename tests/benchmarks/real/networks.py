@@ -20,6 +20,7 @@ from models.zoo import cache_folder
 from tests.benchmarks.real import file_bytes, sounds, text_images
 from tests.benchmarks.real.wheels import (
     BASIC_PITCH,
+    DDDDOCR,
     MAGIKA,
     RAPIDOCR,
     RAPIDOCR_ONNXRUNTIME,
@@ -88,12 +89,14 @@ def session(path: Path) -> ort.InferenceSession:
 
 
 def outputs(path: Path, inputs: Inputs) -> Outputs:
-    """Run a network on inputs whose first axes are the samples, some at a time."""
+    """Run a network on inputs whose first axes are the samples, as many at a time as it takes."""
     opened = session(path)
     count = len(next(iter(inputs.values())))
+    stated = opened.get_inputs()[0].shape[0]
+    size = stated if isinstance(stated, int) else _BATCH
     found = [
-        opened.run(None, {name: part[at : at + _BATCH] for name, part in inputs.items()})
-        for at in range(0, count, _BATCH)
+        opened.run(None, {name: part[at : at + size] for name, part in inputs.items()})
+        for at in range(0, count, size)
     ]
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
@@ -176,6 +179,15 @@ def overlap(threshold: float) -> Callable[[Outputs, Outputs], float]:
         return 2 * both / max(of_each, 1)
 
     return f1
+
+
+def anchors_alike(teacher: Outputs, student: Outputs) -> float:
+    """Return the F1 of the anchors that a detector marks: of all whose confidence is above 0.3.
+
+    Outputs are [pictures, anchors, (x, y, width, height, is there one, is it of the class)].
+    """
+    one, other = (found[0][..., 4:5] * found[0][..., 5:6] for found in (teacher, student))
+    return overlap(0.3)([one], [other])
 
 
 def _voices_to_fit(path: Path, count: int) -> Inputs:
@@ -265,6 +277,19 @@ def _networks() -> Iterator[Network]:
         to_judge,
         outputs,
         characters_alike,
+        method="auto",
+    )
+    to_fit, to_judge = _drawn("images", text_images.pictures)
+    yield Network(
+        "places",
+        "where characters stand in pictures",
+        DDDDOCR,
+        "ddddocr/common_det.onnx",
+        "F1 of marked anchors",
+        to_fit,
+        to_judge,
+        outputs,
+        anchors_alike,
         method="auto",
     )
     yield Network(

@@ -29,7 +29,7 @@ _FONTS = (
     "DejaVuSerif-Italic.ttf",
 )
 _LINE_HEIGHT = 48
-_PAGE = 320
+_PAGE, _PICTURE = 320, 416
 _DARK, _BRIGHT = (0, 110), (150, 256)
 
 
@@ -54,6 +54,13 @@ def reading_lines(count: int, rng: np.random.Generator) -> Floats:
 def pages(count: int, rng: np.random.Generator) -> Floats:
     """Return pictures with some lines of text, [count, 3, 320, 320], pixels as -1..1."""
     return _normalised([_page(rng) for _ in range(count)])
+
+
+def pictures(count: int, rng: np.random.Generator) -> Floats:
+    """Return pictures with some lines of text, [count, 3, 416, 416], pixels as 0..255."""
+    side = (_PICTURE, _PICTURE)
+    drawn = [_page(rng).resize(side, Image.Resampling.BILINEAR) for _ in range(count)]
+    return np.stack([np.asarray(page, np.float32).transpose(2, 0, 1) for page in drawn])
 
 
 def _lines(count: int, width: int, rng: np.random.Generator) -> list[Image.Image]:

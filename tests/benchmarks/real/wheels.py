@@ -32,6 +32,7 @@ class Wheel(NamedTuple):
 
 AUDITOK = Wheel("auditok", "0.3.0")
 BASIC_PITCH = Wheel("basic-pitch", "0.4.0")
+DDDDOCR = Wheel("ddddocr", "1.6.1")
 MAGIKA = Wheel("magika", "1.0.3")
 RAPIDOCR = Wheel("rapidocr", "3.10.0")
 RAPIDOCR_ONNXRUNTIME = Wheel("rapidocr-onnxruntime", "1.4.4")
