@@ -94,8 +94,8 @@ class Agreement:
     """How close the outputs of a student are to the teacher's on some samples.
 
     Attributes:
-        relative_mse: ``||student - teacher||^2 / ||teacher - mean||^2``; of several outputs, or parts
-            of one, the mean of theirs, see ``fskd_onnx.linalg.output_scales``.
+        relative_mse: ``||student - teacher||^2 / ||teacher - mean||^2``; of several outputs, or
+            parts of one, the mean of theirs, see ``fskd_onnx.linalg.output_scales``.
         top1_agreement: fraction of the samples for which both rank the same class first; None
             where no output is a row of class scores.
     """
