@@ -79,6 +79,29 @@ def test_steps_bring_a_student_closer_on_samples_that_nobody_saw(name: str) -> N
     assert_of_the_student(result.model, network.student())
 
 
+def test_steps_follow_scores_beside_boxes_that_are_joined_with_them() -> None:
+    text = """g (float[N,3,4,4] x) => (float[N,6,4,4] y) <
+      float[{width},3,3,3] w, float[4,{width},1,1] wb, float[2,{width},1,1] ws,
+      float size = {{1000.0}}> {{
+        h = Conv <pads = [1, 1, 1, 1]> (x, w)
+        r = Relu (h)
+        l = Conv (r, wb)
+        b = Mul (l, size)
+        p = Conv (r, ws)
+        s = Sigmoid (p)
+        y = Concat <axis = 1> (b, s)
+    }}"""
+    teacher = build(text.format(width=16), seed=1)
+    w, wb, ws = (initializers(teacher)[name] for name in ("w", "wb", "ws"))
+    student = build(text.format(width=8), {"w": w[:8], "wb": wb[:, :8], "ws": ws[:, :8]})
+    samples = {"x": np.random.default_rng(0).standard_normal((60, 3, 4, 4)).astype(np.float32)}
+    result = fit(teacher, student, samples, FitOptions(CPU, refine=60))
+    assert steps_of(result).kept
+    without = fit(teacher, student, samples, FitOptions(CPU))
+    for before, after in zip(without.report.outputs, result.report.outputs, strict=True):
+        assert after.after < 0.9 * before.after, after.name
+
+
 def test_few_samples_are_held_out_in_turn_and_the_student_sees_all() -> None:
     network = NETWORKS["residual"]
     without, result = refined(network, 20)
