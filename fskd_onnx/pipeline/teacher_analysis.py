@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -26,7 +27,7 @@ from fskd_onnx.compression.channel_scores import (
     reader_places,
     unit_readings,
 )
-from fskd_onnx.compression.costs import NetworkCosts, count_costs, run_shapes
+from fskd_onnx.compression.costs import count_costs, run_shapes
 from fskd_onnx.compression.output_errors import Change, output_errors
 from fskd_onnx.compression.sensitivity import Sensitivity, probes
 from fskd_onnx.errors import OptionError
@@ -35,6 +36,7 @@ from fskd_onnx.passes import DropBlocks, FoldExtents
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.prunable_channels import PrunableChannels
 from fskd_onnx.passes.analysis.residual_blocks import ResidualBlock, find_residual_blocks
+from fskd_onnx.passes.analysis.shapes import infer_shapes
 from fskd_onnx.pipeline.divided_samples import DividedSamples
 from fskd_onnx.pipeline.networks import LoadedModel
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
@@ -45,8 +47,9 @@ from fskd_onnx.samples.batches import Batch, first_batches
 _SKIPPED = "it is to be left whole (--skip)"
 # An error that is not finite is one to stay away from.
 _HOPELESS = 1e9
-# Multiply-adds of a run that shows errors of outputs, and the fewest and most samples of it.
-_OUTPUT_MACS, _OUTPUT_SAMPLES = 2**35, (8, 64)
+# Multiply-adds of a run that shows errors of outputs, and the fewest and most samples of it. Maps
+# tell as much by so many numbers as scores of classes do by the scores of more samples.
+_OUTPUT_MACS, _OUTPUT_NUMBERS, _OUTPUT_SAMPLES = 2**35, 2**20, (8, 64)
 # Names that a message lists.
 _NAMED = 5
 
@@ -133,7 +136,7 @@ def study_teacher(
             left_out = [_left_out(block, linears) for block in blocks if not block.reason]
         seen = [change for probe in probed for change in probe.changes]
         changes = _in_order([*seen, *left_out], linears)
-        few = _few(batches, outline.costs)
+        few = _few(batches, outline)
         errors = output_errors(runtime, model.graph, changes, samples.decoded, few)
         felt = {probe.node: probe.sensitivity(errors) for probe in probed}
         lost = {change.name: errors[change] for change in left_out}
@@ -175,10 +178,14 @@ def _check_skips(options: CompressOptions, teacher: str, names: Sequence[str]) -
         )
 
 
-def _few(batches: Sequence[Batch], costs: NetworkCosts) -> list[Batch]:
-    """Return the samples to see errors of outputs on: fewer of a network that takes long."""
-    count = _OUTPUT_MACS // max(costs.total.macs, 1)
-    return first_batches(batches, int(np.clip(count, *_OUTPUT_SAMPLES)))
+def _few(batches: Sequence[Batch], outline: TeacherStudy) -> list[Batch]:
+    """Return the samples to see errors of outputs on: fewer of a large network, or of maps."""
+    graph = outline.model.graph()
+    shapes = infer_shapes(graph, outline.shapes)
+    extents = (shapes.get(output.name, ()) for output in graph.outputs)
+    numbers = sum(math.prod(size or 1 for size in shape) for shape in extents) // outline.count
+    counts = _OUTPUT_MACS // max(outline.costs.total.macs, 1), _OUTPUT_NUMBERS // max(numbers, 1)
+    return first_batches(batches, int(np.clip(min(counts), *_OUTPUT_SAMPLES)))
 
 
 def _left_out(block: ResidualBlock, linears: Sequence[Linear]) -> Change:
