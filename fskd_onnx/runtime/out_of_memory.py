@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 # ONNX Runtime's arena, the allocator of C++, the libraries of CUDA, PyTorch.
 _SAID = re.compile(
-    r"failed to allocate memory|bad[_ ]alloc|out of memory|ALLOC_FAILED|cannot allocate memory",
+    r"failed to allocate memory|bad[_ ]alloc|out of memory|ALLOC(?:ATION)?_FAILED|"
+    r"cannot allocate memory",
     re.IGNORECASE,
 )
 

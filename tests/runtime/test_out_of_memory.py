@@ -163,6 +163,7 @@ def test_work_without_batches_is_not_repeated() -> None:
         (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("CUDA failure 2: out of memory ; GPU=0"), True),
         (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
         (RuntimeError("Invalid rank for input: x"), False),
         (SamplesError("out of memory.npy: there is no such file"), False),
     ],

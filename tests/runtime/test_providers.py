@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from fskd_onnx.passes.analysis.segments import Segment
 from fskd_onnx.passes.extract_segment import extract
 from fskd_onnx.passes.separate_weights import Separated, separate
 from fskd_onnx.runtime import providers
-from fskd_onnx.runtime.providers import open_runtime
+from fskd_onnx.runtime.providers import Runtime, open_runtime
 from tests.helpers import DEMO, build, random_feeds
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -91,6 +92,24 @@ def test_a_provider_that_the_runtime_does_not_have_is_told_from_those_it_has() -
 def test_a_session_runs_where_it_was_told() -> None:
     model = build("net (float[N,2] x) => (float[N,2] y) { y = Relu(x) }")
     assert open_runtime(["cpu"]).session(model).get_providers() == [CPU]
+
+
+def test_only_what_users_run_is_as_the_runtime_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+
+    class Session:
+        def __init__(self, *_: object, providers: object) -> None:
+            given.append(providers)
+
+        def disable_fallback(self) -> None: ...
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    runtime = Runtime((CUDA, CPU), "cuda")
+    model = build("net (float[N,2] x) => (float[N,2] y) { y = Relu(x) }")
+    for one in (runtime, replace(runtime, as_users_run=True)):
+        one.session(model)
+    settings = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+    assert given == [[(CUDA, settings), (CPU, {})], [(CUDA, {}), (CPU, {})]]
 
 
 # x ─▶ Conv (w) ─▶ BatchNormalization ─▶ Add (u) ─▶ If (MatMul (m) | Identity) ─▶ Cast ─▶ Mul (k)
