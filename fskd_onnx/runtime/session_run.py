@@ -18,6 +18,7 @@ _POSITION = re.compile(
     r"^\[ONNXRuntimeError\] : \d+ : \w+ : |^Error in execution: |Non-zero status code returned "
     r"while running |(Status Message: )?\S+\.(cc|h):\d+ .*?\) (?=\S)"
 )
+_TENSOR_OF_NUMBERS = re.compile(r"tensor\((?!string).*\)")
 # Some list all types that there are.
 _LONGEST = 400
 _NODE = re.compile(
@@ -36,10 +37,16 @@ def run(
     binding = session.io_binding()
     for name, value in feeds.items():
         binding.bind_ortvalue_input(name, value)
+    types = {output.name: output.type for output in session.get_outputs()}
     for name in outputs:
-        binding.bind_output(name, device)
+        binding.bind_output(name, device if lies_on_devices(types[name]) else "cpu")
     session.run_with_iobinding(binding)
     return dict(zip(outputs, map(_detached, binding.get_outputs()), strict=True))
+
+
+def lies_on_devices(kind: str) -> bool:
+    """Whether a device can hold a value of a type, as the runtime calls it: strings it cannot."""
+    return _TENSOR_OF_NUMBERS.fullmatch(kind) is not None
 
 
 def _detached(value: OrtValue) -> OrtValue:

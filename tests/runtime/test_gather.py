@@ -96,3 +96,19 @@ def test_one_session_serves_all_tensors_of_a_rank(runtime: Runtime) -> None:
         found = gather.on_device(value, False, 1, index)
         np.testing.assert_array_equal(found, gather(value, False, 1, index))
     assert len(gather._sessions) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_columns_are_put_where_they_are_wanted(
+    dtype: type[np.floating], contiguous: bool, runtime: Runtime
+) -> None:
+    tensor = np.random.default_rng(7).standard_normal((3, 4, 6)).astype(np.float32)
+    value, index = OrtValue.ortvalue_from_numpy(tensor), np.array([[1, 4], [0, 5]])
+    gather = Gatherer(runtime)
+    for call in (gather, gather.on_device):
+        room = np.zeros((8, 4 if contiguous else 8), dtype)
+        out = room if contiguous else room[:, ::2]
+        assert call(value, False, 2, index, out=out) is out
+        seen = tensor[:2][:, :, index]
+        np.testing.assert_array_equal(out, np.moveaxis(seen, 0, 2).reshape(8, 4))
