@@ -37,6 +37,9 @@ Outputs = list[NDArray[np.generic]]
 _ROWS_FROM_DATA = frozenset({"NonMaxSuppression", "Unique", "Compress", "NonZero"})
 # NonZero is a part of how exporters write down shapes that are no data.
 _ALWAYS_FROM_DATA = _ROWS_FROM_DATA - {"NonZero"}
+# Squared difference of an output on a device from that on the CPU, relative to its square: far more
+# than rounding makes, and than rows that swap their places where two scores are nearly the same.
+_MOST_ON_DEVICE = 0.25
 # Batch sizes that are tried where a model does not run, besides those that its outputs state.
 _TRIED_SIZES = (1, 2, 4, 8, 16, 32)
 
@@ -252,18 +255,17 @@ class _Network:
         inputs = [stacked[spec.name] for spec in self._samples.inputs if spec.axis is not None]
         operators = {node.op_type for node in self._model.graph.node}
         runs = Runs.plan(first.tolist(), others, inputs, fixed, operators)
-        again = self.run(np.array(runs.second, dtype=np.intp))
-        found: dict[str, FoundAxis] = {}
-        for output, one in values.items():
-            other = again[output]
-            if one is None or other is None:
-                found[output] = Failing.NO_NUMBERS
-                continue
-            if self._has_rows_from_data(output):
-                found[output] = Failing.ROWS_FROM_DATA
-                continue
-            found[output] = runs.compare(one, other)
-            if found[output] is Failing.MIXED:
+        second = np.array(runs.second, dtype=np.intp)
+        host = self._on_cpu()
+        again = (host or self).run(second)
+        found = self._compare(runs, values, again)
+        if host is not None and not all(runs.tells(axis) for axis in found.values()):
+            on_device = self.run(second)
+            found = self._compare(runs, values, on_device)
+            self._check_device(on_device, again, found)
+        for output, axis in found.items():
+            one = values[output]
+            if axis is Failing.MIXED and one is not None:
                 what = f"does not keep samples apart (shape {list(one.shape)} of {len(first)})"
                 raise ModelError(
                     f"{self._name}: its output '{output}' "
@@ -271,6 +273,64 @@ class _Network:
                     "graph's outputs, or give --batch-size 1 if samples may run one by one"
                 )
         return found
+
+    def _compare(
+        self,
+        runs: Runs,
+        values: Mapping[str, NDArray[np.generic] | None],
+        again: Mapping[str, NDArray[np.generic] | None],
+    ) -> dict[str, FoundAxis]:
+        """Return where the samples lie in each output, by two runs."""
+        found: dict[str, FoundAxis] = {}
+        for output, one in values.items():
+            other = again[output]
+            if one is None or other is None:
+                found[output] = Failing.NO_NUMBERS
+            elif self._has_rows_from_data(output):
+                found[output] = Failing.ROWS_FROM_DATA
+            else:
+                found[output] = runs.compare(one, other)
+        return found
+
+    def _on_cpu(self) -> _Network | None:
+        """Return the model on the CPU, where it runs elsewhere and there are kernels for it here.
+
+        The CPU says what a GPU does not: that one reads whatever lies behind a table for a token
+        that is not in it. Nor does the CPU try out kernels for every new size of a batch.
+        """
+        if self._runtime.device == "cpu":
+            return None
+        runtime = self._runtime.on_cpu
+        host = _Network(runtime, self._model, self._samples, self._name, self._inputs)
+        try:
+            host._session = runtime.session(self._model)
+        except Exception as error:  # of a dozen unrelated types
+            if is_out_of_memory(error):
+                what = f"{self._name}: it does not fit into memory"
+                raise OutOfMemoryError(what, self._name) from error
+            return None
+        return host
+
+    def _check_device(
+        self,
+        on_device: Mapping[str, NDArray[np.generic] | None],
+        on_cpu: Mapping[str, NDArray[np.generic] | None],
+        found: Mapping[str, FoundAxis],
+    ) -> None:
+        """Compare a run on a device with the same run on the CPU.
+
+        Raises:
+            ModelError: an output that holds samples is another one.
+        """
+        for output, axis in found.items():
+            one, other = on_device[output], on_cpu[output]
+            if not isinstance(axis, SampleAxis) or one is None or other is None:
+                continue
+            if one.shape != other.shape or _difference(one, other) > _MOST_ON_DEVICE:
+                raise ModelError(
+                    f"{self._name}: its output '{output}' is not the same on "
+                    f"{self._runtime.providers[0]} and on the CPU; give --providers cpu"
+                )
 
     def _has_rows_from_data(self, output: str) -> bool:
         """Whether an operator may give the output another number of rows each time."""
@@ -305,6 +365,14 @@ class _Network:
         if node is None:
             return str(why.value)
         return f"{why.value} ({node.op_type}{f' {node.name!r}' if node.name else ''})"
+
+
+def _difference(one: NDArray[np.generic], other: NDArray[np.generic]) -> float:
+    """Return ||one - other||^2 / ||other||^2; what is not finite counts as 0."""
+    a, b = (
+        np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0) for x in (one, other)
+    )
+    return float(np.sum((a - b) ** 2)) / (float(np.sum(b**2)) or 1.0)
 
 
 def _numbers(value: OrtValue) -> NDArray[np.generic] | None:

@@ -151,6 +151,10 @@ class Runs:
         proportional = one.size * q == other.size * p
         return Failing.MIXED if same_shape or proportional else Failing.ROWS_FROM_DATA
 
+    def tells(self, found: FoundAxis) -> bool:
+        """Whether both runs were seen to give the same values for the samples that both have."""
+        return isinstance(found, SampleAxis) and (len(self.first), len(self.second)) != (1, 1)
+
     def _candidates(self, one: Sequence[int], other: Sequence[int]) -> Iterator[SampleAxis]:
         """Yield the axes whose extents follow the samples, the most usual first."""
         p, q = len(self.first), len(self.second)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession, OrtValue
 from PIL import Image
 
 from fskd_onnx.errors import ModelError, SamplesError
 from fskd_onnx.options import Preprocess
+from fskd_onnx.runtime import forward as forwards
+from fskd_onnx.runtime import session_run
 from fskd_onnx.runtime.forward import ForwardResult, common_outputs, forward
-from fskd_onnx.runtime.providers import open_runtime
+from fskd_onnx.runtime.providers import Runtime, open_runtime
+from fskd_onnx.runtime.tensor_store import upload
 from fskd_onnx.samples.sources import load_samples
 from fskd_onnx.serialization.interface import input_specs
 from tests.helpers import Array, build
@@ -148,3 +154,74 @@ def test_a_batch_size_that_a_reshape_states_is_told(
     assert capfd.readouterr().err == ""
     found = forward(runtime, model, samples, np.arange(10), written, "a.onnx")
     np.testing.assert_array_equal(found.values["y"], np.maximum(x, 0))
+
+
+def on_device(
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    x: Array,
+    compute: Callable[[Array], Array],
+    *,
+    also_on_cpu: bool = True,
+) -> ForwardResult:
+    """Run a network on a device that computes ``y`` of ``x`` by a function."""
+    host, make = open_runtime(["cpu"]), Runtime.session
+
+    def session(runtime: Runtime, model: onnx.ModelProto) -> InferenceSession:
+        if runtime.device == "cpu" and not also_on_cpu:
+            raise RuntimeError("there is no kernel")
+        return make(host, model)
+
+    def run(
+        session: InferenceSession, feeds: dict[str, OrtValue], outputs: list[str], device: str
+    ) -> dict[str, OrtValue]:
+        if device == "cpu":
+            return session_run.run(session, feeds, outputs, device)
+        return {"y": OrtValue.ortvalue_from_numpy(compute(feeds["x"].numpy()))}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forwards, "run", run)
+        patch.setattr(forwards, "upload", lambda feeds, _: upload(feeds, "cpu"))
+        patch.setattr(Runtime, "session", session)
+        model = build(text)
+        samples = load_samples(x, input_specs(model))
+        runtime = replace(host, device="cuda", providers=("SomeExecutionProvider",))
+        return forward(runtime, model, samples, np.arange(len(x)), None, "net")
+
+
+PLAIN = "g (float[N,6] x) => (float[N,6] y) { y = Relu (x) }"
+
+
+@pytest.mark.parametrize("text", [PLAIN, PLAIN.replace("[N", "[1")])
+def test_a_device_gives_what_the_cpu_gives(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(3).standard_normal((7, 6)).astype(np.float32)
+
+    def rounded(x: Array) -> Array:
+        return np.maximum(x, 0) + np.float32(1e-5)
+
+    found = on_device(monkeypatch, text, x, rounded)
+    np.testing.assert_array_equal(found.values["y"].reshape(7, 6), rounded(x))
+    with pytest.raises(ModelError, match=r"^net: its output 'y' is not the same on SomeExec.* and"):
+        on_device(monkeypatch, text, x, lambda x: 5 - x)
+
+
+def test_a_device_may_differ_as_integer_kernels_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(3).standard_normal((7, 6)).astype(np.float32)
+    found = on_device(monkeypatch, PLAIN, x, lambda x: np.maximum(x, 0) + np.float32(0.1))
+    assert list(found.values) == ["y"]
+
+
+def test_what_only_the_cpu_refuses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """g (float[N,6] x) => (float[N,6] y) <float[3,6] table> {
+        token = ArgMax <axis = 1, keepdims = 0> (x)
+        y = Gather (table, token)
+    }"""
+    x = np.eye(6, dtype=np.float32)[[5, 0, 1, 2]]
+    with pytest.raises(ModelError, match="indices element out of data bounds"):
+        on_device(monkeypatch, text, x, lambda x: x)
+
+
+def test_what_only_a_device_can_run_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(3).standard_normal((7, 6)).astype(np.float32)
+    found = on_device(monkeypatch, PLAIN, x, lambda x: 5 - x, also_on_cpu=False)
+    np.testing.assert_array_equal(found.values["y"], 5 - x)
