@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,17 +11,23 @@ from tests import gpu
 from tests.benchmarks.speed import Case
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_STEPS", 2)
+
+
 def test_the_cpu_is_as_the_cpu() -> None:
-    found = list(gpu.checks(gpu.CPU, 40))
+    found = list(gpu.checks(gpu.CPU, 64, "pointwise"))
     assert [check.what.split(",")[0] for check in found] == [
-        *("block outputs", "outputs fitted", "error reported", "outputs fitted", "error reported")
+        *("block outputs", "outputs fitted", "error reported", "outputs fitted", "error reported"),
+        "error after 2 steps",
     ]
     assert all(check.holds for check in found), list(map(str, found))
     assert found[0].found == 0.0
 
 
 def test_what_differs_is_found(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     outputs, calls = gpu.block_outputs, []
 
@@ -33,11 +41,14 @@ def test_what_differs_is_found(
     monkeypatch.setattr(gpu, "block_outputs", spoilt)
     monkeypatch.setattr(gpu, "GPU", gpu.CPU)
     monkeypatch.setattr(gpu, "_SPEED", (Case("chain-2", 40, "pointwise"),))
-    monkeypatch.setattr(gpu.checks, "__defaults__", (24,))
-    assert gpu.main() == 1
-    out = capsys.readouterr().out
-    assert out.count("NOT AS ON THE CPU") == 1
-    assert "| chain-2 | 40 | pointwise |" in out
+    monkeypatch.setattr(gpu.checks, "__defaults__", (64, "pointwise"))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "no GPU")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- gpu -->\n<!-- /gpu -->\n")
+    assert gpu.main(["--write", str(page)]) == 1
+    for text in (capsys.readouterr().out, page.read_text()):
+        assert text.count("NOT AS ON THE CPU") == 1
+        assert "| chain-2 | 40 | pointwise |" in text
 
 
 def test_a_machine_without_a_gpu_is_no_fault(
