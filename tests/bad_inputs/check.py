@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from fskd_onnx.runtime.providers import working_providers
 from tests.bad_inputs.row import Row, write_good_files
 from tests.bad_inputs.server import Ended, Server
 
 _SECONDS, _MEGABYTES = 5, 700
+_MEGABYTES_OF_CUDA = 500  # its libraries
 # Text of libraries, or of this program's inside, which says nothing to a user.
 _FOREIGN = (
     "Traceback",
@@ -77,9 +80,15 @@ def complaints(row: Row, trial: Trial, server: Server) -> tuple[Ended, list[str]
         found.append("temporary files are left")
     if ended.seconds > _SECONDS:
         found.append(f"kept a processor busy for {ended.seconds:.1f} s")
-    if ended.megabytes > _MEGABYTES:
+    if ended.megabytes > _most_megabytes():
         found.append(f"took {ended.megabytes:.0f} MB")
     return ended, found
+
+
+@functools.cache
+def _most_megabytes() -> int:
+    on_gpu = "CUDAExecutionProvider" in working_providers()
+    return _MEGABYTES + (_MEGABYTES_OF_CUDA if on_gpu else 0)
 
 
 def _content(folder: Path) -> dict[str, object]:

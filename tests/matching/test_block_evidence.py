@@ -43,7 +43,8 @@ def cut_by_rank(kernel: Array, rank: int, rotation: int | None) -> dict[str, obj
 
 
 @pytest.mark.parametrize("rotation", [None, 1])
-@pytest.mark.parametrize("decay", [0.0, 3.0, 8.0])
+# Where singular values are the same, which vectors are kept is up to the library.
+@pytest.mark.parametrize("decay", [1.0, 3.0, 8.0])
 @pytest.mark.parametrize(("n", "rank"), [(8, 2), (8, 8), (32, 8), (32, 16), (32, 31)])
 def test_singular_vectors_are_no_rows(
     n: int, rank: int, decay: float, rotation: int | None
