@@ -21,7 +21,8 @@ from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.analysis.random_nodes import bodies_of
 from fskd_onnx.passes.analysis.shared_weights import find_uses
 from fskd_onnx.passes.separate_weights import Separated
-from fskd_onnx.pipeline.problem import FitProblem, load_inputs, prepare
+from fskd_onnx.pipeline.problem import FitProblem
+from fskd_onnx.pipeline.problem_setup import load_inputs, prepare
 from fskd_onnx.runtime.tensor_store import TensorStore
 from fskd_onnx.samples.sources import SampleSource
 from fskd_onnx.serialization.model_files import ModelSource

@@ -2,7 +2,7 @@
 
 ::
 
-    load ─▶ canonicalize ─▶ split ─▶ pair ─▶ match            problem.prepare
+    load ─▶ canonicalize ─▶ split ─▶ pair ─▶ match            problem_setup.prepare
     ─▶ fit from every start, also without each fold if samples are few ─▶ verify  trials.try_out
     ─▶ choose ─▶ report
 """
@@ -22,7 +22,8 @@ from fskd_onnx.pipeline.fitted_student import FittedStudent
 from fskd_onnx.pipeline.gradient_setup import check_torch, check_trainable
 from fskd_onnx.pipeline.guidance import advise, is_large, why_no_gain
 from fskd_onnx.pipeline.networks import Networks
-from fskd_onnx.pipeline.problem import FitProblem, load_inputs, prepare
+from fskd_onnx.pipeline.problem import FitProblem
+from fskd_onnx.pipeline.problem_setup import load_inputs, prepare
 from fskd_onnx.pipeline.refinement import Refinement, refine, refined
 from fskd_onnx.pipeline.sample_need import SampleNeed, sample_need
 from fskd_onnx.pipeline.trials import (

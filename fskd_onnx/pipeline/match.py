@@ -17,7 +17,7 @@ from fskd_onnx.pipeline.networks import (
     compose_decomposed,
     load_networks,
 )
-from fskd_onnx.pipeline.problem import load_inputs, prepare
+from fskd_onnx.pipeline.problem_setup import load_inputs, prepare
 from fskd_onnx.pipeline.trials import teacher_pass
 from fskd_onnx.results import Matching
 from fskd_onnx.runtime.out_of_memory import with_enough_memory
