@@ -116,7 +116,7 @@ def _check_of_steps(count: int, adapter: str) -> Check:
         expected = _fitted(CPU, "numpy", count, adapter, _STEPS).report
     one, other = (report.after.relative_mse for report in (found, expected))
     faster = expected.seconds.refine / found.seconds.refine
-    what = f"error after {_STEPS} steps, x{faster:.1f}"
+    what = f"error, {_STEPS} steps at {faster:.1f}x speed"
     return Check(what, abs(one / other - 1), STEPPED)
 
 
