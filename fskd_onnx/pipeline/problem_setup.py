@@ -14,6 +14,7 @@ from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import Partner, pair_blocks
 from fskd_onnx.matching.sample_axes import leave_without_samples
 from fskd_onnx.options import FitOptions, RunOptions
+from fskd_onnx.passes.analysis.refusals import is_of_quantized
 from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
 from fskd_onnx.pipeline.networks import Networks, check_order, compose_decomposed, load_networks
 from fskd_onnx.pipeline.problem import FitProblem
@@ -128,8 +129,10 @@ def _match(networks: Networks, partners: tuple[Partner, ...]) -> Matching:
     if not matching.usable:
         first = next(iter(matching.pairs), None)
         why = f" ('{first.student}': {first.reason})" if first is not None else ""
+        remedy = "give a student of that teacher, or say by --map which blocks belong together"
+        if first is not None and is_of_quantized(first.reason):
+            remedy = "fit the student before it is quantized"
         raise MatchError(
-            f"{networks[1].name}: no block has a counterpart in {networks[0].name}{why}; "
-            "give a student of that teacher, or say by --map which blocks belong together"
+            f"{networks[1].name}: no block has a counterpart in {networks[0].name}{why}; {remedy}"
         )
     return matching

@@ -27,7 +27,9 @@ from fskd_onnx.compression.costs import NetworkCosts, NodeCost
 from fskd_onnx.compression.plan_limits import PlanLimits, UnitLimits
 from fskd_onnx.errors import ModelError, TargetError
 from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, full_rank, why_not
+from fskd_onnx.passes.analysis.linear import find_linear
 from fskd_onnx.passes.analysis.prunable_channels import PrunableChannels
+from fskd_onnx.passes.analysis.refusals import Refusal, is_of_quantized
 from fskd_onnx.passes.analysis.residual_blocks import ResidualBlock
 from fskd_onnx.pipeline.networks import LoadedModel
 from fskd_onnx.printable import shortened
@@ -107,11 +109,26 @@ class TeacherStudy:
         if choice.cost > budget - fixed:
             most = max(0.0, 1 - (choice.cost + fixed) / whole)
             raise TargetError(
-                f"{self.model.name}: at most {most:.0%} of {what} can go within the limits; "
-                "ask for less, allow more methods, or raise --max-ratio",
+                f"{self.model.name}: at most {most:.0%} of {what} can go within the limits"
+                f"{self._why_no_more()}",
                 plan,
             )
         return plan
+
+    def _why_no_more(self) -> str:
+        """Say what to do for a smaller student, and where nothing at all can go why that is."""
+        remedy = "ask for less, allow more methods, or raise --max-ratio"
+        if any(len(unit.levels) > 1 for unit in self.candidates):
+            return f"; {remedy}"
+        views = find_linear(self.model.graph())
+        refused = [(view.name, view.reason) for view in views if isinstance(view, Refusal)]
+        quantized = [(name, reason) for name, reason in refused if is_of_quantized(reason)]
+        if quantized:
+            remedy = "compress it before it is quantized"
+        whole = [(unit.unit, unit.reason) for unit in self.candidates]
+        for name, reason in [*quantized, *whole, *refused][:1]:
+            return f" ('{shortened(name)}': {reason}); {remedy}"
+        return f"; {remedy}"
 
     def _why_nothing(self, what: CostName) -> str:
         """Say why there is nothing of a cost that a part could be taken off."""

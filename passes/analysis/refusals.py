@@ -54,6 +54,11 @@ class Refusal:
         return list(self.node.outputs)
 
 
+def is_of_quantized(reason: str) -> bool:
+    """Whether a reason is that weights are quantized; before that the network has others."""
+    return reason.endswith("is quantized")
+
+
 def why_not_linear(node: gs.Node, graph_outputs: Collection[int]) -> str:
     """Return why a node of a linear operator cannot be refitted, or nothing.
 

@@ -270,19 +270,33 @@ def test_a_skip_of_what_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given"),
+    ("name", "given", "cause"),
     [
-        ("chain", {"reduce": "macs=99%", "methods": ("l1",)}),
-        ("chain", {"reduce": "params=50%", "max_ratio": 0.1, "methods": ("l1",)}),
-        ("nothing", {"reduce": "macs=10%"}),
-        ("chain", {"reduce": "macs=20%", "methods": ("drop-block",)}),
-        ("chain", {"reduce": "macs=20%", "methods": ("slimming",)}),
+        ("chain", {"reduce": "macs=99%", "methods": ("l1",)}, "; ask for less"),
+        ("chain", {"reduce": "params=50%", "max_ratio": 0.1, "methods": ("l1",)}, ".*narrow"),
+        ("nothing", {"reduce": "macs=10%"}, " .'c1': .*.; ask for less"),
+        ("chain", {"reduce": "macs=20%", "methods": ("drop-block",)}, " .'c1': no method that"),
+        ("chain", {"reduce": "macs=20%", "methods": ("slimming",)}, " .'c1': no method that"),
     ],
 )
-def test_a_target_out_of_reach_is_said_with_what_can_go(name: str, given: dict[str, Any]) -> None:
-    with pytest.raises(TargetError, match=r"at most \d+% of \w+ can go") as caught:
+def test_a_target_out_of_reach_is_said_with_what_can_go(
+    name: str, given: dict[str, Any], cause: str
+) -> None:
+    said = rf"at most \d+% of \w+ can go within the limits{cause}"
+    with pytest.raises(TargetError, match=said) as caught:
         made(name, **given)
     assert caught.value.plan is not None
+
+
+def test_a_network_that_is_quantized_is_told_to_come_before_that() -> None:
+    model = build("""g (uint8[N,4,5] x) => (float[N,6,5] y)
+      <int8[6,4,1] w, float[6,6,1] v> {
+        [c] h = ConvInteger (x, w)
+        f = Cast <to = 1> (h)
+        [d] y = Conv (f, v) }""")
+    whole = options(reduce="params=30%", methods=("l1",), no_fit=True)
+    with pytest.raises(TargetError, match=r".'c': it is quantized.; compress it before it is qua"):
+        compress(model, None, whole)
 
 
 def test_a_part_of_an_unknown_cost_is_refused() -> None:

@@ -108,6 +108,18 @@ def test_networks_without_a_block_in_common_are_refused() -> None:
         prepared(TEACHER, other, samples(20), FitOptions(RunOptions(("cpu",))))
 
 
+def test_a_student_that_is_quantized_is_told_to_come_before_that() -> None:
+    teacher = build("""g (float[N,4] x) => (float[N,6] y) <float[4,6] w> { [n] y = Gemm (x, w) }""")
+    student = build("""g (float[N,4] x) => (float[N,6] y) <uint8[4,6] w, float s> {
+        d = DequantizeLinear (w, s)
+        [n] y = MatMul (x, d)
+    }""")
+    x = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+    said = r"\('n': its weight 'd' is quantized\); fit the student before it is quantized"
+    with pytest.raises(MatchError, match=said):
+        prepared(teacher, student, {"x": x}, FitOptions(RunOptions(("cpu",))))
+
+
 def test_a_teacher_in_the_place_of_its_student_is_refused() -> None:
     said = "is larger than its teacher .* '.*' has 6 channels and 4 there.*as TEACHER, first"
     with pytest.raises(MatchError, match=said):
