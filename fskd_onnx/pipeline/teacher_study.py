@@ -126,9 +126,10 @@ class TeacherStudy:
         if quantized:
             remedy = "compress it before it is quantized"
         whole = [(unit.unit, unit.reason) for unit in self.candidates]
-        for name, reason in [*quantized, *whole, *refused][:1]:
-            return f" ('{shortened(name)}': {reason}); {remedy}"
-        return f"; {remedy}"
+        if not (causes := [*quantized, *whole, *refused]):
+            return f"; {remedy}"
+        name, reason = causes[0]
+        return f" ('{shortened(name)}': {reason}); {remedy}"
 
     def _why_nothing(self, what: CostName) -> str:
         """Say why there is nothing of a cost that a part could be taken off."""

@@ -211,6 +211,13 @@ def test_a_device_may_differ_as_integer_kernels_do(monkeypatch: pytest.MonkeyPat
     assert list(found.values) == ["y"]
 
 
+def test_classes_of_a_device_may_be_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "g (float[N,6] x) => (int64[N] y) { y = ArgMax <axis = 1, keepdims = 0> (x) }"
+    x = np.random.default_rng(3).standard_normal((7, 6)).astype(np.float32)
+    found = on_device(monkeypatch, text, x, lambda x: np.argmin(x, axis=1))
+    np.testing.assert_array_equal(found.values["y"], np.argmin(x, axis=1))
+
+
 def test_what_only_the_cpu_refuses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     text = """g (float[N,6] x) => (float[N,6] y) <float[3,6] table> {
         token = ArgMax <axis = 1, keepdims = 0> (x)
