@@ -15,8 +15,7 @@ from PIL import Image
 
 from fskd_onnx.errors import ModelError, SamplesError
 from fskd_onnx.options import Preprocess
-from fskd_onnx.runtime import forward as forwards
-from fskd_onnx.runtime import session_run
+from fskd_onnx.runtime import session_run, whole_network
 from fskd_onnx.runtime.forward import ForwardResult, common_outputs, forward
 from fskd_onnx.runtime.providers import Runtime, open_runtime
 from fskd_onnx.runtime.tensor_store import upload
@@ -180,8 +179,8 @@ def on_device(
         return {"y": OrtValue.ortvalue_from_numpy(compute(feeds["x"].numpy()))}
 
     with monkeypatch.context() as patch:
-        patch.setattr(forwards, "run", run)
-        patch.setattr(forwards, "upload", lambda feeds, _: upload(feeds, "cpu"))
+        patch.setattr(whole_network, "run", run)
+        patch.setattr(whole_network, "upload", lambda feeds, _: upload(feeds, "cpu"))
         patch.setattr(Runtime, "session", session)
         model = build(text)
         samples = load_samples(x, input_specs(model))

@@ -21,7 +21,7 @@ from fskd_onnx import (
     match,
 )
 from fskd_onnx.errors import ModelError, SamplesError
-from fskd_onnx.runtime import forward, segment_runner, session_run
+from fskd_onnx.runtime import segment_runner, session_run, whole_network
 from fskd_onnx.runtime.out_of_memory import is_out_of_memory, with_enough_memory
 from tests.networks import NETWORKS
 from tests.students import with_noise
@@ -64,7 +64,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
                 raise RuntimeError(RUNTIME_SAYS)
             return run(session, feeds, *rest)
 
-        for module in (forward, segment_runner):
+        for module in (whole_network, segment_runner):
             monkeypatch.setattr(module, "run", limited)
         return seen
 
