@@ -47,7 +47,7 @@ def prepare_for_memory_limit() -> None:
         np.linalg.solve(system, system)
 
     solve(0)
-    with threads_for(_UNKNOWNS):
+    with threads_for():
         for _ in parallel_map(solve, list(range(_SYSTEMS_PER_THREAD * (os.cpu_count() or 1)))):
             pass
 

@@ -7,6 +7,7 @@ their refit, what the output feels. Level 0 of a unit leaves it whole.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from fskd_onnx.compression.rank_errors import RankErrors
 from fskd_onnx.compression.sensitivity import Sensitivity
 from fskd_onnx.compression.width_errors import Reading
 from fskd_onnx.linalg.backends import Array
+from fskd_onnx.linalg.threads import parallel_map
 from fskd_onnx.passes.analysis.channel_unit import ChannelUnit
 from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, full_rank, why_not
 from fskd_onnx.passes.analysis.linear import Linear
@@ -145,20 +147,22 @@ def factor_candidates(
     reasons = {form: why_not(linear, form) for form in Form if options.allows(form)}
     possible = [form for form, why in reasons.items() if not why]
     allowed = [] if reason else possible
-    levels: list[Level] = []
     fitted, judged = moments or (np.eye(linear.shape[2]), None)
     ridge = _RIDGE if judged is not None else 0.0
     errors_of = RankErrors(linear, fitted, ridge=ridge, held_out=judged)
-    for form in allowed:
+
+    def levels_of(form: Form) -> list[Level]:
         ranks = [
             rank
             for rank in candidate_ranks(form, linear, options.round_to)
             if _cost_ratio(form, linear, rank) >= 1 - options.max_ratio
         ]
         errors = errors_of.curve(form, ranks)
-        levels += [
+        return [
             Level(form.value, rank, None, error) for rank, error in zip(ranks, errors, strict=True)
         ]
+
+    levels = itertools.chain.from_iterable(parallel_map(levels_of, allowed))
     why = reason if possible else next(iter(reasons.values()), "")
     whole = whole_node(linear.name, why)
     return dataclasses.replace(whole, levels=(*whole.levels, *levels))

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from fskd_onnx.compression.analysis import MOST_OUTPUTS, NodeMoments
 from fskd_onnx.compression.output_errors import Change
 from fskd_onnx.linalg.backends import Array
+from fskd_onnx.linalg.threads import parallel_map
 from fskd_onnx.passes import AffineMap
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.passes.write_weights import write_weights
@@ -99,13 +100,15 @@ def probes(nodes: Iterable[NodeMoments], seed: int) -> list[Probes]:
         nodes: moments of what the nodes give.
         seed: of the noise.
     """
-    found = []
-    for number, node in enumerate(nodes):
+
+    def of_node(numbered: tuple[int, NodeMoments]) -> Probes:
+        number, node = numbered
         without, lost = _without_least_directions(node)
         large = _change(node, without) if lost > 0 else None
         small = _change(node, partial(_with_noise, (seed, number)))
-        found.append(Probes(node.linear.name, small, large, lost))
-    return found
+        return Probes(node.linear.name, small, large, lost)
+
+    return list(parallel_map(of_node, list(enumerate(nodes))))
 
 
 def _change(node: NodeMoments, deviations: Callable[[Array], Array]) -> Change:

@@ -146,8 +146,7 @@ class CoordinateDescent:
         with self._timer("capture"), solved_by(self._solver):
             for number, plan in enumerate(plans):
                 with share(number / len(plans), (number + 1) / len(plans)):
-                    with threads_for(plan.unknowns):
-                        batches = self._teacher.batches_of(plan.index)
+                    batches = self._teacher.batches_of(plan.index)
                     text = f"block {number + 1} of {len(plans)}"
                     with (
                         runner.next_stage(text, batches) as stage,

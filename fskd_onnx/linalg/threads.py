@@ -1,8 +1,13 @@
-"""How many threads work on the systems of a block.
+"""How many threads compute.
 
-BLAS divides a large system among its own threads. Smaller ones lose more by that than they gain:
-for them BLAS keeps to one thread, and several chunks of columns are worked on at the same time
-(``parallel_map``). Either way there are as many threads as BLAS was set to use.
+BLAS divides an operation among threads that wait for each other in loops. Where the processors have
+other work as well, some of these threads do not run, and all others wait for them: beside one more
+process on two processors, eigenvectors of a few hundred unknowns take tens of times as long
+(``python -m tests.benchmarks.host``). So BLAS keeps to one thread, and tasks that do not need each
+other run at the same time (``parallel_map``), as many as BLAS was set to use threads.
+
+Only systems that are large and few are left to BLAS, where it has several threads even when one
+processor is left to others.
 """
 
 from __future__ import annotations
@@ -21,8 +26,8 @@ from fskd_onnx.linalg.backends import backend
 T = TypeVar("T")
 S = TypeVar("S")
 
-# Unknowns of a system from which on BLAS gains by several threads.
-_WORTH_THREADS = 1500
+# Unknowns of a system from which on BLAS gains by several threads, and how many those have to be.
+_LARGE, _SEVERAL = 1500, 4
 _WORKERS: ContextVar[int] = ContextVar("workers", default=1)
 
 
@@ -39,15 +44,19 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 @contextmanager
-def threads_for(unknowns: int) -> Iterator[None]:
-    """Set the threads for systems of a size."""
-    if unknowns >= _WORTH_THREADS or backend().has_own_threads:
-        yield
-        return
+def threads_for(unknowns: int = 0) -> Iterator[None]:
+    """Divide the threads between tasks and BLAS; also a decorator.
+
+    Args:
+        unknowns: of the systems that are solved; 0: none is large.
+    """
     controller, threads = _blas()
-    token = _WORKERS.set(threads)
+    of_blas, workers = 1, threads
+    if unknowns >= _LARGE and threads >= _SEVERAL:
+        of_blas, workers = threads - 1, 1
+    token = _WORKERS.set(workers)
     try:
-        with controller.limit(limits=1):
+        with controller.limit(limits=of_blas):
             yield
     finally:
         _WORKERS.reset(token)
@@ -57,16 +66,21 @@ def parallel_map(work: Callable[[T], S], items: Iterable[T]) -> Iterable[S]:
     """Apply a function to each of several items, in threads where the items are a list.
 
     Args:
-        work: the function; it spends its time in NumPy, and does not call this function.
+        work: the function; it spends its time in NumPy.
         items: a list, or an iterator, of which one item at a time is in memory.
 
     Returns:
         The results, in the order of the items.
     """
-    threads = _WORKERS.get()
+    threads = 1 if backend().has_own_threads else _WORKERS.get()
     if threads == 1 or not isinstance(items, list) or len(items) == 1:
         return map(work, items)
+
+    def task(item: T) -> S:
+        _WORKERS.set(1)  # what it divides itself would wait for threads that wait for it
+        return work(item)
+
     # Each in a copy of the context, which holds the backend.
     pool = _pool(threads)
-    futures = [pool.submit(copy_context().run, work, item) for item in items]
+    futures = [pool.submit(copy_context().run, task, item) for item in items]
     return [future.result() for future in futures]

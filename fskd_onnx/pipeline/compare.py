@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fskd_onnx.compare_results import BlockError, Comparison, LatencyComparison
 from fskd_onnx.errors import ModelError, SamplesError
+from fskd_onnx.linalg.threads import threads_for
 from fskd_onnx.option_checks import check_path, given
 from fskd_onnx.options import RunOptions
 from fskd_onnx.pipeline.block_errors import block_errors
@@ -50,6 +51,7 @@ from fskd_onnx.versions import versions_used
 _PARTS = np.linspace(0, 1, 21)
 
 
+@threads_for()
 def compare(
     teacher: ModelSource,
     student: ModelSource,

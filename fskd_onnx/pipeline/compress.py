@@ -28,6 +28,7 @@ from fskd_onnx.compression.node_latency import NodeLatency
 from fskd_onnx.compression.plan import read_plan
 from fskd_onnx.compression.rewrite import carry_out, pairs_of, pairs_through
 from fskd_onnx.errors import NoImprovementError, TargetError
+from fskd_onnx.linalg.threads import threads_for
 from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.option_checks import given
 from fskd_onnx.passes import Canonicalize, export
@@ -65,6 +66,7 @@ class _Student:
     partners: Mapping[str, Partner] = field(default_factory=dict)
 
 
+@threads_for()
 def compress(
     teacher: ModelSource,
     samples: SampleSource | None = None,

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Mapping
 
 from fskd_onnx.errors import MatchError, NoImprovementError
+from fskd_onnx.linalg.threads import threads_for
 from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.option_checks import given as given_options
 from fskd_onnx.options import FitOptions
@@ -54,6 +55,7 @@ _STEPS = 0.5
 _HOPELESS = 2.0
 
 
+@threads_for()
 def fit(
     teacher: ModelSource,
     student: ModelSource,

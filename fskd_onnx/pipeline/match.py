@@ -6,6 +6,7 @@ import logging
 
 from fskd_onnx.fitting.adapters import families_of
 from fskd_onnx.fitting.coordinate_descent import CoordinateDescent
+from fskd_onnx.linalg.threads import threads_for
 from fskd_onnx.matching.channels import match_channels
 from fskd_onnx.matching.map_file import read_map
 from fskd_onnx.matching.pairing import pair_blocks
@@ -30,6 +31,7 @@ from fskd_onnx.timing import StageTimer
 logger = logging.getLogger(__name__)
 
 
+@threads_for()
 def match(
     teacher: ModelSource,
     student: ModelSource,

@@ -32,7 +32,9 @@ from fskd_onnx.compression.output_errors import Change, output_errors
 from fskd_onnx.compression.sensitivity import Sensitivity, probes
 from fskd_onnx.errors import OptionError
 from fskd_onnx.linalg.backends import Array
+from fskd_onnx.linalg.threads import parallel_map
 from fskd_onnx.passes import DropBlocks, FoldExtents
+from fskd_onnx.passes.analysis.channel_unit import ChannelUnit
 from fskd_onnx.passes.analysis.linear import Linear
 from fskd_onnx.passes.analysis.prunable_channels import PrunableChannels
 from fskd_onnx.passes.analysis.residual_blocks import ResidualBlock, find_residual_blocks
@@ -143,22 +145,22 @@ def study_teacher(
     for linear in linears:
         if linear.name not in factors:
             factors[linear.name] = candidates_of(linear, None)
-    scores: dict[str, dict[str, NDArray[np.float64]]] = {}
     scales = normalization_scales(model.model)
     known = None if samples is None else moments
-    widths = []
-    for unit in channels.units:
+
+    def widths_of(unit: ChannelUnit) -> tuple[dict[str, NDArray[np.float64]], Candidates]:
         readings = unit_readings(unit, channels, places, known)
-        scores[unit.name] = channel_scores(
-            unit, channels, readings, scales, options, known is not None
-        )
+        scores = channel_scores(unit, channels, readings, scales, options, known is not None)
         reason = next((skipped[name] for name in unit.writers if name in skipped), "")
-        widths.append(width_candidates(unit, scores[unit.name], readings, felt, options, reason))
+        return scores, width_candidates(unit, scores, readings, felt, options, reason)
+
+    found_widths = list(parallel_map(widths_of, list(channels.units)))
+    scores = {unit.name: own for unit, (own, _) in zip(channels.units, found_widths, strict=True)}
     dropped = [_block(block, lost, skipped, options) for block in blocks]
     found_factors = [
         _felt(factors[linear.name], felt.get(linear.name, Sensitivity())) for linear in linears
     ]
-    everything = (*widths, *found_factors, *dropped)
+    everything = (*(unit for _, unit in found_widths), *found_factors, *dropped)
     candidates = tuple(_felt(unit, Sensitivity()) for unit in everything)
     return dataclasses.replace(outline, candidates=candidates, scores=scores)
 

@@ -1,7 +1,8 @@
-"""Work in several threads is that one by one; small systems keep BLAS to one thread."""
+"""Work in several threads is that one by one, and BLAS keeps to one thread meanwhile."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -60,19 +61,52 @@ def test_an_error_in_the_work_is_heard(count: int, monkeypatch: pytest.MonkeyPat
         list(parallel_map(lambda item: 1 // item, [2, 1, 0, 1]))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_work_may_divide_itself(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_threads(monkeypatch, count)
+
+    def work(item: int) -> int:
+        return sum(parallel_map(lambda other: item * other, list(range(5))))
+
+    with threads_for():
+        assert list(parallel_map(work, list(range(9)))) == [10 * item for item in range(9)]
+        # What is divided afterwards has all threads again.
+        barrier = threading.Barrier(count)
+        list(parallel_map(lambda _: barrier.wait(10), list(range(count))))
+
+
 def blas_threads() -> set[int]:
     return {info["num_threads"] for info in threads._blas()[0].info()}
 
 
-def test_small_systems_are_computed_in_one_thread() -> None:
+def test_blas_keeps_to_one_thread() -> None:
     outside = blas_threads()
-    with threads_for(10):
+    with threads_for():
         assert blas_threads() == {1}
     assert blas_threads() == outside
-    with pytest.raises(ZeroDivisionError), threads_for(10):
+    with pytest.raises(ZeroDivisionError), threads_for():
         _ = 1 / 0
     assert blas_threads() == outside
+
+
+@pytest.mark.parametrize(
+    ("count", "of_blas", "workers"), [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 3, 1), (16, 15, 1)]
+)
+def test_large_systems_are_for_blas_where_it_has_several_threads(
+    count: int, of_blas: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_threads(monkeypatch, count)
     with threads_for(10**6):
-        assert blas_threads() == outside
-    with solved_by("torch"), threads_for(10):
-        assert blas_threads() == outside
+        assert blas_threads() == {of_blas}
+        assert threads._WORKERS.get() == workers
+        with threads_for(10):
+            assert blas_threads() == {1}
+            assert threads._WORKERS.get() == count
+        assert blas_threads() == {of_blas}
+
+
+def test_work_is_not_divided_where_the_solver_divides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_threads(monkeypatch, 3)
+    with solved_by("torch"), threads_for():
+        here = threading.get_ident()
+        assert set(parallel_map(lambda _: threading.get_ident(), [1, 2, 3])) == {here}
