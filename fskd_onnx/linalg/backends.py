@@ -28,7 +28,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from fskd_onnx.errors import FskdError
+from fskd_onnx.linalg.pytorch import load_torch
 from fskd_onnx.options import SolverName
 
 logger = logging.getLogger(__name__)
@@ -114,15 +114,8 @@ class _TorchBackend:
     has_own_threads: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        try:
-            import torch
-        except ImportError as error:
-            raise FskdError(
-                "--solver torch needs PyTorch, which is not installed; run "
-                "'python -m pip install torch' (the extra 'torch') or choose --solver numpy"
-            ) from error
-        self._torch = torch
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._torch: Any = load_torch("--solver torch needs", "choose --solver numpy")
+        self._device = "cuda" if self._torch.cuda.is_available() else "cpu"
         logger.info("solving with PyTorch on %s", self._device)
 
     def multiply(self, a: NDArray[np.floating], b: NDArray[np.floating]) -> Array:

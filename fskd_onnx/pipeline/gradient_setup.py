@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from fskd_onnx.errors import FskdError, ModelError
+from fskd_onnx.errors import ModelError
+from fskd_onnx.linalg.pytorch import load_torch
 from fskd_onnx.passes.analysis.linear import Linear, find_linear
 from fskd_onnx.pipeline.networks import LoadedModel
 from fskd_onnx.pipeline.problem import FitProblem
@@ -34,13 +35,7 @@ def check_torch() -> None:
     Raises:
         FskdError: it is not.
     """
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise FskdError(
-            "gradient steps need PyTorch, which is not installed; run 'python -m pip install "
-            f"torch' (the extra 'torch') or {_REMEDY}"
-        ) from error
+    load_torch("gradient steps need", _REMEDY)
 
 
 def check_trainable(teacher: LoadedModel, student: LoadedModel) -> None:

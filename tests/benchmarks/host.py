@@ -5,8 +5,9 @@ as well. Here are gathers and Gram products of the shapes that VGG-16 and ResNet
 session of ONNX Runtime and by NumPy with its BLAS, in the same process; the ratio is that of the
 best of several runs.
 
-Why BLAS keeps to one thread: eigenvectors by all of its threads and by one, while one other process
-keeps a processor busy.
+Why BLAS keeps to one thread, and why those of PyTorch sleep soon: eigenvectors by all threads and
+by one, and gradient steps whose threads wait as they do by default and as here, while one other
+process keeps a processor busy.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import onnx
@@ -39,11 +41,24 @@ GATHERS = (
 )
 # Unknowns.
 SYSTEMS = (384, 768)
+STEPS = 50
 # Unknowns, columns.
 PRODUCTS = ((128, 6400), (256, 12800), (1024, 5000))
 
 _GRAM = """<ir_version: 8, opset_import: ["": 17]> gram (double[M,K] x) => (double[M,M] y)
     { t = Transpose (x) y = MatMul (x, t) }"""
+
+_STEPS = """
+import sys, time, torch
+network = torch.nn.Sequential(
+    *(layer for _ in range(6) for layer in (torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.ReLU()))
+)
+x = torch.randn(32, 16, 28, 28)
+began = time.perf_counter()
+for _ in range(int(sys.argv[1])):
+    network(x).square().mean().backward()
+print(time.perf_counter() - began)
+"""
 
 
 def gather_ratio(runtime: Runtime, shape: tuple[int, int, int, int, int]) -> float:
@@ -89,14 +104,42 @@ def crowded_ratio(unknowns: int) -> float:
         np.linalg.eigh(matrix)
         return time.perf_counter() - began
 
+    with crowd():
+        of_all = np.median([seconds() for _ in range(_CROWDED_RUNS)])
+        with threads_for():
+            return float(of_all / np.median([seconds() for _ in range(_CROWDED_RUNS)]))
+
+
+def waiting_ratio(steps: int) -> float:
+    """Return how many times longer gradient steps take where their threads wait as by default.
+
+    Another process keeps one processor busy meanwhile, as for ``crowded_ratio``.
+    """
+    ways = ("import torch", "from fskd_onnx.linalg.pytorch import load_torch as f; f('', '')")
+    with crowd():
+        default, here = (
+            float(
+                subprocess.run(
+                    [sys.executable, "-c", f"{way}\n{_STEPS}", str(steps)],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                ).stdout
+            )
+            for way in ways
+        )
+    return default / here
+
+
+@contextmanager
+def crowd() -> Iterator[None]:
+    """Keep one processor busy by another process, of a session of its own."""
     command = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as other:
         try:
             assert other.stdout is not None
             other.stdout.readline()
-            of_all = np.median([seconds() for _ in range(_CROWDED_RUNS)])
-            with threads_for():
-                return float(of_all / np.median([seconds() for _ in range(_CROWDED_RUNS)]))
+            yield
         finally:
             other.kill()
 
@@ -122,6 +165,10 @@ def main() -> None:
     print("\n| step | unknowns | all threads over one, beside another process |\n|---|---|---|")
     for unknowns in SYSTEMS:
         print(f"| eigenvectors | {unknowns} | {crowded_ratio(unknowns):.1f} |")
+    print(
+        "\n| step | number | waiting by default over here, beside another process |\n|---|---|---|"
+    )
+    print(f"| gradient step | {STEPS} | {waiting_ratio(STEPS):.1f} |")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ long, and the median of each counts. Seconds of the processor stand beside those
 because a machine with other work to do stretches the latter. Each case runs in a process of its
 own, so that its peak memory is its own; starting it is not counted.
 
-``--quick`` leaves out what takes minutes.
+``--quick`` leaves out what takes minutes; ``--crowded`` keeps one processor busy by another process
+meanwhile, as on a machine that has other work.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -37,6 +39,7 @@ from fskd_onnx.samples.batches import default_batch_size
 from fskd_onnx.serialization.model_files import ModelSource, load_model
 from models.data import draw_samples, load, normalise
 from tests.benchmarks import shapes
+from tests.benchmarks.host import crowd
 from tests.benchmarks.markers import write_between
 from tests.benchmarks.paper import paper_fit
 
@@ -244,6 +247,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="leave out what takes minutes")
     parser.add_argument("--only", default="", help="only networks whose name begins so")
     parser.add_argument("--adapter", default="", help="only this one")
+    parser.add_argument("--crowded", action="store_true", help="beside another process")
     parser.add_argument(
         "--write", type=Path, metavar="FILE", help="write the table between its markers, speed"
     )
@@ -256,7 +260,8 @@ def main() -> None:
     print(HEAD, flush=True)
     for case in cases(arguments.quick):
         if case.network.startswith(arguments.only) and arguments.adapter in ("", case.adapter):
-            figures = _measure_apart(case)
+            with crowd() if arguments.crowded else nullcontext():
+                figures = _measure_apart(case)
             rows.append(figures.row(case))
             stages.append(figures.line_of_stages(case))
             print(rows[-1], stages[-1], sep="\n" if stages[-1] else "", flush=True)

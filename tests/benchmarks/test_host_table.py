@@ -14,3 +14,4 @@ def test_both_steps_give_a_ratio() -> None:
 
 def test_threads_beside_another_process_give_a_ratio() -> None:
     assert host.crowded_ratio(8) > 0
+    assert host.waiting_ratio(1) > 0
