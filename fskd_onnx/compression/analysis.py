@@ -5,6 +5,7 @@ Samples are in two halves, by their fold: what is solved for on one is judged on
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def analyse(
 ) -> Iterator[NodeMoments]:
     """Run a network once, and yield moments of its linear nodes in their order.
 
-    A node of which no column is finite is left out.
+    A node of which no column is finite, or whose sums overflow, is left out.
 
     Args:
         runtime: where to run.
@@ -94,8 +95,9 @@ def analyse(
             if not stage.has_samples(linear.input.name):
                 continue
             sums = _Sums(linear, units.get(linear.name, {}))
-            _add_batches(sums, stage, used, gather, number)
-            found = sums.moments()
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is seen in the sums
+                _add_batches(sums, stage, used, gather, number)
+                found = sums.moments()
         if found is not None:
             yield found
 
@@ -131,7 +133,7 @@ class _Sums:
         self._response = _sum(self._response, GramMoments.of(response))
 
     def moments(self) -> NodeMoments | None:
-        """Return what the sums come to; None where a half has no columns."""
+        """Return what the sums come to; None where a half has no columns, or a sum overflows."""
         response, linear = self._response, self.linear
         patches = _halves(self._patches)
         if patches is not None:
@@ -145,9 +147,12 @@ class _Sums:
             return None
         mean = (response.mean_x.reshape(-1) + linear.bias).reshape(linear.shape[:2])
         covariance = response.centered_gram / response.count
+        # Those of a network in double precision may. What is on a diagonal is the largest.
+        grams = (*(patches or ()), *itertools.chain.from_iterable(channels.values()), *covariance)
+        if not all(np.isfinite(gram.diagonal()).all() for gram in grams):
+            return None
         root = None
-        # Sums of a network in double precision may overflow, and have no factor then.
-        if patches is not None and linear.width > MOST_OUTPUTS and np.isfinite(patches).all():
+        if patches is not None and linear.width > MOST_OUTPUTS:
             root = linear.matrix[0] @ cholesky(np.add(*patches))
         return NodeMoments(linear, patches, channels, mean, covariance, root)
 

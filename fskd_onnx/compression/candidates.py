@@ -146,12 +146,24 @@ def factor_candidates(
     """
     reasons = {form: why_not(linear, form) for form in Form if options.allows(form)}
     possible = [form for form, why in reasons.items() if not why]
-    allowed = [] if reason else possible
+    levels = [] if reason or not possible else _levels(linear, moments, options, possible)
+    why = reason if possible else next(iter(reasons.values()), "")
+    whole = whole_node(linear.name, why)
+    return dataclasses.replace(whole, levels=(*whole.levels, *levels))
+
+
+def _levels(
+    linear: Linear,
+    moments: tuple[Array, Array] | None,
+    options: CompressOptions,
+    forms: Sequence[Form],
+) -> list[Level]:
+    """Return the chains of some forms that a node may become; arguments as above."""
     fitted, judged = moments or (np.eye(linear.shape[2]), None)
     ridge = _RIDGE if judged is not None else 0.0
     errors_of = RankErrors(linear, fitted, ridge=ridge, held_out=judged)
 
-    def levels_of(form: Form) -> list[Level]:
+    def of_form(form: Form) -> list[Level]:
         ranks = [
             rank
             for rank in candidate_ranks(form, linear, options.round_to)
@@ -162,10 +174,7 @@ def factor_candidates(
             Level(form.value, rank, None, error) for rank, error in zip(ranks, errors, strict=True)
         ]
 
-    levels = itertools.chain.from_iterable(parallel_map(levels_of, allowed))
-    why = reason if possible else next(iter(reasons.values()), "")
-    whole = whole_node(linear.name, why)
-    return dataclasses.replace(whole, levels=(*whole.levels, *levels))
+    return list(itertools.chain.from_iterable(parallel_map(of_form, forms)))
 
 
 def full_ranks(linear: Linear, form: Form) -> tuple[int, ...]:

@@ -21,7 +21,6 @@ solved for on some is judged on others. That of half of the samples, then, is ra
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 import scipy.linalg
@@ -53,24 +52,17 @@ class RankErrors:
                 that pulls towards the kernel.
             held_out: the same moments of other samples, to judge on; None: those that are solved
                 with, the ridge included.
+
+        Raises:
+            ValueError: the moments are not finite.
         """
-        self._linear, self._gram, self._ridge, self._held_out = linear, gram, ridge, held_out
-        self._kind = np.float32 if len(gram) > _LARGE else np.float64
-
-    @cached_property
-    def _matrix(self) -> Floats:
-        matrix: Floats = self._linear.matrix[0].astype(self._kind)
-        return matrix
-
-    @cached_property
-    def _fitted(self) -> Moments:
-        return response_of(self._matrix, _scaled(self._gram, self._kind, self._ridge))
-
-    @cached_property
-    def _judged(self) -> Moments:
-        if self._held_out is None:
-            return self._fitted
-        return response_of(self._matrix, _scaled(self._held_out, self._kind))
+        kind = np.float32 if len(gram) > _LARGE else np.float64
+        self._linear = linear
+        self._matrix: Floats = linear.matrix[0].astype(kind)
+        self._fitted = response_of(self._matrix, _scaled(gram, kind, ridge))
+        self._judged = self._fitted
+        if held_out is not None:
+            self._judged = response_of(self._matrix, _scaled(held_out, kind))
 
     def curve(self, form: Form, ranks: Sequence[Rank]) -> list[float]:
         """Return the error that is left at each rank, relative to the variation of the response.
@@ -83,9 +75,6 @@ class RankErrors:
         Returns:
             Errors from 0 to 1, of a rank none above that of a smaller one. Of a response that does
             not vary they are 0.
-
-        Raises:
-            ValueError: the moments are not finite.
         """
         if not ranks:
             return []

@@ -168,12 +168,7 @@ def _largest_directions(covariance: Array) -> tuple[Array, float]:
     Returns:
         (groups, n, n) projections, and 0 where a single direction is too much.
     """
-    try:
-        values, vectors = np.linalg.eigh(covariance)
-    except np.linalg.LinAlgError:  # it does not converge
-        values = vectors = np.full(covariance.shape[:2], np.nan)
-    if not np.isfinite(values).all():  # a sum has overflowed
-        return np.broadcast_to(np.eye(covariance.shape[1]), covariance.shape), 0.0
+    values, vectors = np.linalg.eigh(covariance)
     flat = values.reshape(-1)
     out, lost = _least(flat)
     stays = np.ones(flat.shape)

@@ -122,7 +122,9 @@ def study_teacher(
     def candidates_of(linear: Linear, patches: tuple[Array, Array] | None) -> Candidates:
         reason = skipped.get(linear.name, "")
         if not reason and samples is not None and patches is None:
-            reason = "the moments of what it reads are not known"
+            reason = (
+                "what it reads is not finite, or so large that the sums of its squares overflow"
+            )
         return factor_candidates(linear, patches, options, reason)
 
     if samples is not None:

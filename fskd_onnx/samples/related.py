@@ -41,6 +41,8 @@ _ALL_PAIRS = 80
 _CANDIDATES = 8
 _MOST_SAMPLES = 4096
 _ROWS = 256  # pairs at a time
+# Larger values are taken for that, so that single precision holds the sums of their squares.
+_LARGEST = 1e15
 # Displacements up to this part of the side do not count as such.
 _NEAR = 0.15
 # Least correlation of related samples without a displacement and with one, in deviations of that of
@@ -108,7 +110,13 @@ def _thumbnail(values: NDArray[Any]) -> Floats | None:
     """
     if values.size < 2:
         return None
-    small = values.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        small = _means(values.astype(np.float32))
+    return np.clip(np.nan_to_num(small, posinf=0.0, neginf=0.0), -_LARGEST, _LARGEST)
+
+
+def _means(small: Floats) -> Floats:
+    """Return the means of `_thumbnail`."""
     moving = sum(size > _CHANNELS for size in small.shape) or 1
     side = int(_VALUES ** (1 / moving) + 1e-9)
     for axis, size in enumerate(small.shape):
@@ -120,7 +128,7 @@ def _thumbnail(values: NDArray[Any]) -> Floats | None:
     if small.size > _VALUES:
         channels = tuple(axis for axis, size in enumerate(small.shape) if size <= _CHANNELS)
         small = small.mean(axis=channels, keepdims=True)
-    return np.nan_to_num(small, posinf=0.0, neginf=0.0)
+    return small
 
 
 def _related(samples: Sequence[Mapping[str, Floats]]) -> Indices:

@@ -48,6 +48,15 @@ PRODUCTS = ((128, 6400), (256, 12800), (1024, 5000))
 _GRAM = """<ir_version: 8, opset_import: ["": 17]> gram (double[M,K] x) => (double[M,M] y)
     { t = Transpose (x) y = MatMul (x, t) }"""
 
+# Ends with the process that has started it, however that ends.
+_BUSY = """
+import os
+parent = os.getppid()
+print(flush=True)
+while os.getppid() == parent:
+    pass
+"""
+
 _STEPS = """
 import sys, time, torch
 network = torch.nn.Sequential(
@@ -134,7 +143,7 @@ def waiting_ratio(steps: int) -> float:
 @contextmanager
 def crowd() -> Iterator[None]:
     """Keep one processor busy by another process, of a session of its own."""
-    command = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    command = [sys.executable, "-c", _BUSY]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as other:
         try:
             assert other.stdout is not None

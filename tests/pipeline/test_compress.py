@@ -47,6 +47,22 @@ def ratios(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return measured
 
 
+@pytest.mark.filterwarnings("error")
+def test_values_so_large_that_sums_overflow_are_a_reason_to_stay_whole() -> None:
+    text = """g (double[N,8] x) => (double[N,4] z)
+    <double[8,16] u, double[16,16] v, double[16,4] w> {
+        [m1] a = MatMul (x, u)  b = Relu (a)  [m2] c = MatMul (b, v)
+        d = Log (c)  [m3] z = MatMul (d, w)
+    }"""
+    rng = np.random.default_rng(0)
+    model = build(text, {"u": rng.random((8, 16)), "v": rng.random((16, 16))})
+    made = compress(model, {"x": 1e160 * rng.random((40, 8))}, options(reduce="macs=5%"))
+    reasons = {unit.unit: unit.reason for unit in made.plan.units if unit.kind == UnitKind.FACTORS}
+    assert "overflow" in reasons["m1"]
+    assert "overflow" in reasons["m2"]
+    assert reasons["m3"] == ""
+
+
 def test_latency_is_that_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """By zeros, a network may take another way: here the input that all samples share is 2."""
     text = """g (float[N,4] x, int64 rate) => (float[N,3] y) <float[4,16] v, float[16,3] w> {

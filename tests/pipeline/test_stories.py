@@ -52,3 +52,17 @@ def test_blas_keeps_to_one_thread(
         assert counts() == {2}
     assert seen
     assert all(found == {1} for found in seen)
+
+
+@pytest.mark.parametrize("story", STORIES[::3], ids=["fit", "compress"])
+def test_tasks_in_threads_give_the_same_bytes(
+    story: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = teacher("two blocks")
+    student = compress(original, samples_of(original), options(no_fit=True)).model
+    controller, _ = threads._blas()
+    made = []
+    for count in (1, 3):
+        monkeypatch.setattr(threads, "_blas", lambda count=count: (controller, count))
+        made.append(story(original, student, samples_of(original)).model.SerializeToString())
+    assert made[0] == made[1]

@@ -100,6 +100,13 @@ def test_windows_of_a_signal_that_overlap_are_a_group() -> None:
     assert len(groups_of(windows)) == 1
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e30, 1e200])
+def test_large_values_are_no_reason_to_warn(scale: float) -> None:
+    samples = np.random.default_rng(0).standard_normal((12, 8)) * scale
+    assert groups_of(samples) == [[number] for number in range(12)]
+
+
 def test_identical_samples_are_there_once() -> None:
     ids = np.array([[1, 2], [3, 4], [1, 2], [1, 2]])
     assert groups_of(ids) == [[0], [1]]
