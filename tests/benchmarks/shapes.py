@@ -1,9 +1,10 @@
 """Networks of real shapes with random weights, and students of half their inner width.
 
 ResNet-50 (K. He et al., 2016), MobileNetV2 (M. Sandler et al., 2018), EfficientNet-Lite0 (M. Tan
-and Q. Le, 2019, without gates) and Inception v1 (C. Szegedy et al., 2015) at 224 x 224, batch
-normalisation folded, and a plain chain of any depth. Weights have the variance that keeps that of
-activations, so the networks compute something; how fast they run does not depend on what.
+and Q. Le, 2019, without gates) and Inception v1 (C. Szegedy et al., 2015) at 224 x 224, VGG-16 (K.
+Simonyan and A. Zisserman, 2015, of half its width) at 28 x 28, batch normalisation folded, and a
+plain chain of any depth. Weights have the variance that keeps that of activations, so the networks
+compute something; how fast they run does not depend on what.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 INPUT, OUTPUT = "image", "logits"
-SIDE = 224
+SIDE, SMALL_SIDE = 224, 28
 CLASSES = 1000
+# Of each stage convolutions and channels; pooling behind the first three.
+_VGG16 = ((2, 32), (2, 64), (3, 128), (3, 256), (3, 256))
 _RESNET50 = ((3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 2))
 # Of each stage of inverted residuals: expansion, channels, blocks, stride, kernel.
 _MOBILENET = (
@@ -42,6 +45,21 @@ _INCEPTION = (
 )
 
 Pair = tuple[onnx.ModelProto, onnx.ModelProto]
+
+
+def vgg16() -> Pair:
+    """A teacher, and a student that is half as wide."""
+
+    def build(net: _Net) -> None:
+        x = INPUT
+        for stage, (convolutions, width) in enumerate(_VGG16):
+            for number in range(convolutions):
+                x = net.relu(net.conv(f"conv{stage}.{number}", x, net.part(width), kernel=3))
+            if stage < 3:
+                x = net.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+        net.classify(x, classes=10)
+
+    return _pair(build, SMALL_SIDE)
 
 
 def resnet50() -> Pair:
@@ -132,10 +150,10 @@ def chain(depth: int, width: int = 32, side: int = 14) -> Pair:
     return _pair(build, side)
 
 
-def images(count: int, side: int) -> NDArray[np.float32]:
+def images(count: int, side: int, channels: int = 3) -> NDArray[np.float32]:
     """Random images, smooth enough for neighbouring pixels to be alike as those of photos are."""
     rng = np.random.default_rng(0)
-    coarse = rng.standard_normal((count, 3, side // 7 + 1, side // 7 + 1)).astype(np.float32)
+    coarse = rng.standard_normal((count, channels, side // 7 + 1, side // 7 + 1)).astype(np.float32)
     fine = coarse.repeat(7, axis=2).repeat(7, axis=3)[:, :, :side, :side]
     return fine + np.float32(0.3) * rng.standard_normal(fine.shape, dtype=np.float32)
 

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,22 +37,24 @@ from fskd_onnx.runtime.session_run import run
 from fskd_onnx.runtime.tensor_store import upload
 from fskd_onnx.samples.batches import default_batch_size
 from fskd_onnx.serialization.model_files import ModelSource, load_model
-from models.data import draw_samples, load, normalise
 from tests.benchmarks import shapes
 from tests.benchmarks.host import crowd
 from tests.benchmarks.markers import write_between
 from tests.benchmarks.paper import paper_fit
+from tests.helpers import DEMO
 
 Floats = NDArray[np.float32]
 
 _ROOT = Path(__file__).parents[2]
 _CPU = ("cpu",)
 _SHAPES = {
+    "vgg16-D": shapes.vgg16,
     "resnet50": shapes.resnet50,
     "mobilenet_v2": shapes.mobilenet_v2,
     "efficientnet_lite0": shapes.efficientnet_lite0,
     "inception_v1": shapes.inception_v1,
 }
+_CHAIN_SIDE = 14
 _TURNS = 3
 _LONG = 20.0  # seconds; a fit that takes longer is timed once
 
@@ -62,13 +64,12 @@ class Case:
     """One row.
 
     Attributes:
-        network: "vgg16-D", "resnet20-inner50", one of ``_SHAPES`` or "chain-DEPTH".
+        network: "resnet20-inner50", that of `models/demo`, one of ``_SHAPES`` or "chain-DEPTH".
         samples: how many.
         adapter: as of ``fit``; "paper" for the paper's way, "compress" for the command of that
             name, which takes the teacher alone.
         targets: as of ``fit``.
         memory_limit: as of ``fit``.
-        files: teacher and student, where they are files.
     """
 
     network: str
@@ -76,7 +77,6 @@ class Case:
     adapter: str
     targets: str = "kept"
     memory_limit: int | None = None
-    files: tuple[str, str] | None = None
 
     @property
     def method(self) -> str:
@@ -214,23 +214,18 @@ def _forward(models: list[onnx.ModelProto], samples: Floats, providers: tuple[st
 
 def _load(case: Case) -> tuple[ModelSource, ModelSource, Floats]:
     if case.network.startswith("chain-"):
-        return *shapes.chain(int(case.network.removeprefix("chain-"))), shapes.images(
-            case.samples, 14
-        )
-    if case.network in _SHAPES:
-        return *_SHAPES[case.network](), shapes.images(case.samples, shapes.SIDE)
-    images = normalise(draw_samples(load("train").images, case.samples))
-    teacher, student = (Path(file) for file in case.files or ())
-    return teacher, student, images
+        pair, side = shapes.chain(int(case.network.removeprefix("chain-"))), _CHAIN_SIDE
+    elif case.network in _SHAPES:
+        pair = _SHAPES[case.network]()
+        side = shapes.SMALL_SIDE if case.network == "vgg16-D" else shapes.SIDE
+    else:
+        images = shapes.images(case.samples, shapes.SMALL_SIDE, channels=1)
+        return DEMO / "teacher.onnx", DEMO / "student.onnx", images
+    return *pair, shapes.images(case.samples, side)
 
 
 def _measure_apart(case: Case) -> Figures:
-    """Run one case in a process of its own, without PyTorch, which takes memory."""
-    if case.network.startswith(("vgg16-", "resnet20-")):
-        from models.build import student_path, teacher_path
-
-        name, recipe = case.network.split("-")
-        case = replace(case, files=(str(teacher_path(name)), str(student_path(name, recipe))))
+    """Run one case in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.speed", "--case", json.dumps(asdict(case))],
         cwd=_ROOT,

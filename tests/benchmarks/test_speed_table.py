@@ -9,6 +9,12 @@ import pytest
 from tests.benchmarks import shapes, speed
 
 
+@pytest.mark.parametrize("network", ["chain-2", "vgg16-D", "resnet20-inner50"])
+def test_every_network_of_small_images_is_read(network: str) -> None:
+    figures = speed.measure(speed.Case(network, 6, "pointwise"))
+    assert figures.seconds > 0
+
+
 @pytest.mark.parametrize("adapter", ["pointwise", "paper"])
 def test_the_smallest_case_gives_a_row(adapter: str) -> None:
     case = speed.Case("chain-2", 40, adapter)
@@ -37,7 +43,13 @@ def test_quick_is_a_part_of_all() -> None:
 
 @pytest.mark.parametrize(
     "build",
-    [shapes.mobilenet_v2, shapes.efficientnet_lite0, shapes.inception_v1, lambda: shapes.chain(3)],
+    [
+        shapes.vgg16,
+        shapes.mobilenet_v2,
+        shapes.efficientnet_lite0,
+        shapes.inception_v1,
+        lambda: shapes.chain(3),
+    ],
 )
 def test_a_student_is_its_teacher_with_fewer_channels(build: object) -> None:
     teacher, student = build()  # type: ignore[operator]
