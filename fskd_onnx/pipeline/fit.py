@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping
+
+import numpy as np
 
 from fskd_onnx.errors import MatchError, NoImprovementError
 from fskd_onnx.linalg.threads import threads_for
@@ -53,6 +56,11 @@ logger = logging.getLogger(__name__)
 _STEPS = 0.5
 # An error that is so many times that of the untouched student is more than strictness.
 _HOPELESS = 2.0
+# A fit errs less on samples that it was fitted to than others do that have not seen them. Measured
+# on 488 fits of small random networks to 6-60 samples: one errs more than this many times as much,
+# 8.6, and is worse than the student on fresh samples, where what is given out instead has a third
+# of its error. The next one errs 1.15 times as much.
+_LIKE = 1.5
 
 
 @threads_for()
@@ -209,7 +217,8 @@ def _refusal(problem: FitProblem, best: Candidate, options: FitOptions) -> str:
 def final_fit(problem: FitProblem, best: Candidate, timer: StageTimer) -> FittedStudent:
     """Return the fit to give out: the best one, to all samples where these are few.
 
-    No sample is left to judge that one, so it has to be like the judged ones.
+    No sample is left to judge that one, so it has to be like the judged ones; else one of these
+    stays.
     """
     trials = len(problem.splits.trials)
     if trials == 1:
@@ -217,21 +226,33 @@ def final_fit(problem: FitProblem, best: Candidate, timer: StageTimer) -> Fitted
     instead = steadiest(sizes_of(best.fitted.model), best.sizes)
     if instead is not None:
         logger.info("the weights of a fit to all samples blow up: a trial's fit is given out")
-    elif _is_finite(problem, best.fitted, timer):
+    elif _is_like(problem, best.fitted, best, timer):
         return best.fitted
-    # Where it overflows for a sample for which the student did not, one that was judged stays.
-    judged = best.fitted.of_trial(trials - 1 if instead is None else instead)
+    else:
+        logger.info("a fit to all samples errs more on them: a trial's fit is given out")
+        errors = [_error(problem, best.fitted.of_trial(n), timer) for n in range(trials)]
+        instead = int(np.argmin(errors))
+    judged = best.fitted.of_trial(instead)
     with timer("verify"):
         checked(judged.model, f"fused {problem.student.name}")
     return judged
 
 
-def _is_finite(problem: FitProblem, fitted: FittedStudent, timer: StageTimer) -> bool:
-    """Whether a student is finite for all samples of the verdict."""
+def _is_like(
+    problem: FitProblem, fitted: FittedStudent, judged: Candidate, timer: StageTimer
+) -> bool:
+    """Whether a fit errs on samples that it has seen as little as those that have not seen them."""
+    return _error(problem, fitted, timer) <= _LIKE * error_of(judged.after)
+
+
+def _error(problem: FitProblem, fitted: FittedStudent, timer: StageTimer) -> float:
+    """Return the error of a student on the samples of the verdict; infinite where it overflows."""
     with timer("verify"):
         name = f"fused {problem.student.name}"
         outputs = problem.outputs(fitted.model, name, problem.held_out[problem.judged])
-    return all(finite_rows(values).all() for values in outputs)
+    if not all(finite_rows(values).all() for values in outputs):
+        return math.inf
+    return error_of(problem.agreement(outputs))
 
 
 def _with_parameters_as_given(
@@ -270,9 +291,9 @@ def _with_steps(
     if steps.judged is None:
         return _Outcome(fitted, closed, report)
     last = refined(problem, fitted, options, report.steps_taken, timer)
-    if last is not None and _is_finite(problem, last, timer):
+    if last is not None and _is_like(problem, last, judged, timer):
         return _Outcome(last, judged, report)
-    reason = "a fit to all samples with them is not finite"
+    reason = "a fit to all samples with them errs more on these than fits to some of them"
     report = dataclasses.replace(report, kept=False, steps_taken=0, reason=reason)
     return _Outcome(fitted, closed, report)
 

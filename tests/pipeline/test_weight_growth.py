@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import pytest
 from onnx import numpy_helper
 
 from fskd_onnx import FitOptions, RunOptions
@@ -72,17 +73,30 @@ def test_as_many_equations_as_unknowns_do_not_blow_up() -> None:
     assert result.report.blocks[-1].ridge == 10.0
 
 
-def test_a_fit_to_all_that_blows_up_is_not_given_out() -> None:
+@pytest.mark.parametrize(
+    ("factor", "nearest"), [(9.0, False), (-1.0, True)], ids=["blows up", "errs"]
+)
+def test_a_fit_to_all_that_is_unlike_the_judged_ones_is_not_given_out(
+    factor: float, nearest: bool
+) -> None:
     network = NETWORKS["chain"]
     teacher, student = network.teacher(), network.student()
+    samples = network.samples(12)
     options = FitOptions(RunOptions(providers=("cpu",)), "pointwise", "kept")
-    problem = prepared(teacher, student, network.samples(12), options)
+    problem = prepared(teacher, student, samples, options)
     (found,) = try_out(problem, options, StageTimer())
     assert final_fit(problem, found, StageTimer()) is found.fitted
     model = onnx.ModelProto()
     model.CopyFrom(found.fitted.model)
     for tensor in model.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(9 * numpy_helper.to_array(tensor), tensor.name))
-    blown_up = replace(found, fitted=replace(found.fitted, model=model))
+        tensor.CopyFrom(
+            numpy_helper.from_array(np.float32(factor) * numpy_helper.to_array(tensor), tensor.name)
+        )
+    unlike = replace(found, fitted=replace(found.fitted, model=model))
     trials = [found.fitted.of_trial(number).model for number in range(len(problem.splits.trials))]
-    assert final_fit(problem, blown_up, StageTimer()).model in trials
+    given = final_fit(problem, unlike, StageTimer()).model
+    assert given in trials
+    if nearest:
+        target, *outputs = (next(iter(run(m, samples).values())) for m in (teacher, *trials))
+        errors = [float(np.mean((values - target) ** 2)) for values in outputs]
+        assert given == trials[int(np.argmin(errors))]
