@@ -83,4 +83,8 @@ def parallel_map(work: Callable[[T], S], items: Iterable[T]) -> Iterable[S]:
     # Each in a copy of the context, which holds the backend.
     pool = _pool(threads)
     futures = [pool.submit(copy_context().run, task, item) for item in items]
-    return [future.result() for future in futures]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()  # what has not begun when one fails

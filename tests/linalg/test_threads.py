@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -73,6 +74,24 @@ def test_work_may_divide_itself(count: int, monkeypatch: pytest.MonkeyPatch) -> 
         # What is divided afterwards has all threads again.
         barrier = threading.Barrier(count)
         list(parallel_map(lambda _: barrier.wait(10), list(range(count))))
+
+
+def test_what_has_not_begun_when_one_fails_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_threads(monkeypatch, 2)
+    done: list[int] = []
+
+    def work(item: int) -> None:
+        if item == 0:
+            raise ZeroDivisionError
+        time.sleep(0.01)
+        done.append(item)
+
+    with threads_for():
+        with pytest.raises(ZeroDivisionError):
+            list(parallel_map(work, list(range(1000))))
+        assert len(done) < 1000
+        list(parallel_map(lambda _: None, [1, 2]))  # behind all that has begun
+        assert len(done) < 1000
 
 
 def blas_threads() -> set[int]:
