@@ -54,7 +54,6 @@ _SHAPES = {
     "efficientnet_lite0": shapes.efficientnet_lite0,
     "inception_v1": shapes.inception_v1,
 }
-_CHAIN_SIDE = 14
 _TURNS = 3
 _LONG = 20.0  # seconds; a fit that takes longer is timed once
 
@@ -214,13 +213,13 @@ def _forward(models: list[onnx.ModelProto], samples: Floats, providers: tuple[st
 
 def _load(case: Case) -> tuple[ModelSource, ModelSource, Floats]:
     if case.network.startswith("chain-"):
-        pair, side = shapes.chain(int(case.network.removeprefix("chain-"))), _CHAIN_SIDE
+        pair = shapes.chain(int(case.network.removeprefix("chain-")))
     elif case.network in _SHAPES:
         pair = _SHAPES[case.network]()
-        side = shapes.SMALL_SIDE if case.network == "vgg16-D" else shapes.SIDE
     else:
         images = shapes.images(case.samples, shapes.SMALL_SIDE, channels=1)
         return DEMO / "teacher.onnx", DEMO / "student.onnx", images
+    side = pair[0].graph.input[0].type.tensor_type.shape.dim[-1].dim_value
     return *pair, shapes.images(case.samples, side)
 
 
