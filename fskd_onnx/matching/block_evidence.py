@@ -208,9 +208,12 @@ def may_be_partners(one: BlockContext, other: BlockContext) -> bool:
 def _are_alike_ends(one: BlockContext, other: BlockContext) -> bool:
     if one.end_of_chain and one.end_of_chain.isdisjoint(other.end_of_chain):
         return False
+    # A shortcut that is seen around one of the two only is no part of the comparison.
+    are_ends = (one.summed_with == ()) == (other.summed_with == ())
+    mine, theirs = (c.end_kinds if are_ends else c.output_kinds for c in (one, other))
     return not (
-        (one.is_inner and "linear" not in other.end_kinds)
-        or (other.is_inner and "linear" not in one.end_kinds)
+        (mine == {"linear"} and "linear" not in theirs)
+        or (theirs == {"linear"} and "linear" not in mine)
     )
 
 

@@ -21,9 +21,9 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fskd_onnx.matching.surroundings import COMMUTE, Downstream, Path, Upstream
-from fskd_onnx.passes.analysis.composed_kernels import next_in_chain
+from fskd_onnx.passes.analysis.composed_kernels import handed_on, next_in_chain
 from fskd_onnx.passes.analysis.linear import Linear, Refusal, find_linear
-from fskd_onnx.passes.analysis.nodes import is_standard, nodes_in_bodies, sole_reader
+from fskd_onnx.passes.analysis.nodes import is_standard, nodes_in_bodies
 from fskd_onnx.passes.analysis.segments import reads
 from fskd_onnx.passes.analysis.shapes import infer_shapes
 from fskd_onnx.passes.branch_sums import BranchSum, find_sums
@@ -89,6 +89,7 @@ class BlockContext:
             of, with nothing between them: the kinds that read the output of the last node of such a
             chain. Else empty.
         chain_length: nodes of the longest such chain through it.
+        read_by: the block output of the next node of that chain, None where there is none.
         alternatives: the same node with what stands around it where residual blocks of its network
             are left out; none where that is not looked at.
     """
@@ -106,6 +107,7 @@ class BlockContext:
     summed_with: tuple[str, ...] | None = None
     end_of_chain: frozenset[str] = frozenset()
     chain_length: int = 1
+    read_by: str | None = None
     alternatives: tuple[BlockContext, ...] = ()
 
     @property
@@ -147,13 +149,11 @@ class BlockGraph:
         blocks: in a topological order.
         before: (n, n) whether the first's output reaches the second's input.
         chained: which block alone reads the output of each, with nothing between them.
-        read_by: the same, or a sum that the output is a term of.
     """
 
     blocks: tuple[BlockContext, ...]
     before: NDArray[np.bool_]
     chained: Mapping[int, int]
-    read_by: Mapping[int, int]
 
 
 def find_block_graph(graph: gs.Graph) -> BlockGraph:
@@ -200,12 +200,14 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
         end = blocks[next_of[number]]
         lengths[number] = lengths[next_of[number]]
         kinds = end.end_of_chain or end.output_kinds
-        blocks[number] = replace(blocks[number], end_of_chain=kinds)
+        blocks[number] = replace(
+            blocks[number], end_of_chain=kinds, read_by=str(end.linear.output.name)
+        )
     blocks = [replace(block, chain_length=lengths[n]) for n, block in enumerate(blocks)]
     before = np.zeros((len(views), len(views)), dtype=bool)
     for number, view in enumerate(views):
         before[list(up.linears[id(view.input)]), number] = True
-    return BlockGraph(tuple(blocks), before, chained, next_of)
+    return BlockGraph(tuple(blocks), before, chained)
 
 
 def _behind_sums(graph: gs.Graph, views: Sequence[Linear]) -> dict[int, int]:
@@ -214,12 +216,13 @@ def _behind_sums(graph: gs.Graph, views: Sequence[Linear]) -> dict[int, int]:
     number_of = {id(view.node): number for number, view in enumerate(views)}
     found = {}
     for own, view in enumerate(views):
-        tensor, reader = view.output, sole_reader(graph, view.output, in_bodies)
+        is_summed = False
+        tensor, reader = handed_on(graph, view, view.output, in_bodies)
         while reader is not None and is_standard(reader, "Add", "Sum"):
-            tensor = reader.outputs[0]
-            reader = sole_reader(graph, tensor, in_bodies)
+            is_summed = True
+            tensor, reader = handed_on(graph, view, reader.outputs[0], in_bodies)
         number = number_of.get(id(reader))
-        if tensor is not view.output and number is not None and views[number].input is tensor:
+        if is_summed and number is not None and views[number].input is tensor:
             found[own] = number
     return found
 

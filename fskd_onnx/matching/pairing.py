@@ -209,12 +209,19 @@ class _Pairing:
 
     def _part_behind(self, alignment: Alignment, one: int, other: int) -> bool:
         """Whether two nodes are read by nodes that are no partners, or sums that they are in."""
-        ends = self._student.read_by.get(one), self._teacher.read_by.get(other)
-        if ends[0] is None or ends[1] is None:
+        mine, block = self._student.blocks[one].read_by, self._teacher.blocks[other]
+        theirs = {context.read_by for context in (block, *block.alternatives)} - {None}
+        if mine is None or not theirs:
             return False
-        partners = {pair.student: pair.teacher for pair in alignment.pairs.values()}
-        found = [(i, j) for i, j in partners.items() if i == ends[0] or j == ends[1]]
-        return any(pair != ends for pair in found)
+        partners = {
+            self._student.blocks[pair.student].linear.output.name: (
+                self._teacher.blocks[pair.teacher].linear.output.name
+            )
+            for pair in alignment.pairs.values()
+        }
+        if mine in partners:
+            return partners[mine] not in theirs
+        return theirs <= set(partners.values())
 
     def _take_given(self, alignment: Alignment) -> None:
         outputs = {block.linear.output.name: j for j, block in enumerate(self._teacher.blocks)}

@@ -173,8 +173,7 @@ def next_in_chain(graph: gs.Graph, views: Sequence[Linear]) -> Mapping[int, int]
     number_of = {id(view.node): number for number, view in enumerate(views)}
     chained = {}
     for number, view in enumerate(views):
-        hands_on = _HANDS_ON if view.is_convolution else (*_HANDS_ON, *_MOVE_ROWS)
-        tensor, reader = _read_by(graph, view.output, in_bodies, hands_on)
+        tensor, reader = handed_on(graph, view, view.output, in_bodies)
         behind = number_of.get(id(reader))
         if behind is None or views[behind].input is not tensor:
             continue
@@ -205,10 +204,18 @@ def chains(chained: Mapping[int, int]) -> dict[int, list[int]]:
     return found
 
 
-def _read_by(
-    graph: gs.Graph, tensor: gs.Tensor, in_bodies: Collection[int], hands_on: Sequence[str]
+def handed_on(
+    graph: gs.Graph, linear: Linear, tensor: gs.Tensor, in_bodies: Collection[int]
 ) -> tuple[gs.Tensor, gs.Node | None]:
-    """Return what a tensor is handed on as, and the node that alone reads that."""
+    """Return what a tensor is handed on as, and the node that alone reads that.
+
+    Args:
+        graph: the graph.
+        linear: the node whose output it is, or is a sum of; rows of a matrix may be moved.
+        tensor: the tensor.
+        in_bodies: nodes in bodies of control flow, by identity.
+    """
+    hands_on = _HANDS_ON if linear.is_convolution else (*_HANDS_ON, *_MOVE_ROWS)
     reader = sole_reader(graph, tensor, in_bodies)
     while reader is not None and is_standard(reader, *hands_on):
         if len([output for output in reader.outputs if output.name]) != 1:

@@ -232,3 +232,28 @@ def test_a_shortcut_that_was_dropped_with_its_node_is_not_merged() -> None:
         "factor": None,
         "last": "z",
     }
+
+
+def test_a_shortcut_that_the_teacher_has_around_moved_rows_is_not_merged() -> None:
+    """Its matrix sees positions as samples, so its sum is none of branches of one tensor."""
+
+    def network(summed: str, inner: str) -> onnx.ModelProto:
+        return build(f"""g (float[N,4,6] x) => (float[N,4,5] z)
+          <float[6,6] w, float[6,3] q, float[6,3] k, float[3,6] c, float[6,5] d,
+           float[3,2] c0, float[2,6] c1, int64[2] flat = {{-1,6}}, int64[3] back = {{-1,4,6}}> {{
+            r = Sigmoid (x)
+            {summed}
+            [q] a = MatMul (y, q)
+            [k] b = MatMul (y, k)
+            m = Mul (a, b)
+            {inner}
+            [d] z = MatMul (e, d)
+        }}""")
+
+    moved = "rows = Reshape (r, flat) [p] s = MatMul (rows, w) t = Reshape (s, back) y = Add (t, r)"
+    teacher = network(moved, "[c] e = MatMul (m, c)")
+    student = network(
+        "[p] s = MatMul (r, w) y = Add (s, r)", "[c0] f = MatMul (m, c0) [c] e = MatMul (f, c1)"
+    )
+    assert sums_to_merge(canonical(teacher), canonical(student)) == (frozenset(), frozenset())
+    assert nameless(teacher, student)["p"].teacher == "s"

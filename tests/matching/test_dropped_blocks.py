@@ -76,6 +76,7 @@ def test_a_block_in_front_of_one_that_is_left_out_may_be_in_a_chain() -> None:
     assert (end.end_of_chain, end.chain_length) == (frozenset(), 1)
     assert (other.end_of_chain, other.chain_length) == (frozenset({"output"}), 2)
     assert (other.end_of_chain, 2) in {(c.end_of_chain, c.chain_length) for c in end.alternatives}
+    assert {end.read_by, *(c.read_by for c in end.alternatives)} == {None, "z"}
 
 
 def test_what_is_in_a_block_keeps_that_block() -> None:

@@ -589,6 +589,30 @@ def test_rows_folded_into_samples_are_the_same_positions() -> None:
     assert back["two"].teacher == "k"
 
 
+@pytest.mark.parametrize(
+    "readers", ["[u] c = MatMul (y, u)", "[u] b = MatMul (y, u) c = Mul (b, y)"]
+)
+def test_a_shortcut_around_moved_rows_is_the_same_sum(readers: str) -> None:
+    def network(summed: str) -> onnx.ModelProto:
+        return build(f"""g (float[N,4,6] x) => (float[N,4,5] z)
+          <float[6,6] w, float[6,6] u, float[6,5] d, int64[2] flat = {{-1,6}},
+           int64[3] back = {{-1,4,6}}> {{
+            r = Sigmoid (x)
+            {summed}
+            {readers}
+            e = Relu (c)
+            [d] z = MatMul (e, d)
+        }}""")
+
+    plain = network("[p] s = MatMul (r, w) y = Add (s, r)")
+    moved = network(
+        "rows = Reshape (r, flat) [p] s = MatMul (rows, w) t = Reshape (s, back) y = Add (t, r)"
+    )
+    for teacher, student in ((plain, moved), (moved, plain)):
+        found = nameless(teacher, with_fresh_weights(student))
+        assert teachers(found) == outputs(teacher)
+
+
 def test_operands_of_a_product_are_told_apart_by_their_order() -> None:
     """Queries and keys that were decomposed, behind inputs that were pruned."""
     whole = build(

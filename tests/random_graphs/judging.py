@@ -85,7 +85,8 @@ def judge_fresh(
     target = outputs_of(case.teacher.model, case, FRESH)
     after, before = (outputs_of(model, case, FRESH, target) for model in reversed(models))
     outcome.before, outcome.after = (relative_error(o, target, case) for o in (before, after))
-    rounding = 1e-5 if next(iter(target.values())).dtype == np.float16 else 1e-9
+    is_half = any(values.dtype == np.float16 for values in target.values())
+    rounding = 1e-5 if is_half else 1e-9
     if not outcome.after <= outcome.before * 1.001 + rounding:
         text = f"{outcome.before:.4g} -> {outcome.after:.4g} where the report says {said}"
         outcome.faults.append(("worse on fresh samples", text))
@@ -115,7 +116,11 @@ def outputs_of(
         name
         for name, first in parts[0].items()
         if (name in wanted if wanted is not None else first.shape[axis] == size)
-        and (wanted is not None or len(parts) == 1 or not np.array_equal(first, parts[1][name]))
+        and (
+            wanted is not None
+            or len(parts) == 1
+            or any(not np.array_equal(first, part[name]) for part in parts[1:])
+        )
     ]
     return {name: np.concatenate([part[name] for part in parts], axis) for name in varying}
 
