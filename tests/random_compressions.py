@@ -86,7 +86,7 @@ def _judge(outcome: Outcome) -> None:
     options = draw_options(case)
     outcome.recipe = f"{options.reduce} by {','.join(options.methods)}"
     # How long models take says nothing here, and takes long to measure.
-    latency = Latency((1.0, 1.0), (1.0, 0.0))
+    latency = Latency((1.0, 1.0), (1.0, 0.0), ((1.0, 1.0), (0.0, 0.0)), turns=1)
     with mock.patch.object(compress_report, "compare_latency", return_value=latency):
         bare = _compressed(case, replace(options, no_fit=True), outcome)
         if bare is None:

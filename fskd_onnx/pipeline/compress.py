@@ -33,7 +33,7 @@ from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.option_checks import given
 from fskd_onnx.passes import Canonicalize, export
 from fskd_onnx.passes.restore_parameters import restore_parameters
-from fskd_onnx.pipeline.compress_report import latency_feeds, latency_ratio, report_of
+from fskd_onnx.pipeline.compress_report import latency_feeds, measured_latency, report_of
 from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
 from fskd_onnx.pipeline.fit import fit_networks
 from fskd_onnx.pipeline.gradient_setup import check_torch, check_trainable
@@ -282,7 +282,8 @@ class _Compression:
         def meets(student: _Student) -> bool:
             nonlocal fastest
             with self._timer("latency"):
-                ratio = latency_ratio(study, student.model, self._runtime, feeds)
+                found = measured_latency(study, student.model, self._runtime, feeds)
+                ratio = found.ratios[1]
             fastest = min(fastest, ratio)
             return ratio <= part
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from fskd_onnx.compress_options import CompressOptions
+from fskd_onnx.compress_options import CompressOptions, CostName, Reduction
 from fskd_onnx.compress_results import (
     UNKNOWN,
     Change,
@@ -27,7 +28,7 @@ from fskd_onnx.passes.analysis.linear import find_linear
 from fskd_onnx.passes.analysis.refusals import Refusal
 from fskd_onnx.pipeline.teacher_study import TeacherStudy
 from fskd_onnx.results import FitReport
-from fskd_onnx.runtime.latency import compare_latency, random_feeds
+from fskd_onnx.runtime.latency import Latency, compare_latency, random_feeds
 from fskd_onnx.runtime.providers import Runtime
 from fskd_onnx.samples.reader import Samples
 from fskd_onnx.timing import StageTimer
@@ -36,6 +37,8 @@ from fskd_onnx.versions import versions_used
 Feeds = Mapping[str, NDArray[Any]]
 
 _SECONDS = 5.0
+# A latency is rough where the third quartile of turns is so many times the first.
+_ROUGH = 1.25
 # Nodes are looked at where so much more of the time is left than of the multiply-adds.
 _NO_SPEED = 0.15
 
@@ -50,12 +53,12 @@ def latency_feeds(study: TeacherStudy, samples: Samples | None, seed: int) -> Fe
     return {spec.name: np.asarray(given.joined(taken[given.name])) for spec, given in pairs}
 
 
-def latency_ratio(
+def measured_latency(
     study: TeacherStudy, student: onnx.ModelProto, runtime: Runtime, feeds: Feeds
-) -> float:
-    """Return the time of a run of a student by that of its teacher, measured in turns."""
+) -> Latency:
+    """Return how long a teacher and its student take, in this order."""
     models = {study.model.name: study.model.model, "the student": student}
-    return compare_latency(models, [feeds] * 2, runtime, _SECONDS).ratios[1]
+    return compare_latency(models, [feeds] * 2, runtime, _SECONDS)
 
 
 def report_of(
@@ -85,13 +88,15 @@ def report_of(
     """
     graph = gs.import_onnx(Canonicalize()(student).model)
     costs, before = count_costs(graph, study.shapes, study.count), study.costs.total
-    latency, slow = UNKNOWN, []
+    latency, of_latency = UNKNOWN, []
     if not options.dry_run:
         with timer("latency"):
-            ratio = latency_ratio(study, student, runtime, feeds)
+            found = measured_latency(study, student, runtime, feeds)
+            ratio = found.ratios[1]
             latency = Change(1.0, ratio)
+            of_latency = _what_is_unsure(found, options.reduction)
             if ratio > costs.total.macs / max(before.macs, 1) + _NO_SPEED:
-                slow = _slow_nodes(study, graph, costs, runtime)
+                of_latency += _slow_nodes(study, graph, costs, runtime, options)
     return CompressReport(
         teacher=study.model.name,
         output=None,
@@ -106,19 +111,47 @@ def report_of(
         fit=fit,
         seconds=timer.compression(),
         versions=versions_used(),
-        notes=(*notes, *_left_whole(study.model.graph()), *slow),
+        notes=(*notes, *_left_whole(study.model.graph()), *of_latency),
     )
 
 
+def _what_is_unsure(latency: Latency, reduction: Reduction) -> list[str]:
+    """Say where a latency is rough, or a target no longer met that a student was chosen by."""
+    low, high = latency.quartiles[1]
+    notes = []
+    if high > _ROUGH * low:
+        notes.append(
+            f"the latency is rough: the middle half of {latency.turns} turns took {low:.0%} to "
+            f"{high:.0%} of the teacher's time, as on a machine with other work; measure again "
+            "with fskd-onnx compare once it has none"
+        )
+    if reduction.what == CostName.LATENCY and low > reduction.budget:
+        notes.append(
+            f"the latency of {reduction.budget:.0%} that was asked for was measured when this "
+            f"student was chosen, and {latency.ratios[1]:.0%} at the end; compress again once the "
+            "machine has no other work, or ask for less"
+        )
+    return notes
+
+
 def _slow_nodes(
-    study: TeacherStudy, student: gs.Graph, costs: NetworkCosts, runtime: Runtime
+    study: TeacherStudy,
+    student: gs.Graph,
+    costs: NetworkCosts,
+    runtime: Runtime,
+    options: CompressOptions,
 ) -> list[str]:
     """Say which nodes are no faster for having fewer multiply-adds."""
     before = LinearCase.find(study.model.graph(), study.shapes)
     after = LinearCase.find(student, study.shapes)
     reduced = reduced_nodes(before, after, (study.costs.linears, costs.linears))
     found = find_slow_nodes(reduced, NodeLatency(runtime, _SECONDS))
-    return [f"'{name}' is no faster: {why}" for name, why in found.items()]
+    notes = [f"'{name}' is no faster: {why}" for name, why in found.items()]
+    by_cost = options.plan is None and options.max_drop is None
+    if notes and by_cost and options.reduction.what != CostName.LATENCY:
+        wanted = replace(options.reduction, what=CostName.LATENCY)
+        notes.append(f"to choose by the time that nodes take on this machine, --reduce {wanted}")
+    return notes
 
 
 def _left_whole(graph: gs.Graph) -> list[str]:

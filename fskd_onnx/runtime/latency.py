@@ -46,8 +46,8 @@ class Latency:
 
     seconds: tuple[float, ...]
     ratios: tuple[float, ...]
-    quartiles: tuple[tuple[float, float], ...] = ()
-    turns: int = 0
+    quartiles: tuple[tuple[float, float], ...]
+    turns: int
 
 
 def compare_latency(

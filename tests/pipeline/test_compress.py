@@ -37,7 +37,7 @@ def ratios(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         seconds = tuple(float(model.ByteSize()) for model in models.values())
         found = tuple(value / seconds[0] for value in seconds)
         measured.append(found[1])
-        return Latency(seconds, found)
+        return Latency(seconds, found, tuple((value, value) for value in found), turns=1)
 
     def seconds(_: NodeLatency, cases: list[LinearCase]) -> list[float]:
         return [float(case.inputs * case.outputs // case.groups) for case in cases]
@@ -74,7 +74,7 @@ def test_latency_is_that_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def compare(models: object, feeds: list[dict[str, Array]], *_: Any) -> Latency:
         read.extend(feeds)
-        return Latency((1.0, 1.0), (1.0, 1.0))
+        return Latency((1.0, 1.0), (1.0, 1.0), ((1.0, 1.0), (1.0, 1.0)), turns=1)
 
     monkeypatch.setattr(compress_report, "compare_latency", compare)
     compress(build(text), samples, options(no_fit=True))
@@ -336,6 +336,42 @@ def test_the_largest_student_that_is_fast_enough(ratios: list[float]) -> None:
     assert fitted.plan == result.plan
     with pytest.raises(TargetError, match="the fastest student"):
         made("matmul", reduce="latency=95%", methods=("l1",), no_fit=True)
+
+
+def test_a_latency_that_is_not_met_or_rough_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other work begins once the student is chosen."""
+    measured = iter([0.5, 0.55, 0.6, 0.65, 0.7, 0.74, 0.95])
+
+    def compare(*_: Any) -> Latency:
+        ratio = next(measured)
+        quartiles = (ratio, ratio) if ratio < 0.9 else (0.8, 1.2)
+        return Latency((1.0, ratio), (1.0, ratio), ((1.0, 1.0), quartiles), turns=21)
+
+    monkeypatch.setattr(compress_report, "compare_latency", compare)
+    report = made("matmul", reduce="latency=25%", methods=("l1",), no_fit=True).report
+    rough, missed = (note for note in report.notes if note.startswith("the latency "))
+    assert "the middle half of 21 turns took 80% to 120% of the teacher's time" in rough
+    assert missed.startswith("the latency of 75% that was asked for was measured when")
+    assert "and 95% at the end" in missed
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"), [({"reduce": "macs=50%"}, "latency=50%"), ({"max_drop": 0.5}, None)]
+)
+def test_nodes_that_are_no_faster_and_how_to_choose_by_time(
+    given: dict[str, Any], hint: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare(*_: Any) -> Latency:
+        return Latency((1.0, 1.0), (1.0, 1.0), ((1.0, 1.0), (1.0, 1.0)), turns=1)
+
+    monkeypatch.setattr(compress_report, "compare_latency", compare)
+    monkeypatch.setattr(NodeLatency, "seconds", lambda _, cases: [1.0] * len(cases))
+    notes = made("matmul", methods=("l1",), **given).report.notes
+    assert any("is no faster: it has" in note for note in notes)
+    hints = [note for note in notes if "--reduce" in note]
+    assert hints == (
+        [f"to choose by the time that nodes take on this machine, --reduce {hint}"] if hint else []
+    )
 
 
 def test_the_smallest_student_within_a_drop(monkeypatch: pytest.MonkeyPatch) -> None:
