@@ -220,10 +220,15 @@ def _are_alike_ends(one: BlockContext, other: BlockContext) -> bool:
 def _is_somewhere_in_a_chain(one: BlockContext, other: BlockContext) -> bool:
     """Whether a node is one of several of which any may be the partner, for all but its weights.
 
-    In a chain of another length than the teacher's, only the end has its place.
+    In a chain of another length than the teacher's, only the end has its place, and a term of a sum
+    where both chains have as many.
     """
-    lengths = {context.chain_length for context in (other, *other.alternatives)}
-    return bool(one.end_of_chain) and one.chain_length not in lengths
+    if not one.end_of_chain:
+        return False
+    contexts = (other, *other.alternatives)
+    if "sum" in one.output_kinds and "sum" in other.output_kinds:
+        return one.chain_terms not in {context.chain_terms for context in contexts}
+    return one.chain_length not in {context.chain_length for context in contexts}
 
 
 def _is_part_of_a_sum(one: BlockContext, other: BlockContext) -> bool:

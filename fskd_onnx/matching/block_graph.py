@@ -89,6 +89,7 @@ class BlockContext:
             of, with nothing between them: the kinds that read the output of the last node of such a
             chain. Else empty.
         chain_length: nodes of the longest such chain through it.
+        chain_terms: how many nodes of such a chain are terms of a sum that the next one reads.
         read_by: the block output of the next node of that chain, None where there is none.
         alternatives: the same node with what stands around it where residual blocks of its network
             are left out; none where that is not looked at.
@@ -107,6 +108,7 @@ class BlockContext:
     summed_with: tuple[str, ...] | None = None
     end_of_chain: frozenset[str] = frozenset()
     chain_length: int = 1
+    chain_terms: int = 0
     read_by: str | None = None
     alternatives: tuple[BlockContext, ...] = ()
 
@@ -191,23 +193,40 @@ def find_block_graph(graph: gs.Graph) -> BlockGraph:
         for view in views
     ]
     chained = next_in_chain(graph, views)
-    next_of = {**_behind_sums(graph, views), **chained}
-    lengths = dict.fromkeys(range(len(views)), 1)
-    for number in sorted(next_of):
-        behind = next_of[number]
-        lengths[behind] = max(lengths[behind], lengths[number] + 1)
+    behind_sums = _behind_sums(graph, views)
+    next_of = {**behind_sums, **chained}
+    lengths = _longest(next_of, [1] * len(views))
+    terms = _longest(next_of, [int(n in behind_sums) for n in range(len(views))])
     for number in sorted(next_of, reverse=True):
         end = blocks[next_of[number]]
-        lengths[number] = lengths[next_of[number]]
         kinds = end.end_of_chain or end.output_kinds
         blocks[number] = replace(
             blocks[number], end_of_chain=kinds, read_by=str(end.linear.output.name)
         )
-    blocks = [replace(block, chain_length=lengths[n]) for n, block in enumerate(blocks)]
+    blocks = [
+        replace(block, chain_length=length, chain_terms=count)
+        for block, length, count in zip(blocks, lengths, terms, strict=True)
+    ]
     before = np.zeros((len(views), len(views)), dtype=bool)
     for number, view in enumerate(views):
         before[list(up.linears[id(view.input)]), number] = True
     return BlockGraph(tuple(blocks), before, chained)
+
+
+def _longest(next_of: Mapping[int, int], weights: Sequence[int]) -> list[int]:
+    """Return the weight of the heaviest chain through each node.
+
+    Args:
+        next_of: the node behind each one in a chain, by number, which is the larger one.
+        weights: of the nodes.
+    """
+    found = list(weights)
+    for number in sorted(next_of):
+        behind = next_of[number]
+        found[behind] = max(found[behind], found[number] + weights[behind])
+    for number in sorted(next_of, reverse=True):
+        found[number] = found[next_of[number]]
+    return found
 
 
 def _behind_sums(graph: gs.Graph, views: Sequence[Linear]) -> dict[int, int]:
