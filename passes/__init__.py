@@ -24,6 +24,7 @@ from fskd_onnx.passes.prune_channels import PruneChannels
 from fskd_onnx.passes.replace_weights import ReplaceWeights
 from fskd_onnx.passes.rewrite_products import RewriteProducts
 from fskd_onnx.passes.spatial_svd import SpatialSvd
+from fskd_onnx.passes.split_terms import SplitTerms
 from fskd_onnx.passes.tucker import Tucker
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "Segment",
     "SpatialSvd",
     "SplitLayers",
+    "SplitTerms",
     "Tucker",
     "export",
     "extract",

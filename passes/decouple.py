@@ -8,8 +8,9 @@ What the outputs see of input channel c is a matrix (n, taps). Its best approxim
     first node   (c t, 1, taps), c groups   sqrt(s) V        last node   (n, c t)   U sqrt(s)
 
 Per output position it takes c t (taps + n) products in the place of n c taps. All terms are one
-chain, the depthwise node having t outputs per input channel. Source: J. Guo et al., "Network
-Decoupling: From Regular to Depthwise Separable Convolutions", BMVC 2018.
+chain, the depthwise node having t outputs per input channel, and are fitted as one; ``SplitTerms``
+makes branches of them. Source: J. Guo et al., "Network Decoupling: From Regular to Depthwise
+Separable Convolutions", BMVC 2018.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from fskd_onnx.compression.cost_model import CostModel, ModelledNode, NodeState
 from fskd_onnx.compression.linear_case import LinearCase
 from fskd_onnx.compression.node_latency import NodeLatency
 from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, links
+from fskd_onnx.passes.split_terms import are_faster_apart
 
 _Table = tuple[list[int], list[int], NDArray[np.float64]]
 """Numbers of input channels, of output channels, and seconds at each pair of them."""
@@ -140,7 +141,16 @@ def chain_cases(case: LinearCase, node: ModelledNode, state: NodeState) -> list[
         )
         for axis in link.axes:
             extents[axis] = node.extents[1][axis]
-    return found
+    return _terms_apart(*found) if state.form == Form.DECOUPLE else found
+
+
+def _terms_apart(first: LinearCase, last: LinearCase) -> list[LinearCase]:
+    """Return a depthwise node and the 1 x 1 behind it as they are given out (``SplitTerms``)."""
+    terms, channels = first.outputs // first.inputs, first.inputs
+    if not are_faster_apart(terms, channels, first.kernel, first.dtype):
+        return [first, last]
+    pair = [replace(first, outputs=channels), replace(last, inputs=channels, has_bias=False)]
+    return [*pair * (terms - 1), pair[0], replace(pair[1], has_bias=last.has_bias)]
 
 
 def _along(name: str, value: object, axes: tuple[int, ...]) -> object:

@@ -31,7 +31,8 @@ from fskd_onnx.errors import NoImprovementError, TargetError
 from fskd_onnx.linalg.threads import threads_for
 from fskd_onnx.matching.pairing import Partner
 from fskd_onnx.option_checks import given
-from fskd_onnx.passes import Canonicalize, export
+from fskd_onnx.passes import Canonicalize, SplitTerms, export
+from fskd_onnx.passes.analysis.factorizable import Form
 from fskd_onnx.passes.restore_parameters import restore_parameters
 from fskd_onnx.pipeline.compress_report import latency_feeds, measured_latency, report_of
 from fskd_onnx.pipeline.divided_samples import divide_samples, open_samples
@@ -110,6 +111,7 @@ class _Compression:
         # one's partners in the teacher.
         self._model: LoadedModel = model
         self._partners: Mapping[str, Partner] = {}
+        self._decoupled: set[str] = set()  # nodes, in earlier rounds
         self._notes: list[str] = []
         self._timer = StageTimer()
         self._runtime: Runtime = open_runtime(options.run.providers)
@@ -133,9 +135,8 @@ class _Compression:
             study = self._study()
             plan, student = self._choose(study)
         if options.dry_run:
-            return self._result(study, self._rewritten(study, plan), None)
-        student = student or self._fitted(study, plan)
-        return self._result(study, student, student.model)
+            return self._result(study, self._rewritten(study, plan))
+        return self._result(study, student or self._fitted(study, plan))
 
     def _run_round(self, number: int) -> None:
         """Go a part of the way, and on from the student that comes out."""
@@ -149,6 +150,7 @@ class _Compression:
         canonical = Canonicalize()(student.model).model
         self._model = prepared(replace(self._teacher, model=student.model, canonical=canonical))
         self._partners = student.partners
+        self._decoupled |= student.plan.ranks(Form.DECOUPLE).keys()
         left = self._cost(outline_teacher(self._model, self._options, self._shapes)) / self._whole
         self._notes.append(
             f"round {number} of {rounds}: {left:.1%} of {what} left, relative error "
@@ -282,7 +284,7 @@ class _Compression:
         def meets(student: _Student) -> bool:
             nonlocal fastest
             with self._timer("latency"):
-                found = measured_latency(study, student.model, self._runtime, feeds)
+                found = measured_latency(study, self._given_out(student), self._runtime, feeds)
                 ratio = found.ratios[1]
             fastest = min(fastest, ratio)
             return ratio <= part
@@ -320,16 +322,14 @@ class _Compression:
             return "without samples the student is not fitted; it is less accurate than it can be"
         return "it is not fitted"
 
-    def _result(
-        self, study: TeacherStudy, student: _Student, given_out: onnx.ModelProto | None
-    ) -> CompressResult:
-        """Return what is told of a student.
+    def _given_out(self, student: _Student) -> onnx.ModelProto:
+        """Return the model of a student, the terms of its decoupled nodes as branches."""
+        decoupled = self._decoupled | student.plan.ranks(Form.DECOUPLE).keys()
+        return SplitTerms(decoupled)(student.model).model
 
-        Args:
-            study: of the teacher.
-            student: the student.
-            given_out: the model that is given out; None after a dry run.
-        """
+    def _result(self, study: TeacherStudy, student: _Student) -> CompressResult:
+        """Return a student, and what is told of it."""
+        model = self._given_out(student)
         fit = None if student.fit is None else student.fit.report
         notes = self._notes if fit is not None else [self._why_not_fitted(student.plan)]
         if study.model is not self._teacher:
@@ -337,7 +337,7 @@ class _Compression:
         report = report_of(
             study,
             student.plan,
-            student.model,
+            model,
             fit,
             self._options,
             self._runtime,
@@ -345,4 +345,4 @@ class _Compression:
             feeds=latency_feeds(study, self._samples, self._options.run.seed),
             notes=tuple(notes),
         )
-        return CompressResult(given_out, student.plan, report)
+        return CompressResult(None if self._options.dry_run else model, student.plan, report)

@@ -22,6 +22,7 @@ from fskd_onnx.passes import Canonicalize
 from fskd_onnx.pipeline import compress as pipeline
 from fskd_onnx.pipeline import compress_report, target_search
 from fskd_onnx.pipeline.compress import compress
+from fskd_onnx.pipeline.match import match
 from fskd_onnx.results import Evidence
 from fskd_onnx.runtime.latency import Latency
 from tests.compressible import options, samples_of, teacher
@@ -207,7 +208,21 @@ def test_each_method_alone(method: str, name: str) -> None:
     assert ratio(result, "macs") <= 0.8
     assert {unit.method for unit in reduced(result).values()} == {method}
     assert result.report.fit is None
-    assert result.report.notes == ("it is not fitted",)
+    assert result.report.notes[0] == "it is not fitted"
+
+
+@pytest.mark.parametrize("given", [{"no_fit": True}, {}, {"rounds": 2}])
+def test_the_terms_of_decoupled_nodes_are_given_out_as_branches(given: dict[str, Any]) -> None:
+    result = made("two blocks", reduce="macs=20%", methods=("decouple",), **given)
+    assert result.model is not None
+    ranks = result.plan.ranks("decouple")
+    assert any(terms > 1 for (terms,) in ranks.values())
+    found = linears(result.model)
+    assert {view.shape[1] for view in found.values() if view.groups > 1} == {1}
+    # A fit of its own sees one block in each sum, as the chain was one.
+    whole = teacher("two blocks")
+    partners = [pair.teacher for pair in match(whole, result.model).pairs if pair.teacher]
+    assert partners == [view.output.name for view in linears(whole).values()]
 
 
 def test_a_block_that_goes_takes_its_nodes_along() -> None:
