@@ -1,10 +1,10 @@
 """Why terms of decoupled convolutions are branches: ``python -m tests.benchmarks.terms``.
 
 A convolution of 3 x 3, as many channels out as in, is put beside what it becomes with several terms
-(`fskd_onnx.passes.decouple`): one depthwise node of as many outputs per channel and a 1 x 1 node, or
-a branch for each term (`fskd_onnx.passes.split_terms`). Printed is the time of each by that of the
-convolution, in turns in the same process. Where blocks of channels do not divide a number (12, 30),
-branches gain nothing.
+(`fskd_onnx.passes.decouple`): one depthwise node of as many outputs per channel and a 1 x 1 node,
+or a branch for each term (`fskd_onnx.passes.split_terms`). Printed is the time of each by that of
+the convolution, in turns in the same process. Where the runtime's blocks of channels do not divide
+their number (12, 30), branches gain nothing.
 """
 
 from __future__ import annotations
