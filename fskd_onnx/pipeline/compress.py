@@ -325,7 +325,7 @@ class _Compression:
     def _given_out(self, student: _Student) -> onnx.ModelProto:
         """Return the model of a student, the terms of its decoupled nodes as branches."""
         decoupled = self._decoupled | student.plan.ranks(Form.DECOUPLE).keys()
-        return SplitTerms(decoupled)(student.model).model
+        return SplitTerms(decoupled)(student.model).model if decoupled else student.model
 
     def _result(self, study: TeacherStudy, student: _Student) -> CompressResult:
         """Return a student, and what is told of it."""
