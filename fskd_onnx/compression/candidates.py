@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fskd_onnx.compress_options import CompressOptions, MethodName
 from fskd_onnx.compress_results import UnitKind
-from fskd_onnx.compression.factor_ranks import candidate_ranks, chain_costs
+from fskd_onnx.compression.factor_ranks import candidate_ranks, chain_costs, step_of
 from fskd_onnx.compression.rank_errors import RankErrors
 from fskd_onnx.compression.sensitivity import Sensitivity
 from fskd_onnx.compression.width_errors import Reading
@@ -30,7 +30,6 @@ from fskd_onnx.passes.analysis.linear import Linear
 Floats = NDArray[np.float64]
 
 _LEVELS = 12
-_NARROW = 32
 # A ridge on what is solved for on half of the samples.
 _RIDGE = 0.1
 
@@ -184,8 +183,7 @@ def full_ranks(linear: Linear, form: Form) -> tuple[int, ...]:
 
 def _widths(unit: ChannelUnit, options: CompressOptions) -> list[int]:
     """Return numbers of channels that may stay, the largest first."""
-    step = options.round_to if unit.width >= _NARROW else max(1, options.round_to // 4)
-    step = math.lcm(step, unit.groups)
+    step = math.lcm(step_of(unit.width, options.round_to), unit.groups)
     least = max(math.ceil((1 - options.max_ratio) * unit.width), 1)
     found = [width for width in range(0, unit.width, step) if width >= least]
     if not found:

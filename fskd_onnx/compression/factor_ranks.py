@@ -16,7 +16,7 @@ from fskd_onnx.passes.analysis.linear import Linear
 
 # What is left of a node's multiply-adds, from level to level.
 _FIRST, _STEP, _LEVELS = 0.9, 0.8, 12
-_NARROW = 32
+_WIDE, _NARROW = 32, 16
 # As many halve a share until it tells all ranks apart.
 _BISECTIONS = 24
 
@@ -64,16 +64,16 @@ def candidate_ranks(form: Form, linear: Linear, round_to: int = 8) -> list[Rank]
     Args:
         form: of the chains.
         linear: a node that can be factorized in the form, see ``factorizable.why_not``.
-        round_to: ranks are multiples of this, in layers of fewer than 32 channels of a quarter of
-            it. Numbers of depthwise kernels are any.
+        round_to: ranks are multiples of this, finer in narrow layers (``step_of``). Numbers of
+            depthwise kernels are any.
     """
     shape = LinearShape.of(linear)
     strides = [int(s) for s in linear.node.attrs.get("strides") or [1] * len(shape.kernel)]
     whole = shape.outputs * shape.inputs * shape.taps
     full = full_rank(form, shape)
-    steps = [1 if form == Form.DECOUPLE else _multiple(width, round_to) for width in full]
+    steps = [1 if form == Form.DECOUPLE else step_of(width, round_to) for width in full]
     if form == Form.SPATIAL_SVD:
-        steps = [_multiple(min(shape.outputs, shape.inputs), round_to)]
+        steps = [step_of(min(shape.outputs, shape.inputs), round_to)]
 
     def cost(rank: Rank) -> int:
         return chain_costs(form, shape, rank, strides, [1] * len(strides)).multiply_adds
@@ -86,8 +86,19 @@ def candidate_ranks(form: Form, linear: Linear, round_to: int = 8) -> list[Rank]
     return found
 
 
-def _multiple(width: int, round_to: int) -> int:
-    return round_to if width >= _NARROW else max(1, round_to // 4)
+def step_of(width: int, round_to: int) -> int:
+    """Return what numbers of channels are multiples of.
+
+    Kernels work on blocks of channels, and a number that they do not divide may take longer than
+    the next larger one that they do. But few channels need fine steps.
+
+    Args:
+        width: number of channels.
+        round_to: the step of wide layers.
+    """
+    if width >= _WIDE:
+        return round_to
+    return max(1, round_to // (4 if width < _NARROW else 2))
 
 
 def _largest_part(

@@ -87,11 +87,14 @@ def test_wide_layers_have_a_dozen_levels_in_multiples(form: Form) -> None:
         assert ranks == [(terms,) for terms in range(7, 0, -1)]
 
 
+@pytest.mark.parametrize(("width", "step"), [(12, 2), (24, 4)])
 @pytest.mark.parametrize("form", Form)
-def test_narrow_layers_have_finer_levels(form: Form) -> None:
-    ranks = candidate_ranks(form, convolution(16, 16))
-    assert len(ranks) >= 5
-    assert any(number % 8 for rank in ranks for number in rank)
+def test_narrow_layers_have_finer_levels(form: Form, width: int, step: int) -> None:
+    ranks = candidate_ranks(form, convolution(width, width))
+    assert len(ranks) >= 4
+    numbers = [number for rank in ranks for number in rank]
+    assert any(number % (2 * step) for number in numbers)
+    assert form == Form.DECOUPLE or not any(number % step for number in numbers)
 
 
 @given(
