@@ -47,7 +47,7 @@ def are_faster_apart(terms: int, channels: int, kernel: Collection[int], dtype: 
         terms: outputs per input channel.
         channels: input channels.
         kernel: taps along each axis.
-        dtype: name of the type that is computed in.
+        dtype: name of the type that stores the weights.
     """
     return terms > 1 and channels % _BLOCK == 0 and len(kernel) == 2 and dtype == "float32"
 
@@ -72,10 +72,11 @@ class SplitTerms(Pass):
         depthwise = {id(view.output): view for view in views if _has_terms(view)}
         for last in views:
             first = depthwise.get(id(last.input))
-            is_end = last.op == "Conv" and last.groups == math.prod(last.kernel_shape) == 1
-            if first is None or not is_end or last.name not in self.names:
+            if first is None or last.name not in self.names:
                 continue
-            if sole_reader(graph, last.input, in_bodies) is last.node:
+            is_end = last.op == "Conv" and last.groups == math.prod(last.kernel_shape) == 1
+            is_alike = last.native.dtype == first.native.dtype
+            if is_end and is_alike and sole_reader(graph, last.input, in_bodies) is last.node:
                 notes.append(f"the {first.shape[1]} terms of '{last.name}' made branches")
                 _put_branches(graph, first, last)
         return notes
@@ -85,13 +86,15 @@ def _has_terms(view: Linear) -> bool:
     """Whether a node is depthwise, and its terms would be faster as branches."""
     groups, terms, taps = view.shape
     is_depthwise = view.op == "Conv" and taps == math.prod(view.kernel_shape)
-    return is_depthwise and are_faster_apart(terms, groups, view.kernel_shape, view.dtype.name)
+    return is_depthwise and are_faster_apart(
+        terms, groups, view.kernel_shape, view.native.dtype.name
+    )
 
 
 def _put_branches(graph: gs.Graph, first: Linear, last: Linear) -> None:
     """Put branches in the place of a depthwise node and the 1 x 1 node behind it."""
     count = first.shape[1]
-    source, output, dtype = first.input, last.output, last.dtype
+    source, output, dtype = first.input, last.output, last.native.dtype
     kernels = np.moveaxis(first.native.reshape(-1, count, 1, *first.kernel_shape), 1, 0)
     mixing = np.moveaxis(last.native.reshape(last.width, -1, count, *last.kernel_shape), 2, 0)
     shifts = first.bias.reshape(-1, count).T

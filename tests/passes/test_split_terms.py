@@ -69,6 +69,12 @@ SLOW = {
     "double precision": build(
         CHAIN.format(c=8, rows=16, moves="pads = [1,1,1,1]", shift="").replace("float", "double")
     ),
+    "half precision behind a Cast": build("""g (float[N,8,9,9] x) => (float[N,6,7,7] z)
+    <float16[16,1,3,3] d, float[6,16,1,1] p> {
+        e = Cast <to = 1> (d)
+        y = Conv <group = 8> (x, e)
+        [n] z = Conv (y, p)
+    }"""),
     "one axis": build("""g (float[N,8,9] x) => (float[N,6,A] z)
     <float[16,1,3] d, float[6,16,1] p> {
         y = Conv <group = 8> (x, d)
