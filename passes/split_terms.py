@@ -34,8 +34,8 @@ from fskd_onnx.passes.analysis.nodes import (
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.edit import remove
 
-# ONNX Runtime's kernels for blocks of channels take numbers of channels that this divides.
-_BLOCK = 4
+# ONNX Runtime's kernels for blocks of channels take as many, and numbers that the second divides.
+_LEAST, _BLOCK = 16, 4
 
 
 def are_faster_apart(terms: int, channels: int, kernel: Collection[int], dtype: str) -> bool:
@@ -49,7 +49,8 @@ def are_faster_apart(terms: int, channels: int, kernel: Collection[int], dtype: 
         kernel: taps along each axis.
         dtype: name of the type that stores the weights.
     """
-    return terms > 1 and channels % _BLOCK == 0 and len(kernel) == 2 and dtype == "float32"
+    in_blocks = channels >= _LEAST and channels % _BLOCK == 0
+    return terms > 1 and in_blocks and len(kernel) == 2 and dtype == "float32"
 
 
 @dataclass(frozen=True)

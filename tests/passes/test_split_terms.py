@@ -18,7 +18,7 @@ CHAIN = """g (float[N,{c},9,8] x) => (float[N,6,A,B] z)
 
 
 def chain(
-    terms: int = 3, channels: int = 8, moves: str = "pads = [1,1,1,1]", shift: str = ""
+    terms: int = 3, channels: int = 16, moves: str = "pads = [1,1,1,1]", shift: str = ""
 ) -> onnx.ModelProto:
     return build(CHAIN.format(c=channels, rows=channels * terms, moves=moves, shift=shift))
 
@@ -39,10 +39,10 @@ def test_the_function_stays(terms: int, moves: str, shift: str) -> None:
 def test_each_branch_is_depthwise_with_one_output_per_channel() -> None:
     found = linears(SplitTerms({"n"})(chain(terms=2)).model)
     assert {name: view.shape for name, view in found.items()} == {
-        "n/factor1/term1": (8, 1, 9),
-        "n/term1": (1, 6, 8),
-        "n/factor1": (8, 1, 9),
-        "n": (1, 6, 8),
+        "n/factor1/term1": (16, 1, 9),
+        "n/term1": (1, 6, 16),
+        "n/factor1": (16, 1, 9),
+        "n": (1, 6, 16),
     }
     assert [view.bias_constant is not None for view in found.values()] == [False] * 3 + [True]
     # The last one is listed last, behind all that takes the place of the teacher's node.
@@ -64,35 +64,36 @@ def test_a_chain_without_names_is_named_by_its_output() -> None:
 
 
 SLOW = {
-    "a number of channels that blocks do not divide": chain(channels=6),
+    "a number of channels that blocks do not divide": chain(channels=18),
+    "few channels": chain(channels=12),
     "one term": chain(terms=1),
     "double precision": build(
-        CHAIN.format(c=8, rows=16, moves="pads = [1,1,1,1]", shift="").replace("float", "double")
+        CHAIN.format(c=16, rows=32, moves="pads = [1,1,1,1]", shift="").replace("float", "double")
     ),
-    "half precision behind a Cast": build("""g (float[N,8,9,9] x) => (float[N,6,7,7] z)
-    <float16[16,1,3,3] d, float[6,16,1,1] p> {
+    "half precision behind a Cast": build("""g (float[N,16,9,9] x) => (float[N,6,7,7] z)
+    <float16[32,1,3,3] d, float[6,32,1,1] p> {
         e = Cast <to = 1> (d)
-        y = Conv <group = 8> (x, e)
+        y = Conv <group = 16> (x, e)
         [n] z = Conv (y, p)
     }"""),
-    "one axis": build("""g (float[N,8,9] x) => (float[N,6,A] z)
-    <float[16,1,3] d, float[6,16,1] p> {
-        y = Conv <group = 8> (x, d)
+    "one axis": build("""g (float[N,16,9] x) => (float[N,6,A] z)
+    <float[32,1,3] d, float[6,32,1] p> {
+        y = Conv <group = 16> (x, d)
         [n] z = Conv (y, p)
     }"""),
-    "read elsewhere": build("""g (float[N,8,9,9] x) => (float[N,6,7,7] z, float[N,16,7,7] y)
-    <float[16,1,3,3] d, float[6,16,1,1] p> {
-        y = Conv <group = 8> (x, d)
+    "read elsewhere": build("""g (float[N,16,9,9] x) => (float[N,6,7,7] z, float[N,32,7,7] y)
+    <float[32,1,3,3] d, float[6,32,1,1] p> {
+        y = Conv <group = 16> (x, d)
         [n] z = Conv (y, p)
     }"""),
-    "two inputs per group": build("""g (float[N,8,9,9] x) => (float[N,6,7,7] z)
-    <float[16,2,3,3] d, float[6,16,1,1] p> {
-        y = Conv <group = 4> (x, d)
+    "two inputs per group": build("""g (float[N,32,9,9] x) => (float[N,6,7,7] z)
+    <float[32,2,3,3] d, float[6,32,1,1] p> {
+        y = Conv <group = 16> (x, d)
         [n] z = Conv (y, p)
     }"""),
-    "a last node with a kernel": build("""g (float[N,8,9,9] x) => (float[N,6,5,5] z)
-    <float[16,1,3,3] d, float[6,16,3,3] p> {
-        y = Conv <group = 8> (x, d)
+    "a last node with a kernel": build("""g (float[N,16,9,9] x) => (float[N,6,5,5] z)
+    <float[32,1,3,3] d, float[6,32,3,3] p> {
+        y = Conv <group = 16> (x, d)
         [n] z = Conv (y, p)
     }"""),
 }
