@@ -9,20 +9,21 @@ their number (12, 30), branches gain nothing.
 
 from __future__ import annotations
 
+import argparse
+import itertools
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
 
 from fskd_onnx.runtime.latency import compare_latency
 from fskd_onnx.runtime.providers import Runtime, open_runtime
+from tests.benchmarks.markers import write_between
 from tests.helpers import build
 
 # Channels and side of the image.
-SHAPES = (
-    *((12, 64), (16, 64), (24, 56), (30, 56), (32, 56), (40, 40), (64, 32), (100, 28), (128, 28)),
-    (256, 14),
-)
+SHAPES = (*((12, 64), (16, 64), (20, 56), (30, 56), (32, 56), (64, 32), (100, 28), (256, 14)),)
 STRIDES = (1, 2)
 TERMS = (2, 4)
 
@@ -64,18 +65,24 @@ def ratios(
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table, or write it between its markers."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.terms")
+    parser.add_argument("--write", type=Path, metavar="FILE")
+    file = parser.parse_args().write
     runtime = open_runtime(["cpu"])
-    print("| channels | side | stride | terms | one depthwise node | branches |")
-    print("|---|---|---|---|---|---|")
-    for channels, side in SHAPES:
-        for stride in STRIDES:
-            for terms in TERMS:
-                chain, branches = ratios(runtime, channels, side, stride, terms)
-                print(
-                    f"| {channels} | {side} | {stride} | {terms} | {chain:.2f} | {branches:.2f} |",
-                    flush=True,
-                )
+    lines = [
+        "| channels | side | stride | terms | one depthwise node | branches |",
+        "|---" * 6 + "|",
+    ]
+    for (channels, side), stride, terms in itertools.product(SHAPES, STRIDES, TERMS):
+        chain, branches = ratios(runtime, channels, side, stride, terms)
+        cells = channels, side, stride, terms, f"{chain:.2f}", f"{branches:.2f}"
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    text = "\n".join(lines)
+    print(text)
+    if file is not None:
+        command = f"python -m tests.benchmarks.terms --write {file}"
+        write_between(file, "terms", f"{text}\n\nPrinted by `{command}`.\n")
 
 
 if __name__ == "__main__":
