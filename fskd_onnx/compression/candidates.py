@@ -24,7 +24,7 @@ from fskd_onnx.compression.width_errors import Reading
 from fskd_onnx.linalg.backends import Array
 from fskd_onnx.linalg.threads import parallel_map
 from fskd_onnx.passes.analysis.channel_unit import ChannelUnit
-from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, full_rank, why_not
+from fskd_onnx.passes.analysis.factorizable import Form, LinearShape, Rank, full_rank, why_not
 from fskd_onnx.passes.analysis.linear import Linear
 
 Floats = NDArray[np.float64]
@@ -167,6 +167,7 @@ def _levels(
             rank
             for rank in candidate_ranks(form, linear, options.round_to)
             if _cost_ratio(form, linear, rank) >= 1 - options.max_ratio
+            and (MethodName.AUTO not in options.methods or not _is_slow(form, linear, rank))
         ]
         errors = errors_of.curve(form, ranks)
         return [
@@ -174,6 +175,15 @@ def _levels(
         ]
 
     return list(itertools.chain.from_iterable(parallel_map(of_form, forms)))
+
+
+def _is_slow(form: Form, linear: Linear, rank: Rank) -> bool:
+    """Whether a chain takes as long as its node, for all the multiply-adds that it saves.
+
+    Depthwise nodes wait for memory, so terms beyond a third of the taps do (measured by
+    ``python -m tests.benchmarks.terms``), where other methods take as many multiply-adds off.
+    """
+    return form == Form.DECOUPLE and 3 * rank[0] > math.prod(linear.kernel_shape)
 
 
 def full_ranks(linear: Linear, form: Form) -> tuple[int, ...]:

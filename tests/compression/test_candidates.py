@@ -137,6 +137,16 @@ def test_chains_are_those_that_are_allowed_and_cost_no_less_than_the_limit() -> 
     assert factor_candidates(linear, None, options(methods=("l1",))).levels == some[:1]
 
 
+@pytest.mark.parametrize(("methods", "most"), [(("auto",), 3), (("decouple",), 4)])
+def test_auto_has_no_terms_that_take_as_long_as_the_node(
+    methods: tuple[str, ...], most: int
+) -> None:
+    linear = linears(teacher("two blocks"))["c2"]
+    levels = factor_candidates(linear, None, CompressOptions(methods=methods, max_ratio=1.0)).levels
+    terms = [level.after[0] for level in levels if level.method == Form.DECOUPLE]
+    assert terms[0] == most
+
+
 def test_errors_of_chains_fall_with_the_rank() -> None:
     linear = linears(teacher("two blocks"))["c2"]
     only = options(methods=("channel-svd",))
