@@ -105,8 +105,7 @@ class TeacherPass:
         self._runtime = runtime
         self._teacher = teacher
         self._samples = samples
-        count = sum(len(batch.samples) for batch in self.batches)
-        self._elements = _elements(teacher, samples, count)
+        self._elements = _elements(teacher, samples, self.batches)
         self._windows = _windows(plans, self._elements)
         self._grams = grams
         self._summed = -1  # the last window that these were summed in
@@ -237,14 +236,18 @@ def _channels_last(tensors: Iterable[tuple[bool, Sequence[str]]]) -> set[str]:
     return read[True] - read[False]
 
 
-def _elements(graph: gs.Graph, samples: DecodedSamples, count: int) -> dict[str, int]:
-    """Return how many elements tensors have for so many samples, where shapes tell."""
-    shapes = {
-        tensor.name: spec.with_samples(samples.shapes[spec.name], count)
-        for tensor, spec in zip(graph.inputs, samples.inputs, strict=True)
+def _elements(
+    graph: gs.Graph, samples: DecodedSamples, batches: Sequence[Batch]
+) -> dict[str, int]:
+    """Return how many elements tensors have in all batches together, where shapes tell."""
+    # Shapes of one batch: of all samples at once, vectors would be long (``tensor_axes``).
+    sizes = [len(batch.samples) for batch in batches]
+    known = infer_shapes(graph, samples.shapes_of(graph, sizes[0])).items()
+    return {
+        name: math.prod(filter(None, shape)) * sum(sizes) // sizes[0]
+        for name, shape in known
+        if None not in shape
     }
-    known = infer_shapes(graph, shapes).items()
-    return {name: math.prod(filter(None, s)) for name, s in known if None not in s}
 
 
 def _windows(plans: Sequence[BlockPlan], elements: Mapping[str, int]) -> list[range]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
@@ -138,6 +139,18 @@ class DecodedSamples:
             stored if spec.axis is None else _Part(stored, spec.axis, part)
             for spec, stored in zip(self.inputs, whole, strict=True)
         ]
+
+    def shapes_of(self, graph: gs.Graph, count: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of so many samples as inputs of a graph, by the names that it has.
+
+        Args:
+            graph: a network that takes these inputs, in their order.
+            count: how many samples.
+        """
+        return {
+            tensor.name: spec.with_samples(self.shapes[spec.name], count)
+            for tensor, spec in zip(graph.inputs, self.inputs, strict=True)
+        }
 
     def describe(self, index: int) -> str:
         """Return what to call a sample in messages and reports."""

@@ -1,8 +1,8 @@
 """Where the samples lie in the tensors inside of a network.
 
-Shape inference with a number of samples that no other extent can be shows them on the first axis,
-which is the ordinary case, and nothing runs for it. The other tensors are seen in two runs of a few
-samples (``fskd_onnx.runtime.sample_axis``).
+Shape inference with two numbers of samples shows them on the first axis, which is the ordinary
+case, and nothing runs for it. The other tensors are seen in two runs of a few samples
+(``fskd_onnx.runtime.sample_axis``).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fskd_onnx.runtime.session_run import named_errors
 from fskd_onnx.runtime.tensor_store import is_plain
 from fskd_onnx.samples.batches import Batch
 
-# A prime that is no extent of any tensor, nor a factor of one.
-_SAMPLES = 1_000_003
+# Small ones: where ONNX infers shapes, it takes every vector for a shape, and keeps all its values.
+_COUNTS = (11, 13)
 # Samples of the first of two runs, where a network takes any number.
 _FEW = 3
 
@@ -74,14 +74,11 @@ def run_size(graph: gs.Graph, samples: DecodedSamples) -> int | None:
 
 def _on_first_axis(graph: gs.Graph, samples: DecodedSamples) -> set[str]:
     """Return the tensors whose first axis, and no other, counts samples."""
-    shapes = {
-        tensor.name: spec.with_samples(samples.shapes[spec.name], _SAMPLES)
-        for tensor, spec in zip(graph.inputs, samples.inputs, strict=True)
-    }
+    one, other = (infer_shapes(graph, samples.shapes_of(graph, count)) for count in _COUNTS)
     return {
         name
-        for name, shape in infer_shapes(graph, shapes).items()
-        if shape[:1] == (_SAMPLES,) and all(size is None or size % _SAMPLES for size in shape[1:])
+        for name, shape in one.items()
+        if shape[:1] == _COUNTS[:1] and other.get(name) == (_COUNTS[1], *shape[1:])
     }
 
 

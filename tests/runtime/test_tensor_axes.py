@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 import numpy as np
@@ -93,3 +94,27 @@ def test_what_does_not_run_is_named() -> None:
         axes(written, ["b"])
     assert "\n" not in str(e.value)
     assert axes(written, ["b", "time"], 4) == {"b": SampleAxis(0, 9), "time": SampleAxis(1)}
+
+
+def test_a_vector_of_all_samples_takes_no_more_memory_than_a_matrix() -> None:
+    """As exporters write strides; inference of shapes keeps the values of vectors."""
+    text = """net (float[N,2,3,3] x, float[3,4] shared) => (float[N,300] y)
+      <float[18,300] w, int64[1] all = {-1}, int64 zero, int64 one = {1}, int64[1] last = {1},
+       int64 stride = {300}, int64[300] within> {
+        f = Flatten (x)
+        h = MatMul (f, w)
+        vector = Reshape (h, all)
+        extents = Shape (x)
+        n = Gather (extents, zero)
+        numbers = Range (zero, n, one)
+        begins = Mul (numbers, stride)
+        rows = Unsqueeze (begins, last)
+        places = Add (rows, within)
+        y = Gather (vector, places)
+    }"""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (4 * 2**30, hard))
+    try:
+        assert axes(text, ["h", "y"]) == {"h": SampleAxis(), "y": SampleAxis()}
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
