@@ -1,8 +1,9 @@
 """Nodes whose outputs are not the same for the same inputs, as far as an output depends on them.
 
 By the ONNX specification, ``RandomNormal`` and its kind draw anew in each run, and a
-BatchNormalization in training mode normalises by the samples that happen to run together. A Dropout
-drops values in training mode alone; ``fskd_onnx.passes.run_as_inference`` takes it out of that.
+BatchNormalization in training mode normalises by the samples that happen to run together, unless
+what it normalises is a weight. A Dropout drops values in training mode alone;
+``fskd_onnx.passes.run_as_inference`` takes it out of that.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ def find_random(model: onnx.ModelProto) -> list[tuple[str, str]]:
         sentence about "it".
     """
     found = []
-    for node in _live_nodes(model):
+    for node, is_fixed in _live_nodes(model):
         if node.domain not in _STANDARD:
             continue
         if node.op_type in _RANDOM:
             found.append((_name(node), f"its operator {node.op_type} draws anew in each run"))
-        elif node.op_type == "BatchNormalization" and _in_training(node):
+        elif node.op_type == "BatchNormalization" and _in_training(node) and not is_fixed:
             reason = "it is in training mode and depends on which samples run together"
             found.append((_name(node), reason))
     return found
@@ -54,7 +55,7 @@ def find_training_dropouts(model: onnx.ModelProto) -> list[str]:
     """Return the names of the nodes of Dropout that are not known to be in inference mode."""
     constant = {tensor.name: tensor for tensor in model.graph.initializer}
     fed = {value.name for value in model.graph.input}
-    live = list(_live_nodes(model))
+    live = [node for node, _ in _live_nodes(model)]
     for node in live:
         if node.op_type == "Constant" and node.attribute[0].HasField("t"):
             constant[node.output[0]] = node.attribute[0].t
@@ -81,11 +82,15 @@ def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-def _live_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes that an output depends on, also those in bodies and called functions."""
+def _live_nodes(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, bool]]:
+    """Yield the nodes that an output depends on, also those in bodies and called functions.
+
+    Besides each, whether all that it reads is the same in each run, as far as its scope tells.
+    """
     functions = {(function.domain, function.name): function for function in model.functions}
     outputs = [output.name for output in model.graph.output]
-    yield from _live(model.graph.node, outputs, functions, set())
+    stored = {tensor.name for tensor in model.graph.initializer}
+    yield from _live(model.graph.node, outputs, functions, set(), stored)
 
 
 def _live(
@@ -93,7 +98,8 @@ def _live(
     outputs: Iterable[str],
     functions: Functions,
     called: set[tuple[str, str]],
-) -> Iterator[onnx.NodeProto]:
+    fixed: Iterable[str] = (),
+) -> Iterator[tuple[onnx.NodeProto, bool]]:
     """Yield the nodes of one scope that its outputs depend on, and those inside of them.
 
     Args:
@@ -101,7 +107,9 @@ def _live(
         outputs: of the scope.
         functions: of the model, by domain and name.
         called: functions that were looked at, and are not again.
+        fixed: names of what is the same in each run, of this scope or around it.
     """
+    same = _same_in_each_run(nodes, fixed)
     writer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
     pending, live = list(outputs), set[int]()
     while pending:
@@ -113,14 +121,24 @@ def _live(
             pending += _reads(nodes[index])
     for index in sorted(live):
         node = nodes[index]
-        yield node
+        yield node, same.issuperset(filter(None, node.input))
         for body in bodies_of(node):
-            yield from _live(body.node, [o.name for o in body.output], functions, called)
+            inner = [output.name for output in body.output]
+            yield from _live(body.node, inner, functions, called, same)
         key = node.domain, node.op_type
         if key in functions and key not in called:
             called.add(key)
             function = functions[key]
             yield from _live(function.node, function.output, functions, called)
+
+
+def _same_in_each_run(nodes: Sequence[onnx.NodeProto], fixed: Iterable[str]) -> set[str]:
+    """Return the names that are, and those that nodes compute from nothing else."""
+    same = set(fixed)
+    for node in nodes:
+        if node.op_type not in _RANDOM and same.issuperset(filter(None, _reads(node))):
+            same.update(node.output)
+    return same
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:

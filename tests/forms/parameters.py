@@ -132,6 +132,18 @@ WEIGHTS = {
             }"""
         )
     ),
+    "weight standardisation": Form(
+        text(
+            """g (float[N,3,6,6] x) => (float[N,6,4,4] z)
+            <float[6,3,3,3] w, float[6] s, float[6] t, float[6] m, float[6] v,
+             int64[3] rows = {1,6,27}, int64[4] kernel = {6,3,3,3}> {
+                r = Reshape (w, rows)
+                n, mean, variance = BatchNormalization <training_mode = 1> (r, s, t, m, v)
+                k = Reshape (n, kernel)
+                [conv] z = Conv (x, k)
+            }"""
+        )
+    ),
     "shared by two nodes": Form(
         text(
             """g (float[N,4,6,6] x) => (float[N,4,6,6] z)

@@ -45,6 +45,35 @@ def test_batch_normalization_in_training_mode_is_named() -> None:
     assert find_random(build(text.format(outputs="y", attributes=""))) == []
 
 
+@pytest.mark.parametrize(("read", "found"), [("w", []), ("r", ["n", "bn"]), ("x", ["bn"])])
+def test_a_weight_may_be_normalized_as_in_training(read: str, found: list[str]) -> None:
+    """As exporters write weight standardization."""
+    model = build(
+        f"""g (float[4,4,1,1] x) => (float[4,4,1,1] y)
+        <float[4,4,1,1] w, float[4] s, float[4] b, float[4] m, float[4] v> {{
+            [n] r = RandomNormalLike (w)
+            i = Identity ({read})
+            [bn] k, a, c = BatchNormalization <training_mode = 1> (i, s, b, m, v)
+            y = Conv (x, k)
+        }}"""
+    )
+    assert [name for name, _ in find_random(model)] == found
+
+
+def test_what_a_function_is_given_may_be_anything() -> None:
+    model = build(
+        f"""{HEAD} g (float[N,4] x) => (float[N,4] y)
+        <float[N,4] a, float[4] s, float[4] b, float[4] m, float[4] v> {{
+            y = my.Normal (x, s, b, m, v)
+        }}
+        <domain: "my", opset_import: ["": 17]>
+        Normal (a, s, b, m, v) => (y) {{
+            [bn] y, p, q = BatchNormalization <training_mode = 1> (a, s, b, m, v)
+        }}"""
+    )
+    assert [name for name, _ in find_random(model)] == ["bn"]
+
+
 @pytest.mark.parametrize(
     "body",
     [
