@@ -236,9 +236,7 @@ def _channels_last(tensors: Iterable[tuple[bool, Sequence[str]]]) -> set[str]:
     return read[True] - read[False]
 
 
-def _elements(
-    graph: gs.Graph, samples: DecodedSamples, batches: Sequence[Batch]
-) -> dict[str, int]:
+def _elements(graph: gs.Graph, samples: DecodedSamples, batches: Sequence[Batch]) -> dict[str, int]:
     """Return how many elements tensors have in all batches together, where shapes tell."""
     # Shapes of one batch: of all samples at once, vectors would be long (``tensor_axes``).
     sizes = [len(batch.samples) for batch in batches]
