@@ -5,9 +5,10 @@ behind Identity, transposed, reshaped, cast, normalised, or as a shape to be fil
 
     w ──▶ Transpose ──▶ Reshape ──▶ Conv            w' ──▶ Conv
 
-Only parameters are folded: weights, biases, statistics of BatchNormalization, and one value per
-channel beside an Add, Sub, Mul or Div. All else stays as it is written. A weight that is stored in
-half precision behind a Cast keeps both: folding would double the file.
+Only parameters are folded: weights, biases, statistics of BatchNormalization, one value per
+channel beside an Add, Sub, Mul or Div, and numbers that say where elements move, such as the pads
+of a Pad. All else stays as it is written. A weight that is stored in half precision behind a Cast
+keeps both: folding would double the file.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ from fskd_onnx.passes.analysis.nodes import (
     only_nodes_read,
     unused_name,
 )
-from fskd_onnx.passes.analysis.operators import operator_of
+from fskd_onnx.passes.analysis.operators import Axes, operator_of
 from fskd_onnx.passes.base import Pass
 from fskd_onnx.passes.edit import detach, remove, replace_reads
 
+# There are two numbers for each axis, at most.
+_MOST_NUMBERS = 64
 _CONSTANT_SCALARS = {
     "value_float": np.float32,
     "value_floats": np.float32,
@@ -52,8 +55,9 @@ class FoldConstants(Pass):
     """Make initializers of Constant nodes, and of parameters that are computed from initializers.
 
     1. A Constant stays whose output leaves the graph, or is read in the body of an If or Loop.
-    2. A parameter stays as it is computed if an operator in ``NEVER_FOLDED``, or one that is not of
-       ONNX, or one with a body takes part, or if ONNX's own implementation cannot compute it.
+    2. A parameter stays as it is computed if an operator that does not fold (``Operator.folds``),
+       or one that is not of ONNX, or one with a body takes part, or if ONNX's own implementation
+       cannot compute it.
     3. A computed weight stays if another node reads what it is computed from: a copy of its own
        would untie weights that are meant to be the same.
     4. A computed weight stays if it is computed from integers: as floats they take more bytes.
@@ -116,7 +120,7 @@ def _fold_parameters(graph: gs.Graph) -> list[str]:
             if kind == "weight" and (_is_tied(nodes) or _is_quantized(nodes)):
                 continue
             value = _evaluate(graph, nodes, tensor)
-            if value is None or (kind == "scale" and not _is_per_channel(value.shape)):
+            if value is None or not _may_be(kind, value):
                 continue
             folded = _store(graph, nodes, tensor.name, value)
         _replace(graph, nodes, tensor, folded)
@@ -139,13 +143,23 @@ def _parameters(graph: gs.Graph) -> Iterator[tuple[gs.Tensor, str]]:
 
 
 def _kind(node: gs.Node, slot: int) -> str:
-    """Return what a node reads an input as: a weight, a vector, a scale, or nothing of these."""
+    """Return what a node reads an input as: weight, vector, scale, numbers, or none of these."""
     if is_standard(node, *LINEAR_OPERATORS):
         bias_input = LINEAR_OPERATORS[node.op].bias_input
         return "weight" if slot == 1 else "vector" if slot == bias_input else ""
     if is_standard(node, "BatchNormalization"):
         return "vector" if slot else ""
+    if operator_of(node).axes is Axes.MOVED and not is_standard(node, "Concat"):
+        return "numbers" if slot else ""
     return "scale" if operator_of(node).scales else ""
+
+
+def _may_be(kind: str, value: NDArray[np.generic]) -> bool:
+    """Whether a computed value is a parameter of some kind."""
+    if kind == "numbers":
+        return value.dtype.kind == "i" and value.size <= _MOST_NUMBERS
+    computed = [onnx.helper.tensor_dtype_to_np_dtype(kind) for kind in constants.COMPUTED]
+    return value.dtype in computed and (kind != "scale" or _is_per_channel(value.shape))
 
 
 def _computing_nodes(tensor: gs.Tensor) -> list[gs.Node]:
@@ -196,7 +210,7 @@ def _is_per_channel(shape: tuple[int, ...]) -> bool:
 def _evaluate(
     graph: gs.Graph, nodes: list[gs.Node], tensor: gs.Tensor
 ) -> NDArray[np.generic] | None:
-    """Compute a tensor by its nodes; None where ONNX's own implementation cannot, or no float."""
+    """Compute a tensor by its nodes; None where ONNX's own implementation cannot."""
     part = onnx.helper.make_graph(
         [OnnxExporter.export_node(node) for node in nodes],
         "constants",
@@ -210,8 +224,7 @@ def _evaluate(
         [value] = evaluator.run(None, {})
     except Exception:  # whatever it lacks, the graph can do itself
         return None
-    computed = [onnx.helper.tensor_dtype_to_np_dtype(kind) for kind in constants.COMPUTED]
-    return value if isinstance(value, np.ndarray) and value.dtype in computed else None
+    return value if isinstance(value, np.ndarray) else None
 
 
 def _sources(nodes: list[gs.Node]) -> list[gs.Constant]:

@@ -28,6 +28,7 @@ from fskd_onnx.passes.analysis import constants
 from fskd_onnx.passes.analysis.linear import Linear, Refusal, find_linear
 from fskd_onnx.passes.analysis.nodes import is_standard
 from fskd_onnx.passes.analysis.shapes import Shape, infer_shapes
+from fskd_onnx.printable import shortened
 from fskd_onnx.serialization.interface import InputSpec, fixed_batch_size
 
 Extents = tuple[int, ...]
@@ -109,6 +110,15 @@ class NetworkCosts:
     not_counted: Mapping[str, str]
     total: NodeCost
 
+    @property
+    def why_incomplete(self) -> str:
+        """Name a node that is not in the sum, with the reason, and how many more; "" for none."""
+        if not self.not_counted:
+            return ""
+        (name, reason), *rest = self.not_counted.items()
+        more = f" and of {len(rest)} more" if rest else ""
+        return f"multiply-adds are not known of '{shortened(name)}' ({reason}){more}"
+
 
 def run_shapes(
     specs: Sequence[InputSpec], samples: Mapping[str, Sequence[int]] | None = None
@@ -178,7 +188,7 @@ def count_costs(
             if is_standard(node, *_FORMULAS):
                 macs = -(-_FORMULAS[node.op](node, extents) // samples)
             elif id(node) in refused:
-                not_counted[refused[id(node)]] = f"multiply-adds of '{node.op}' are not known"
+                not_counted[refused[id(node)]] = f"those of '{node.op}' are not counted"
         except _OpenError:
             not_counted[refused.get(id(node), key)] = _OPEN
         if (cost := NodeCost(macs, _parameters([node]))) != NodeCost(0, 0):

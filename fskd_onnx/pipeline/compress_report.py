@@ -111,7 +111,7 @@ def report_of(
         fit=fit,
         seconds=timer.compression(),
         versions=versions_used(),
-        notes=(*notes, *_left_whole(study.model.graph()), *of_latency),
+        notes=(*notes, *_left_whole(study.model.graph()), *_not_counted(study), *of_latency),
     )
 
 
@@ -152,6 +152,12 @@ def _slow_nodes(
         wanted = replace(options.reduction, what=CostName.LATENCY)
         notes.append(f"to choose by the time that nodes take on this machine, --reduce {wanted}")
     return notes
+
+
+def _not_counted(study: TeacherStudy) -> list[str]:
+    """Return a sentence on nodes whose multiply-adds are in no sum, if any."""
+    unknown = study.costs.why_incomplete
+    return [f"{unknown}, so they are in no sum"] if unknown else []
 
 
 def _left_whole(graph: gs.Graph) -> list[str]:

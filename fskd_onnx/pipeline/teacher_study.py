@@ -110,16 +110,17 @@ class TeacherStudy:
             most = max(0.0, 1 - (choice.cost + fixed) / whole)
             raise TargetError(
                 f"{self.model.name}: at most {most:.0%} of {what} can go within the limits"
-                f"{self._why_no_more()}",
+                f"{self._why_no_more(what)}",
                 plan,
             )
         return plan
 
-    def _why_no_more(self) -> str:
+    def _why_no_more(self, what: CostName) -> str:
         """Say what to do for a smaller student, and where nothing at all can go why that is."""
         remedy = "ask for less, allow more methods, or raise --max-ratio"
         if any(len(unit.levels) > 1 for unit in self.candidates):
-            return f"; {remedy}"
+            unknown = self.costs.why_incomplete if what != CostName.PARAMS else ""
+            return f" ({unknown}); {remedy}" if unknown else f"; {remedy}"
         views = find_linear(self.model.graph())
         refused = [(view.name, view.reason) for view in views if isinstance(view, Refusal)]
         quantized = [(name, reason) for name, reason in refused if is_of_quantized(reason)]
@@ -135,10 +136,9 @@ class TeacherStudy:
         """Say why there is nothing of a cost that a part could be taken off."""
         if what == CostName.PARAMS or not self.costs.not_counted:
             return f"it has no nodes with {what} that could be taken off"
-        name, reason = next(iter(self.costs.not_counted.items()))
         return (
-            f"what its nodes cost is not known ('{shortened(name)}': {reason}), so no part of the "
-            f"{what} can be taken off; simplify it for inputs of one shape first"
+            f"{self.costs.why_incomplete}, so no part of the {what} can be taken off; "
+            "simplify it for inputs of one shape first"
         )
 
     def _of_all_nodes(self, measure: Measure) -> float:

@@ -91,7 +91,10 @@ def test_what_cannot_be_counted_is_named() -> None:
         [e] h = Einsum <equation = "ni,oi->no"> (x, w)
         y = Relu (h) }"""
     )
-    assert costs.not_counted == {"e": "multiply-adds of 'Einsum' are not known"}
+    assert costs.not_counted == {"e": "those of 'Einsum' are not counted"}
+    assert costs.why_incomplete == (
+        "multiply-adds are not known of 'e' (those of 'Einsum' are not counted)"
+    )
     assert costs.total == NodeCost(0, 12)
     costs = costs_of(
         """g (float[N,4] x, bool[N] which) => (float[A,3] y) <float[4,3] w> {

@@ -50,6 +50,42 @@ def test_weights_of_every_form_become_initializers(name: str) -> None:
     assert not again.changed
 
 
+# x ─▶ Conv ─▶ Pad (by numbers that PyTorch's exporter puts in order) ─▶ Conv ─▶ z
+PADS = """g (float[N,4,6,6] x) => (float[N,3,5,5] z)
+  <float[5,4,3,3] w, float[3,5,1,1] v, int64[4] given = {0,1,0,1}, int64[1] missing = {4},
+   int64[2] pairs = {-1,2}, int64[1] zero = {0}, int64[1] last = {-1}, int64[1] far = {-100},
+   int64[1] flat = {-1}> {
+    none = ConstantOfShape <value = int64[1] {0}> (missing)
+    ends = Concat <axis = 0> (given, none)
+    by_axis = Reshape (ends, pairs)
+    turned = Slice (by_axis, last, far, zero, last)
+    in_order = Transpose <perm = [1, 0]> (turned)
+    pads = Reshape (in_order, flat)
+    [one] y = Conv (x, w)
+    p = Pad (y, pads)
+    [two] z = Conv (p, v)
+}"""
+
+
+def test_numbers_that_say_where_elements_move_become_initializers() -> None:
+    model = build(PADS)
+    result = FoldConstants()(model)
+    assert ops(result.model) == {"Conv": 2, "Pad": 1}
+    assert initializers(result.model)["pads"].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
+    assert_same_function(result.model, model)
+
+
+def test_a_value_to_pad_with_and_long_lists_stay_computed() -> None:
+    model = build("""g (float[N,4] x) => (float[A,6] y, float[N,70] z)
+      <int64[4] pads = {0,1,0,1}, float zero, int64[70] places> {
+        value = Neg (zero)
+        y = Pad (x, pads, value)
+        valid = Abs (places)
+        z = Gather <axis = 1> (x, valid)
+    }""")
+    assert not FoldConstants()(model).changed
+
+
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_half_precision_behind_a_cast_is_stored_as_before(kind: str) -> None:
     # w (half) ─▶ Cast ─▶ Transpose ─▶ MatMul

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -347,9 +348,29 @@ def test_a_part_of_an_unknown_cost_is_refused() -> None:
         [c] h = MatMul (some, w)
         r = Relu (h)
         [d] y = MatMul (r, v) }""")
-    reason = "g: what its nodes cost is not known .'c': its extents depend on the data."
+    reason = (
+        "g: multiply-adds are not known of 'c' .its extents depend on the data. and of 1 more, so "
+        "no part of the macs"
+    )
     with pytest.raises(ModelError, match=reason):
         compress(model, None, options(reduce="macs=30%", methods=("l1",), no_fit=True))
+
+
+def test_what_is_in_no_sum_is_said() -> None:
+    model = build("""g (float[N,8] x, bool[N] which) => (float[A,8] y)
+      <float[8,32] u, float[32,8] k, float[8,32] w, float[32,8] v> {
+        [a] p = MatMul (x, u)
+        q = Relu (p)
+        [b] t = MatMul (q, k)
+        some = Compress <axis = 0> (t, which)
+        [c] h = MatMul (some, w)
+        r = Relu (h)
+        [d] y = MatMul (r, v) }""")
+    unknown = "multiply-adds are not known of 'c' (its extents depend on the data) and of 1 more"
+    result = compress(model, None, options(reduce="macs=30%", methods=("l1",), no_fit=True))
+    assert f"{unknown}, so they are in no sum" in result.report.notes
+    with pytest.raises(TargetError, match=re.escape(f"within the limits ({unknown}); ask for")):
+        compress(model, None, options(reduce="macs=99%", methods=("l1",), no_fit=True))
 
 
 def test_the_largest_student_that_is_fast_enough(ratios: list[float]) -> None:
