@@ -80,6 +80,25 @@ TOPOLOGIES = {
             f"{_TWO}, float low = {{0}}, float six = {{6}}",
         )
     ),
+    "pads that are put in order": Form(
+        text(
+            """g (float[N,4,6,6] x) => (float[N,3,6,6] z)
+            <float[5,4,3,3] w, float[3,5,1,1] k, int64[4] given = {0,2,1,1}, int64[1] missing = {4},
+             int64[2] pairs = {-1,2}, int64[1] zero = {0}, int64[1] last = {-1},
+             int64[1] far = {-100}, int64[1] flat = {-1}> {
+                none = ConstantOfShape <value = int64[1] {0}> (missing)
+                ends = Concat <axis = 0> (given, none)
+                by_axis = Reshape (ends, pairs)
+                turned = Slice (by_axis, last, far, zero, last)
+                in_order = Transpose <perm = [1,0]> (turned)
+                pads = Reshape (in_order, flat)
+                [one] y = Conv (x, w)
+                p = Pad (y, pads)
+                r = Relu (p)
+                [two] z = Conv (r, k)
+            }"""
+        )
+    ),
 }
 
 INTERFACES = {
@@ -112,25 +131,6 @@ INTERFACES = {
                 t = Transpose <perm = [0,3,1,2]> (x)
                 [conv] y = Conv (t, w)
                 z = Transpose <perm = [0,2,3,1]> (y)
-            }"""
-        )
-    ),
-    "pads that are put in order": Form(
-        text(
-            """g (float[N,4,6,6] x) => (float[N,3,6,6] z)
-            <float[5,4,3,3] w, float[3,5,1,1] k, int64[4] given = {1,1,1,1}, int64[1] missing = {4},
-             int64[2] pairs = {-1,2}, int64[1] zero = {0}, int64[1] last = {-1},
-             int64[1] far = {-100}, int64[1] flat = {-1}> {
-                none = ConstantOfShape <value = int64[1] {0}> (missing)
-                ends = Concat <axis = 0> (given, none)
-                by_axis = Reshape (ends, pairs)
-                turned = Slice (by_axis, last, far, zero, last)
-                in_order = Transpose <perm = [1,0]> (turned)
-                pads = Reshape (in_order, flat)
-                [one] y = Conv (x, w)
-                p = Pad (y, pads)
-                r = Relu (p)
-                [two] z = Conv (r, k)
             }"""
         )
     ),

@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from fskd_onnx.passes.fold_constants import FoldConstants
+from tests.forms.graphs import TOPOLOGIES
 from tests.helpers import assert_same_function, build, initializers, linears, ops
 
 # x ─▶ Conv (parameters computed by the nodes in front of it) ─▶ z
@@ -50,28 +51,11 @@ def test_weights_of_every_form_become_initializers(name: str) -> None:
     assert not again.changed
 
 
-# x ─▶ Conv ─▶ Pad (by numbers that PyTorch's exporter puts in order) ─▶ Conv ─▶ z
-PADS = """g (float[N,4,6,6] x) => (float[N,3,5,5] z)
-  <float[5,4,3,3] w, float[3,5,1,1] v, int64[4] given = {0,1,0,1}, int64[1] missing = {4},
-   int64[2] pairs = {-1,2}, int64[1] zero = {0}, int64[1] last = {-1}, int64[1] far = {-100},
-   int64[1] flat = {-1}> {
-    none = ConstantOfShape <value = int64[1] {0}> (missing)
-    ends = Concat <axis = 0> (given, none)
-    by_axis = Reshape (ends, pairs)
-    turned = Slice (by_axis, last, far, zero, last)
-    in_order = Transpose <perm = [1, 0]> (turned)
-    pads = Reshape (in_order, flat)
-    [one] y = Conv (x, w)
-    p = Pad (y, pads)
-    [two] z = Conv (p, v)
-}"""
-
-
 def test_numbers_that_say_where_elements_move_become_initializers() -> None:
-    model = build(PADS)
+    model = TOPOLOGIES["pads that are put in order"].teacher()
     result = FoldConstants()(model)
-    assert ops(result.model) == {"Conv": 2, "Pad": 1}
-    assert initializers(result.model)["pads"].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
+    assert ops(result.model) == {"Conv": 2, "Pad": 1, "Relu": 1}
+    assert initializers(result.model)["pads"].tolist() == [0, 0, 1, 0, 0, 0, 1, 2]
     assert_same_function(result.model, model)
 
 
